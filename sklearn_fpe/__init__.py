@@ -1,0 +1,8 @@
+"""Fixed Parameter Expansion for scikit-learn: more neurons, not more parameters."""
+
+from sklearn_fpe._classifier import FPEClassifier
+from sklearn_fpe._regressor import FPERegressor
+from sklearn_fpe._transformer import FPETransformer
+from sklearn_fpe._version import __version__
+
+__all__ = ["FPEClassifier", "FPERegressor", "FPETransformer", "__version__"]

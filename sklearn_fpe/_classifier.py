@@ -1,0 +1,458 @@
+"""FPEClassifier."""
+
+from typing import ClassVar
+
+import torch
+from sklearn.base import ClassifierMixin
+from sklearn.callback import with_callbacks
+from sklearn.utils._param_validation import StrOptions
+from sklearn.utils.validation import check_is_fitted
+
+from sklearn_fpe import _validation
+from sklearn_fpe._base import BaseFPE
+from sklearn_fpe._compat import fit_context
+from sklearn_fpe._targets import ClassTargets
+
+
+class FPEClassifier(ClassifierMixin, BaseFPE):
+    """Multi-layer perceptron classifier with Fixed Parameter Expansion [1]_.
+
+    Fixed Parameter Expansion trains an MLP with hidden layers
+    ``h = act(W x + b)`` in four steps: warm up the dense parent network, split every
+    hidden neuron into `expansion` children among which its input edges are
+    partitioned, prune back to the budget, fine-tune. The result has as many non-zero
+    parameters as the parent, in more and less entangled neurons.
+
+    Parameters
+    ----------
+    hidden_layer_sizes : int or array-like of int, default=(32,)
+        Widths of the dense parent network's hidden layers. Each parent neuron is
+        split into `expansion` children.
+
+    expansion : int or array-like of int, default=4
+        Children per parent neuron, one number for all hidden layers or one for
+        each. 1 is the dense baseline under the same schedule. Where the inputs or
+        the budget do not allow it, the largest possible one is used, with a
+        warning; see `expansion_`.
+
+    split : {"random", "shared", "contiguous", "feature", "groups"} or callable, default="contiguous"
+        How the input edges of a parent are dealt to its children.
+
+        - ``"random"``: at random, every neuron on its own (the paper's);
+        - ``"shared"``: at random, one deal for all neurons of a layer;
+        - ``"contiguous"``: neighbouring columns together, one deal for all;
+        - ``"feature"``: columns that are used alike together, one deal for all;
+        - ``"groups"``: the columns of a group together, see `feature_groups`;
+        - a callable ``f(weight, n_children, rng)`` that returns an int array of the
+          shape of `weight`, (n_neurons, n_inputs): the child of each edge.
+
+    feature_groups : array-like of shape (n_features,), default=None
+        Group labels of the columns of X, for ``split="groups"``. Deeper layers are
+        then split ``"shared"``.
+
+    prune : {"magnitude", "structured"}, default="structured"
+        How the network is brought back to the budget.
+
+        - ``"magnitude"``: the smallest weights of all layers go;
+        - ``"structured"``: the least used inputs of a block and the weakest children
+          go, so that all that is kept is dense: nothing is masked, and the matrix
+          products cost what the parent's cost. Needs a split that all neurons of a
+          layer share.
+
+    warmup : int or float in [0, 1], default=0.2
+        Epochs before the split: a number, or a fraction of `max_iter`.
+
+    budget : int, default=None
+        Non-zero parameters in all, biases included. None: as many as the dense
+        parent has.
+
+    activation : {"identity", "logistic", "tanh", "relu"}, default="relu"
+        Activation of the hidden layers.
+
+    batch_size : int or "auto", default="auto"
+        Rows per step. ``"auto"``: the power of two nearest to a sixteenth of the
+        rows, between 16 and 256.
+
+    learning_rate : {"cosine", "constant"}, default="cosine"
+        Course of the learning rate over the epochs: half a cosine from
+        `learning_rate_init` down to 0, or constant. `partial_fit` is always
+        constant.
+
+    learning_rate_init : float, default=1e-2
+        Learning rate of AdamW at the start.
+
+    max_iter : int, default=100
+        Epochs, warm-up and fine-tuning together.
+
+    standardize : bool, default=True
+        Whether to bring the columns of X to mean 0 and variance 1 for training. The
+        scaling is folded into the first layer when training ends: predictions pay
+        nothing, `coefs_` act on X as it is.
+
+    weight_decay : float, default=0.0
+        Decoupled weight decay of AdamW, per unit of learning rate.
+
+    class_weight : dict or "balanced", default=None
+        Weights of the classes: a dict from label to weight, or ``"balanced"`` for
+        weights inversely proportional to the (weighted) class frequencies. Not for
+        multi-label targets.
+
+    early_stopping : bool, default=False
+        Whether to stop the fine-tuning when the score on held-out rows no longer
+        improves, and keep the best weights. The warm-up always runs to its end.
+
+    validation_fraction : float in (0, 1), default=0.1
+        Share of the rows that is held out if `early_stopping` and no `X_val` is
+        given, stratified by class in classification.
+
+    n_iter_no_change : int, default=10
+        Epochs without improvement after which `early_stopping` stops.
+
+    tol : float, default=1e-4
+        Least improvement of the score that counts for `early_stopping`.
+
+    warm_start : bool, default=False
+        Whether `fit` goes on fine-tuning the network of an earlier `fit`, for
+        `max_iter` epochs, with its partition, its masks and its scaling.
+
+    device : str or torch.device, default="auto"
+        Where to compute. ``"auto"``: on a CUDA device if there is one, else on the
+        CPU.
+
+    precision : {"float32", "bfloat16"}, default="float32"
+        Precision of the matrix products in training; with ``"bfloat16"`` by
+        autocast, the weights stay float32.
+
+    skorch_callbacks : list of skorch callbacks, default=None
+        Callbacks for the skorch net that trains; they cost a synchronisation per
+        batch.
+
+    memory : str or joblib.Memory, default=None
+        Cache of the dense warm-up, which does not depend on `expansion`, `split`,
+        `prune` and `budget`: a search over them trains it once per fold. Needs an
+        integer `random_state`.
+
+    random_state : int, RandomState instance or None, default=None
+        Source of the initial weights, the split, the shuffling and the hold-out, as
+        independent streams. The global generators are not touched.
+
+    verbose : bool or int, default=False
+        Whether to print a line per epoch.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Sorted class labels.
+
+    out_activation_ : str
+        ``"softmax"``, or ``"logistic"`` for binary and multi-label problems.
+
+    module_ : sklearn_fpe.nn.MLP
+        The fitted network, acting on X as it is.
+
+    expansion_ : tuple of int
+        Children per parent neuron of each hidden layer, as done.
+
+    budget_ : int
+        Non-zero parameters allowed, biases included.
+
+    n_nonzero_ : int
+        Kept parameters, biases included; never above `budget_`.
+
+    coefs_ : list of scipy.sparse.csr_array
+        Weight matrices of shape (n_inputs, n_units), made on demand.
+
+    intercepts_ : list of ndarray of shape (n_units,)
+        Biases, made on demand.
+
+    loss_curve_ : list of float
+        Mean training loss of every epoch.
+
+    best_loss_ : float
+        Least of `loss_curve_`.
+
+    validation_scores_ : list of float
+        Accuracy on the held-out rows after every epoch of the fine-tuning, if
+        `early_stopping`.
+
+    best_validation_score_ : float
+        Best of `validation_scores_`, that of the kept weights.
+
+    n_iter_ : int
+        Epochs that were run.
+
+    phase_ : {"warm-up", "fine-tune"}
+        Whether the network is split yet; it may not be after `partial_fit`.
+
+    n_layers_ : int
+        Layers, input and output included.
+
+    n_outputs_ : int
+        Columns of the network's output.
+
+    n_features_in_ : int
+        Columns of X.
+
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the columns of X, if it has names that are strings.
+
+    See Also
+    --------
+    FPERegressor : The same for real targets.
+    FPETransformer : The hidden activations as features.
+    sklearn.neural_network.MLPClassifier : The dense network of scikit-learn.
+
+    Notes
+    -----
+    Training is in float32 by AdamW. Without `early_stopping` the schedule runs to its
+    end. With the same seed, machine and number of threads, two fits give the same bits.
+    Progress is shown by scikit-learn's callbacks, ``set_callbacks(ProgressBar())``.
+
+    References
+    ----------
+    .. [1] "Expand Neurons, Not Parameters", arXiv:2510.04500.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn.model_selection import train_test_split
+    >>> from sklearn_fpe import FPEClassifier
+    >>> X, y = load_digits(return_X_y=True)
+    >>> X_train, X_test, y_train, y_test = train_test_split(X, y, random_state=0)
+    >>> clf = FPEClassifier((8,), expansion=4, max_iter=50, random_state=0)
+    >>> clf.fit(X_train, y_train).score(X_test, y_test) > 0.9
+    True
+    >>> clf.n_nonzero_ <= clf.budget_
+    True
+    """
+
+    _parameter_constraints: ClassVar[dict] = {
+        **BaseFPE._parameter_constraints,
+        "class_weight": [dict, StrOptions({"balanced"}), None],
+    }
+
+    def __init__(
+        self,
+        hidden_layer_sizes=(32,),
+        *,
+        expansion=4,
+        split="contiguous",
+        feature_groups=None,
+        prune="structured",
+        warmup=0.2,
+        budget=None,
+        activation="relu",
+        batch_size="auto",
+        learning_rate="cosine",
+        learning_rate_init=1e-2,
+        max_iter=100,
+        standardize=True,
+        weight_decay=0.0,
+        class_weight=None,
+        early_stopping=False,
+        validation_fraction=0.1,
+        n_iter_no_change=10,
+        tol=1e-4,
+        warm_start=False,
+        device="auto",
+        precision="float32",
+        skorch_callbacks=None,
+        memory=None,
+        random_state=None,
+        verbose=False,
+    ):
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.expansion = expansion
+        self.split = split
+        self.feature_groups = feature_groups
+        self.prune = prune
+        self.warmup = warmup
+        self.budget = budget
+        self.activation = activation
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.learning_rate_init = learning_rate_init
+        self.max_iter = max_iter
+        self.standardize = standardize
+        self.weight_decay = weight_decay
+        self.class_weight = class_weight
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.tol = tol
+        self.warm_start = warm_start
+        self.device = device
+        self.precision = precision
+        self.skorch_callbacks = skorch_callbacks
+        self.memory = memory
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @with_callbacks
+    @fit_context(prefer_skip_nested_validation=True)
+    def fit(
+        self,
+        X,
+        y,
+        sample_weight=None,
+        *,
+        X_val=None,
+        y_val=None,
+        sample_weight_val=None,
+    ):
+        """Warm up, split, prune and fine-tune.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            Training input. Large memory maps and sparse matrices are read in pieces.
+        y : array-like of shape (n_samples,) or (n_samples, n_labels)
+            Targets.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the rows; rows of weight 0 are left out.
+        X_val : {array-like, sparse matrix} of shape (n_val, n_features), default=None
+            Input to validate on, for `early_stopping`; None: hold rows of X out.
+        y_val : array-like, default=None
+            Targets of `X_val`.
+        sample_weight_val : array-like of shape (n_val,), default=None
+            Weights of the rows of `X_val`.
+
+        Returns
+        -------
+        self : object
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If the parameters and the data do not fit; nothing has been trained then.
+        FloatingPointError
+            If the training loss stops being finite.
+        MemoryError
+            If the memory of the device does not suffice.
+        """
+        return self._fit(X, y, sample_weight, X_val, y_val, sample_weight_val)
+
+    @fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X, y, classes=None, sample_weight=None):
+        """Train one epoch on the given rows.
+
+        The first `warmup` calls are the warm-up (a fraction counts against
+        `max_iter`); the next call splits. Until then the standardisation follows the
+        rows seen so far, afterwards it stands. The learning rate is constant.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            Training input.
+        y : array-like of shape (n_samples,) or (n_samples, n_labels)
+            Targets.
+        classes : array-like of shape (n_classes,), default=None
+            All classes that will ever be seen; needed on the first call only, and only
+            if its y lacks some.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the rows; rows of weight 0 are left out.
+
+        Returns
+        -------
+        self : object
+            The fitted estimator.
+        """
+        return self._partial_fit(X, y, sample_weight, classes)
+
+    def predict(self, X):
+        """Predict labels.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            Input.
+
+        Returns
+        -------
+        y : ndarray of shape (n_samples,) or (n_samples, n_labels)
+            Predicted labels; a 0/1 indicator matrix for multi-label problems.
+        """
+        return self._targets.decide(self._logits(X))
+
+    def predict_proba(self, X):
+        """Predict probabilities.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            Input.
+
+        Returns
+        -------
+        proba : ndarray of float32 of shape (n_samples, n_classes)
+            Probability of every class, in the order of `classes_`; for multi-label
+            problems, of every label.
+        """
+        logits = torch.from_numpy(self._logits(X))
+        if self._targets.kind == "multiclass":
+            return torch.softmax(logits, dim=1).numpy()
+        if self._targets.kind == "binary":
+            # The smaller probability is computed, not the rounded rest of the larger.
+            return torch.sigmoid(torch.cat([-logits, logits], dim=1)).numpy()
+        return torch.sigmoid(logits).numpy()
+
+    def predict_log_proba(self, X):
+        """Predict logarithms of probabilities.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            Input.
+
+        Returns
+        -------
+        log_proba : ndarray of float32 of shape (n_samples, n_classes)
+            Logarithm of what :meth:`predict_proba` returns, without underflow.
+        """
+        logits = torch.from_numpy(self._logits(X))
+        if self._targets.kind == "multiclass":
+            return torch.log_softmax(logits, dim=1).numpy()
+        if self._targets.kind == "binary":
+            logits = torch.cat([-logits, logits], dim=1)
+        return torch.nn.functional.logsigmoid(logits).numpy()
+
+    def decision_function(self, X):
+        """Compute the network's raw outputs.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            Input.
+
+        Returns
+        -------
+        decision : ndarray of float32 of shape (n_samples,) or (n_samples, n_classes)
+            Logits; of the second class only in binary problems.
+        """
+        logits = self._logits(X)
+        return logits[:, 0] if self._targets.kind == "binary" else logits
+
+    def _logits(self, X):
+        check_is_fitted(self)
+        return self._outputs(_validation.check_X(self, X, reset=False))
+
+    @property
+    def out_activation_(self):
+        """Name of the output activation."""
+        check_is_fitted(self)
+        return "softmax" if self._targets.kind == "multiclass" else "logistic"
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
+
+    def _make_targets(self):
+        return ClassTargets(self.class_weight)
+
+    @property
+    def classes_(self):
+        """Sorted class labels, ndarray of shape (n_classes,)."""
+        check_is_fitted(self)
+        return self._targets.classes

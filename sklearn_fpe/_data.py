@@ -1,0 +1,283 @@
+"""Rows on their way to the network: statistics, standardisation, batches.
+
+Arrays in memory are standardised once, into a float32 tensor on the device, from which
+whole batches are sliced. Memory maps above :data:`STREAM_ABOVE` and sparse matrices are
+never copied whole: their batches are made as they are asked for.
+"""
+
+import numpy as np
+import torch
+from scipy import sparse
+
+STREAM_ABOVE = 2**29
+"""Bytes, as float32, above which a memory map is streamed instead of loaded."""
+
+CHUNK_BYTES = 2**24
+"""Bytes, as float64, of the pieces in which arrays are converted."""
+
+SHUFFLE_BLOCK = 1024
+"""Neighbouring rows of a streamed map that are read together."""
+
+SHUFFLE_BYTES = 2**26
+"""Bytes, as float32, of the blocks whose rows are shuffled among one another."""
+
+
+def chunks(n_rows, n_columns, n_bytes=CHUNK_BYTES):
+    """Yield slices that cut `n_rows` into pieces of at most `n_bytes` as float64."""
+    step = max(1, n_bytes // (8 * max(1, n_columns)))
+    for start in range(0, n_rows, step):
+        yield slice(start, min(start + step, n_rows))
+
+
+def _is_memmap(X):
+    while isinstance(X, np.ndarray):
+        if isinstance(X, np.memmap):
+            return True
+        X = X.base
+    return False
+
+
+class View:
+    """Some rows of an array-like, read in pieces.
+
+    Parameters
+    ----------
+    X : ndarray, memory map or CSR matrix of shape (n, n_features)
+        The array; it is never copied whole.
+    index : int ndarray of shape (n_rows,), default=None
+        The rows, in increasing order; None: all of them.
+    """
+
+    def __init__(self, X, index=None):
+        self.X = X
+        self.index = index
+        self.shape = (X.shape[0] if index is None else len(index), X.shape[1])
+
+    def __len__(self):
+        return self.shape[0]
+
+    @property
+    def streamed(self):
+        """Whether the rows are read in pieces at every use, not loaded once."""
+        if sparse.issparse(self.X):
+            return True
+        return _is_memmap(self.X) and self.X.size * 4 > STREAM_ABOVE
+
+    def read(self, rows):
+        """Return the rows of a slice or an int array, dense."""
+        if self.index is not None:
+            rows = self.index[rows]
+        part = self.X[rows]
+        return part.toarray() if sparse.issparse(part) else np.asarray(part)
+
+    def take(self, index):
+        """Return a view of some of the rows."""
+        return View(self.X, index if self.index is None else self.index[index])
+
+
+class Scaler:
+    """Location and scale of columns, in double precision.
+
+    Parameters
+    ----------
+    mean, scale : ndarray of float64 of shape (n_features,)
+        Weighted mean, and standard deviation or 1 for a constant column.
+    """
+
+    def __init__(self, mean, scale):
+        self.mean = mean
+        self.scale = scale
+
+    @classmethod
+    def identity(cls, n_features):
+        """Make a scaler that leaves its input as it is."""
+        return cls(np.zeros(n_features), np.ones(n_features))
+
+    def rows(self, view, rows):
+        """Standardise some rows of a view into a new float32 tensor."""
+        part = torch.from_numpy(np.array(view.read(rows), dtype=np.float64))
+        part -= torch.from_numpy(self.mean)
+        part /= torch.from_numpy(self.scale)
+        return part.float()
+
+    def tensors(self, device):
+        """Return mean and scale as tensors on `device`."""
+        return (
+            torch.from_numpy(self.mean).to(device),
+            torch.from_numpy(self.scale).to(device),
+        )
+
+
+class Moments:
+    """Running weighted mean and variance of columns (Chan, Golub and LeVeque, 1983).
+
+    Attributes
+    ----------
+    weight : float
+        Sum of the weights seen.
+    mean, m2 : ndarray of float64 of shape (n_features,)
+        Mean, and sum of weighted squared deviations.
+    """
+
+    def __init__(self, n_features):
+        self.weight = 0.0
+        self.mean = np.zeros(n_features)
+        self.m2 = np.zeros(n_features)
+
+    def update(self, view, weights):
+        """Add the rows of a view, with weights of shape (n_rows,)."""
+        for rows in chunks(*view.shape):
+            part = np.asarray(view.read(rows), dtype=np.float64)
+            w = weights[rows].astype(np.float64)
+            total = w.sum()
+            mean = w @ part / total
+            part = part - mean
+            np.square(part, out=part)
+            m2 = w @ part
+            delta = mean - self.mean
+            share = total / (self.weight + total)
+            self.mean = self.mean + delta * share
+            self.m2 = self.m2 + m2 + delta**2 * (self.weight * share)
+            self.weight += total
+        return self
+
+    def scaler(self):
+        """Return the scaler; columns constant up to rounding have scale 1."""
+        variance = self.m2 / self.weight
+        eps = np.finfo(np.float64).eps
+        # The bound on the error of a variance computed in two passes.
+        bound = self.weight * eps * variance + (self.weight * self.mean * eps) ** 2
+        scale = np.sqrt(variance)
+        scale[(variance <= bound) | (scale == 0)] = 1.0
+        return Scaler(self.mean.copy(), scale)
+
+
+class Rows:
+    """Training rows in memory, standardised, on the device.
+
+    Parameters
+    ----------
+    view : View of shape (n_rows, n_features)
+        Input rows.
+    targets : tensor of shape (n_rows, ...)
+        Encoded targets.
+    weights : ndarray of shape (n_rows,)
+        Sample weights, of mean 1.
+    scaler : Scaler
+        What standardises X.
+    device : torch.device
+        Where the rows are kept.
+    """
+
+    def __init__(self, view, targets, weights, scaler, device):
+        self.targets = targets.to(device)
+        self.weights = torch.from_numpy(weights.astype(np.float32)).to(device)
+        self.device = device
+        self.gathered = False
+        self._load(view, scaler)
+
+    def __len__(self):
+        return len(self.targets)
+
+    def _load(self, view, scaler):
+        self.x = torch.empty(view.shape, dtype=torch.float32, device=self.device)
+        for rows in chunks(*view.shape):
+            self.x[rows] = scaler.rows(view, rows)
+
+    def gather(self, columns):
+        """Lay the columns out as the network's first layer reads them, once."""
+        if columns is not None:
+            self.x = self.x.index_select(1, columns.to(self.device))
+            self.gathered = True
+
+    def batches(self, batch_size, seed=None):
+        """Return an iterable of (x, (targets, weights)), shuffled if seeded."""
+        return _Batches(self, batch_size, seed)
+
+    def _iterate(self, batch_size, seed):
+        n = len(self)
+        if seed is None:
+            for start in range(0, n, batch_size):
+                rows = slice(start, start + batch_size)
+                yield self.x[rows], (self.targets[rows], self.weights[rows])
+            return
+        order = _permutation(n, seed).to(self.device)
+        # The small columns are shuffled whole, which saves two gathers a batch.
+        targets, weights = self.targets[order], self.weights[order]
+        for start in range(0, n, batch_size):
+            rows = slice(start, start + batch_size)
+            x = self.x.index_select(0, order[rows])
+            yield x, (targets[rows], weights[rows])
+
+
+class StreamedRows(Rows):
+    """Training rows that stay where they are; batches are made on demand.
+
+    Rows of a sparse matrix are shuffled like rows in memory. Rows of a memory map are
+    shuffled by blocks: blocks of :data:`SHUFFLE_BLOCK` neighbouring rows are read in
+    random order, and some :data:`SHUFFLE_BYTES` worth of them are shuffled among one
+    another at a time, so that the map is read in runs and not row by row.
+    """
+
+    def _load(self, view, scaler):
+        self.view, self.scaler = view, scaler
+
+    def gather(self, columns):
+        """Do nothing: the network gathers its columns from every batch."""
+
+    def _iterate(self, batch_size, seed):
+        for order, x in self._pieces(batch_size, seed):
+            for start in range(0, len(order), batch_size):
+                rows = order[start : start + batch_size]
+                yield (
+                    x(slice(start, start + batch_size), rows).to(self.device),
+                    (self.targets[rows], self.weights[rows]),
+                )
+
+    def _pieces(self, batch_size, seed):
+        """Yield row numbers and a function that reads a part of them."""
+        n = len(self)
+        if seed is None:
+            yield torch.arange(n), lambda part, rows: self.scaler.rows(self.view, rows)
+        elif sparse.issparse(self.view.X):
+            yield (
+                _permutation(n, seed),
+                lambda part, rows: self.scaler.rows(self.view, rows.numpy()),
+            )
+        else:
+            starts = torch.arange(0, n, SHUFFLE_BLOCK)
+            starts = starts[_permutation(len(starts), seed)]
+            together = SHUFFLE_BYTES // (4 * SHUFFLE_BLOCK * self.view.shape[1])
+            together = max(1, together, -(-batch_size // SHUFFLE_BLOCK))
+            for g, group in enumerate(starts.split(together)):
+                blocks = [slice(int(s), min(int(s) + SHUFFLE_BLOCK, n)) for s in group]
+                x = torch.cat([self.scaler.rows(self.view, block) for block in blocks])
+                order = torch.cat([torch.arange(b.start, b.stop) for b in blocks])
+                shuffle = _permutation(len(order), (*seed, g))
+                yield (
+                    order[shuffle],
+                    lambda part, rows, x=x, s=shuffle: x.index_select(0, s[part]),
+                )
+
+
+def make_rows(view, targets, weights, scaler, device):
+    """Make :class:`Rows`, or :class:`StreamedRows` of what is not to be copied."""
+    kind = StreamedRows if view.streamed else Rows
+    return kind(view, targets, weights, scaler, device)
+
+
+class _Batches:
+    def __init__(self, rows, batch_size, seed):
+        self.rows, self.batch_size, self.seed = rows, batch_size, seed
+
+    def __len__(self):
+        return -(-len(self.rows) // self.batch_size)
+
+    def __iter__(self):
+        return self.rows._iterate(self.batch_size, self.seed)
+
+
+def _permutation(n, seed):
+    """Shuffle 0 ... n - 1, by a seed that is a tuple of ints."""
+    state = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1)
+    return torch.randperm(n, generator=torch.Generator().manual_seed(state))

@@ -1,0 +1,10 @@
+"""From images to embeddings: frozen CLIP encoders as scikit-learn transformers.
+
+Needs the extra ``clip`` (``pip install "sklearn-fpe[clip]"``); importing this module
+does not import it.
+"""
+
+from sklearn_fpe.embeddings._clip import CLIPEmbedder
+from sklearn_fpe.embeddings._folder import load_image_folder
+
+__all__ = ["CLIPEmbedder", "load_image_folder"]

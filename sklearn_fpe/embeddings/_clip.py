@@ -1,0 +1,369 @@
+"""The transformer from images to CLIP embeddings."""
+
+import os
+import warnings
+from numbers import Integral
+
+import joblib
+import numpy as np
+import torch
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+)
+from sklearn.callback import CallbackSupportMixin, with_callbacks
+from sklearn.utils import gen_batches
+
+from sklearn_fpe.embeddings._cache import EmbeddingCache
+from sklearn_fpe.embeddings._checkpoint import resolve_checkpoint, resolve_device
+from sklearn_fpe.embeddings._images import (
+    UnreadableImageError,
+    check_images,
+    content_digest,
+    decode,
+    describe,
+    read_source,
+)
+
+_DTYPES = ("float32", "float16", "bfloat16", "auto")
+
+
+class CLIPEmbedder(
+    ClassNamePrefixFeaturesOutMixin,
+    CallbackSupportMixin,
+    TransformerMixin,
+    BaseEstimator,
+):
+    r"""Embed images with the frozen image encoder of a CLIP model.
+
+    .. math:: z = \frac{W f(x)}{\lVert W f(x) \rVert_2}
+
+    with the vision transformer :math:`f` and the projection :math:`W` of a checkpoint
+    of CLIP [1]_. Images with similar content have similar embeddings, so that a small
+    classifier on top needs few labelled images. Nothing is learned here: `fit` only
+    checks its input, and `transform` may be called without it. Checkpoints of SigLIP,
+    whose encoder has no projection, are understood as well.
+
+    Needs the extra ``clip``: ``pip install "sklearn-fpe[clip]"``.
+
+    Parameters
+    ----------
+    model : str or path-like, default="openai/clip-vit-base-patch32"
+        Folder of a checkpoint in the format of Hugging Face ``transformers``, or its
+        name on the Hugging Face Hub. It is loaded when the first image has to be
+        embedded, and held until the estimator is freed; clones and pickles do not
+        carry it.
+    revision : str or None, default=None
+        Branch, tag or commit on the hub; None is the default branch. The commit is
+        looked up once per estimator.
+    local_files_only : bool, default=False
+        Never contact the hub: use what was downloaded before.
+    batch_size : int, default=64
+        Images per forward pass, at least 1. At most so many images are held in memory.
+    device : str or torch.device, default="auto"
+        Where the model runs; ``"auto"`` is CUDA if there is one, else the CPU.
+    dtype : {"float32", "float16", "bfloat16", "auto"}, default="float32"
+        Precision of the forward pass; ``"auto"`` is that of the checkpoint. The
+        embeddings are float32 in any case.
+    normalize : bool, default=True
+        Whether embeddings are scaled to length 1.
+    on_error : {"raise", "nan"}, default="raise"
+        What to do about an image that cannot be read. ``"raise"`` stops with an error
+        that names it. ``"nan"`` fills its row with NaN and names all such images in
+        one warning: rows cannot be left out here, for the labels are elsewhere. To
+        leave them out, use ``load_image_folder(path, unreadable="skip")``.
+    memory : str, path-like, joblib.Memory or None, default=None
+        Where embeddings are kept, one by one, under the content of the image (the
+        bytes of a file, the pixels of an image in memory), the model (its commit on
+        the hub, or the content of the files in its folder), `dtype`, and the versions
+        of ``transformers`` and Pillow, which do the preprocessing. A kept embedding is
+        returned to the bit, in whatever subset and order it is asked for: a grid search
+        embeds each image once. If nothing is left to compute, the model is not even
+        loaded. `device`, `batch_size` and `normalize` are no part of the key.
+
+    See Also
+    --------
+    load_image_folder : Paths and labels of a folder with one folder per class.
+
+    Notes
+    -----
+    **Images.** Animations give their first frame. Images are turned upright by their
+    EXIF orientation, transparency is laid on white, grey and palette images become
+    RGB, and 16-bit grey is scaled to 8 bits. The preprocessing of the checkpoint (size,
+    crop, mean and standard deviation) follows, with Pillow whether or not torchvision
+    is installed.
+
+    **Reproducibility.** Without `memory`, the same image in batches of different size
+    may differ in the last bits, as matrix products do.
+
+    **Progress.** `set_callbacks` takes the callbacks of :mod:`sklearn.callback`. They
+    are hooks of `fit`, in scikit-learn as here, so `fit_transform` reports its batches,
+    alone and inside the `fit` of a pipeline or a search, while `transform` is silent.
+    The transformer being stateless, both give the same embeddings. A callback cannot
+    stop the embedding: every row is needed.
+
+    References
+    ----------
+    .. [1] A. Radford et al., "Learning Transferable Visual Models From Natural Language
+       Supervision", ICML 2021, arXiv:2103.00020.
+
+    Examples
+    --------
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sklearn.preprocessing import StandardScaler
+    >>> from sklearn_fpe.embeddings import CLIPEmbedder, load_image_folder
+    >>> pipeline = make_pipeline(
+    ...     CLIPEmbedder(memory="embeddings"), StandardScaler(), LogisticRegression()
+    ... )  # nothing is loaded or written yet
+    >>> images = load_image_folder("pictures")  # doctest: +SKIP
+    >>> pipeline.fit(images.paths, images.labels)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model="openai/clip-vit-base-patch32",
+        *,
+        revision=None,
+        local_files_only=False,
+        batch_size=64,
+        device="auto",
+        dtype="float32",
+        normalize=True,
+        on_error="raise",
+        memory=None,
+    ):
+        self.model = model
+        self.revision = revision
+        self.local_files_only = local_files_only
+        self.batch_size = batch_size
+        self.device = device
+        self.dtype = dtype
+        self.normalize = normalize
+        self.on_error = on_error
+        self.memory = memory
+
+    @with_callbacks
+    def fit(self, X, y=None):
+        """Check the parameters and the form of `X`; open and load nothing.
+
+        Parameters
+        ----------
+        X : sequence of length n_samples
+            Images, as `transform` takes them.
+        y : object
+            Ignored.
+
+        Returns
+        -------
+        self : CLIPEmbedder
+            The estimator itself.
+        """
+        self._check_parameters()
+        check_images(X)
+        context = self._init_callback_context()
+        context.call_on_fit_task_begin(estimator=self, X=X, y=y)
+        context.call_on_fit_task_end(
+            estimator=self, X=X, y=y, reconstruction_attributes={}
+        )
+        return self
+
+    def transform(self, X):
+        """Embed images.
+
+        Parameters
+        ----------
+        X : sequence of length n_samples
+            A list, array or series of paths, PIL images or uint8 arrays of shape
+            (height, width) or (height, width, 1, 3 or 4), mixed at will; or one uint8
+            array of shape (n_samples, height, width) or (n_samples, height, width, 1,
+            3 or 4). Channels are grey, RGB or RGB with alpha, values 0 to 255.
+
+        Returns
+        -------
+        Z : ndarray of shape (n_samples, n_features_out), dtype float32
+            The embeddings, a row of NaN for an unreadable image if
+            ``on_error="nan"``.
+
+        Raises
+        ------
+        OSError
+            If an image cannot be read and ``on_error="raise"``, or if the model is
+            neither found nor loaded.
+        ValueError, TypeError
+            If `X` holds something else than images, or a parameter is out of range.
+        """
+        return self._embed(X)
+
+    @with_callbacks
+    def fit_transform(self, X, y=None):
+        """Embed images, and report each batch to the callbacks.
+
+        Parameters
+        ----------
+        X : sequence of length n_samples
+            Images, as `transform` takes them.
+        y : object
+            Ignored.
+
+        Returns
+        -------
+        Z : ndarray of shape (n_samples, n_features_out), dtype float32
+            The embeddings.
+        """
+        self._check_parameters()
+        n_batches = -(-len(check_images(X)) // self.batch_size)
+        context = self._init_callback_context(max_subtasks=n_batches)
+        context.call_on_fit_task_begin(estimator=self, X=X, y=y)
+        embeddings = self._embed(X, context)
+        context.call_on_fit_task_end(
+            estimator=self, X=X, y=y, reconstruction_attributes={}
+        )
+        return embeddings
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = False
+        tags.input_tags.one_d_array = True
+        tags.input_tags.two_d_array = False
+        tags.input_tags.three_d_array = True
+        tags.input_tags.string = True
+        tags.transformer_tags.preserves_dtype = []
+        return tags
+
+    def __getstate__(self):
+        state = super().__getstate__()
+        return {k: v for k, v in state.items() if k not in {"_resolved", "_encoder"}}
+
+    @property
+    def _n_features_out(self):
+        self._check_parameters()
+        return self._resolve().n_features()
+
+    def _embed(self, X, context=None):
+        """Embeddings of all images, batch by batch."""
+        self._check_parameters()
+        images = check_images(X)
+        checkpoint = self._resolve()
+        cache = self._cache(checkpoint)
+        rows, unreadable = {}, []
+        for batch in gen_batches(len(images), self.batch_size):
+            part = dict(enumerate(images[batch], start=batch.start))
+            if context is not None:
+                task = context.subcontext(task_name="batch")
+                task.call_on_fit_task_begin(estimator=self, X=images[batch])
+            rows |= self._embed_batch(part, checkpoint, cache, unreadable)
+            if context is not None:
+                task.call_on_fit_task_end(estimator=self, X=images[batch])
+        if unreadable:
+            _warn_unreadable(unreadable)
+        return self._assemble(rows, len(images), checkpoint)
+
+    def _embed_batch(self, images, checkpoint, cache, unreadable):
+        """Embeddings by position of images by position.
+
+        What cannot be read has none and is added to the list `unreadable`.
+        """
+        keys, vectors, pixels = {}, {}, {}
+        for i, image in images.items():
+            name = describe(image, i)
+            try:
+                source = read_source(image, name)
+                key = i if cache is None else content_digest(source)
+                if cache is not None and (kept := cache.get(key)) is not None:
+                    vectors[key] = kept
+                elif key not in pixels:
+                    rgb = decode(source, name)
+                    pixels[key] = self._loaded(checkpoint).preprocess(rgb)
+            except UnreadableImageError as exc:
+                if self.on_error == "raise":
+                    raise
+                unreadable.append(str(exc))
+            else:
+                keys[i] = key
+        if pixels:
+            fresh = self._forward(pixels, checkpoint)
+            for key, vector in fresh.items() if cache is not None else ():
+                cache.put(key, vector)
+            vectors |= fresh
+        return {i: vectors[key] for i, key in keys.items()}
+
+    def _forward(self, pixels, checkpoint):
+        """Embeddings by key of preprocessed images by key."""
+        try:
+            vectors = self._loaded(checkpoint).encode(list(pixels.values()))
+        except torch.OutOfMemoryError as exc:
+            raise RuntimeError(
+                f"The device is out of memory: lower batch_size={self.batch_size}, the "
+                f"n_jobs of a search around it, or change device={self.device!r}."
+            ) from exc
+        return dict(zip(pixels, vectors, strict=True))
+
+    def _assemble(self, rows, n_samples, checkpoint):
+        n_features = len(next(iter(rows.values()), ())) or checkpoint.n_features()
+        embeddings = np.full((n_samples, n_features), np.nan, dtype=np.float32)
+        for i, row in rows.items():
+            embeddings[i] = row
+        if self.normalize:
+            norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
+            embeddings /= np.maximum(norms, np.finfo(np.float32).tiny)
+        return embeddings
+
+    def _cache(self, checkpoint):
+        memory = self.memory
+        if not isinstance(memory, joblib.Memory):
+            memory = joblib.Memory(memory and os.fspath(memory), verbose=0)
+        if memory.location is None:
+            return None
+        return EmbeddingCache(memory, checkpoint, self.dtype)
+
+    def _resolve(self):
+        """Find the checkpoint as it is now: a folder may change, a commit does not."""
+        asked = (self.model, self.revision, self.local_files_only)
+        known, checkpoint = getattr(self, "_resolved", (None, None))
+        if known != asked:
+            checkpoint = resolve_checkpoint(*asked)
+            if checkpoint.commit is not None:
+                self._resolved = (asked, checkpoint)
+        return checkpoint
+
+    def _loaded(self, checkpoint):
+        """Hand out the encoder, loaded unless it is at hand."""
+        wanted = (checkpoint, self.dtype, resolve_device(self.device))
+        held, encoder = getattr(self, "_encoder", (None, None))
+        if held != wanted:
+            # Two models need not fit: let go of one before the next is loaded.
+            self._encoder = (None, None)
+            encoder = checkpoint.load(self.dtype, wanted[2])
+            self._encoder = (wanted, encoder)
+        return encoder
+
+    def _check_parameters(self):
+        rules = [
+            ("model", isinstance(self.model, str | os.PathLike), "a name or a folder"),
+            (
+                "batch_size",
+                isinstance(self.batch_size, Integral) and self.batch_size >= 1,
+                "an integer of at least 1",
+            ),
+            ("dtype", self.dtype in _DTYPES, f"one of {_DTYPES}"),
+            ("on_error", self.on_error in ("raise", "nan"), "'raise' or 'nan'"),
+            (
+                "memory",
+                isinstance(self.memory, str | os.PathLike | joblib.Memory | None),
+                "a folder, a joblib.Memory or None",
+            ),
+        ]
+        for name, holds, what in rules:
+            if not holds:
+                raise ValueError(f"{name} must be {what}, got {getattr(self, name)!r}.")
+
+
+def _warn_unreadable(unreadable):
+    warnings.warn(
+        f"{len(unreadable)} images could not be read; their rows are NaN: "
+        + "; ".join(unreadable),
+        UserWarning,
+        stacklevel=4,
+    )

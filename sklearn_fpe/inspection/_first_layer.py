@@ -1,0 +1,100 @@
+"""What the measures and displays read from a model: its first layer.
+
+A model is a fitted estimator with ``coefs_`` (scikit-learn's own networks too), a
+network of :mod:`sklearn_fpe.nn`, or an array. The only place that knows where they
+hold what.
+"""
+
+import numpy as np
+from scipy import sparse
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+
+
+def first_layer_weight(model):
+    """Return the weights of the first layer, float64 (n_units, n_inputs)."""
+    if sparse.issparse(model):
+        weight = model.toarray()
+    elif _is_network(model):
+        weight = _to_numpy(model.hidden[0].dense_weight())
+    elif isinstance(model, BaseEstimator):
+        weight = _first_coef(model).toarray().T
+    else:
+        weight = model
+    weight = np.asarray(weight, dtype=np.float64)
+    if weight.ndim != 2 or 0 in weight.shape:
+        raise ValueError(
+            "Weights must have shape (n_neurons, n_inputs), both at least 1, got "
+            f"{weight.shape}."
+        )
+    if not np.isfinite(weight).all():
+        raise ValueError("Weights must be finite, got NaN or infinity.")
+    return weight
+
+
+def first_layer_units(model):
+    """Return which inputs each unit of the first layer sees, and whose child it is.
+
+    Returns
+    -------
+    seen : ndarray of bool of shape (n_units, n_inputs)
+        Kept positions, those with a weight of zero included.
+    parents : ndarray of int of shape (n_units,)
+        Parent neuron of every unit; in a dense network, the unit itself.
+    """
+    if _is_network(model):
+        seen = _to_numpy(model.hidden[0].kept())
+        return seen, _to_numpy(model.parents[0])
+    coef = _first_coef(model)
+    seen = np.zeros(coef.shape[::-1], dtype=bool)
+    seen[coef.coords[1], coef.coords[0]] = True
+    network = getattr(model, "module_", None)
+    if network is None:
+        return seen, np.arange(len(seen))
+    return seen, _to_numpy(network.parents[0])
+
+
+def children_units(children):
+    """Turn a partition (n_neurons, n_inputs) into what its children see.
+
+    As :func:`first_layer_units`; inputs marked -1 are seen by no child.
+    """
+    children = np.asarray(children)
+    if children.ndim != 2 or not np.issubdtype(children.dtype, np.integer):
+        raise ValueError(
+            "children must be an int array of shape (n_neurons, n_inputs), got shape "
+            f"{children.shape} of {children.dtype}."
+        )
+    n_neurons, n_inputs = children.shape
+    n_children = children.max(initial=0) + 1
+    seen = children[:, None, :] == np.arange(n_children)[:, None]
+    return seen.reshape(-1, n_inputs), np.repeat(np.arange(n_neurons), n_children)
+
+
+def _is_network(model):
+    return hasattr(model, "hidden") and hasattr(model, "parents")
+
+
+def _first_coef(estimator):
+    """Return the first of ``coefs_``, a COO array (n_inputs, n_units)."""
+    if not isinstance(estimator, BaseEstimator):
+        raise TypeError(
+            "A model must be an estimator, a network of sklearn_fpe.nn or an array, got "
+            f"{type(estimator).__name__}."
+        )
+    check_is_fitted(estimator)
+    if not hasattr(estimator, "coefs_"):
+        raise TypeError(
+            f"{type(estimator).__name__} has no coefs_: it is no network. Of a "
+            "pipeline, give the last step."
+        )
+    coef = estimator.coefs_[0]
+    if sparse.issparse(coef):
+        return sparse.coo_array(coef)
+    # All positions of a dense matrix are kept, whatever their values.
+    rows, columns = np.indices(coef.shape).reshape(2, -1)
+    return sparse.coo_array((np.ravel(coef), (rows, columns)), shape=coef.shape)
+
+
+def _to_numpy(tensor):
+    return tensor.cpu().numpy() if hasattr(tensor, "cpu") else np.asarray(tensor)

@@ -1,0 +1,256 @@
+"""The layers that run a partitioned weight matrix.
+
+They hold kept positions only as trainable freedom, and answer the same questions:
+which positions are kept, what is the dense matrix, how many non-zeros. Which one runs
+a layer is decided where a network is expanded.
+
+Pruned positions are zero when a layer is made and stay zero in training, so only
+training multiplies by the mask: that keeps their gradients at zero.
+"""
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class DenseLinear(nn.Linear):
+    """:class:`torch.nn.Linear` that answers what the partitioned layers answer."""
+
+    def kept(self):
+        """Return the kept positions, bool (out_features, in_features): all."""
+        return torch.ones_like(self.weight, dtype=torch.bool)
+
+    def dense_weight(self):
+        """Return the weight, (out_features, in_features)."""
+        return self.weight.detach()
+
+    def unit_bias(self):
+        """Return the bias of every output, (out_features,)."""
+        return self.bias.detach()
+
+    @property
+    def n_nonzero(self):
+        """Kept positions, biases included."""
+        return self.weight.numel() + self.out_features
+
+    @torch.no_grad()
+    def fold_input(self, scale, shift):
+        """Make the layer act on x where it acted on ``(x - shift) * scale``."""
+        _fold(self.weight, self.bias, scale, shift, lambda w: w @ shift)
+
+
+class MaskedLinear(nn.Module):
+    """Affine map whose weight is zero wherever a mask is False.
+
+    ``y = x (W * mask)' + b``. In training the product with the mask stands in the
+    forward pass, so the gradient of a pruned weight is exactly zero and, starting from
+    zero, it stays zero under momentum and weight decay.
+
+    Parameters
+    ----------
+    weight : tensor of shape (out_features, in_features)
+        Initial weight; values at pruned positions are ignored.
+    bias : tensor of shape (out_features,)
+        Initial bias.
+    mask : bool tensor of shape (out_features, in_features)
+        The kept positions.
+    """
+
+    def __init__(self, weight, bias, mask):
+        super().__init__()
+        self.weight = nn.Parameter(weight * mask)
+        self.bias = nn.Parameter(bias)
+        self.register_buffer("mask", mask)
+
+    @property
+    def in_features(self):
+        """Number of inputs."""
+        return self.weight.shape[1]
+
+    @property
+    def out_features(self):
+        """Number of outputs."""
+        return self.weight.shape[0]
+
+    def forward(self, x):
+        """Map x (n_rows, in_features) to (n_rows, out_features)."""
+        weight = self.weight * self.mask if self.training else self.weight
+        return F.linear(x, weight, self.bias)
+
+    def kept(self):
+        """Return the kept positions, bool (out_features, in_features)."""
+        return self.mask
+
+    def dense_weight(self):
+        """Return the weight, (out_features, in_features), zero where pruned."""
+        return self.weight.detach()
+
+    def unit_bias(self):
+        """Return the bias of every output, (out_features,)."""
+        return self.bias.detach()
+
+    @property
+    def n_nonzero(self):
+        """Kept positions, biases included."""
+        return int(self.mask.sum()) + self.out_features
+
+    @torch.no_grad()
+    def fold_input(self, scale, shift):
+        """Make the layer act on x where it acted on ``(x - shift) * scale``."""
+        _fold(self.weight, self.bias, scale, shift, lambda w: w @ shift)
+
+    def __getstate__(self):
+        """Hold the kept values and the mask's bits, not the zeros."""
+        return _packed_state(self)
+
+    def __setstate__(self, state):
+        super().__setstate__(_unpacked_state(state))
+
+
+class BlockLinear(nn.Module):
+    """Affine map by dense blocks: every child of a block reads the block's inputs.
+
+    A layer whose neurons share one partition is block diagonal up to the order of its
+    columns: child block ``a`` computes ``y_a = x[:, inputs[a]] W_a + b_a``. All blocks
+    run as one batched product, at the cost of the un-expanded matrix.
+
+    Parameters
+    ----------
+    weight : tensor of shape (n_blocks, block_inputs, block_outputs)
+        Initial blocks.
+    bias : tensor of shape (n_blocks, block_outputs)
+        Initial biases.
+    inputs : int tensor of shape (n_blocks, block_inputs)
+        The input that each row of a block reads. Blocks with fewer inputs than the
+        largest one are padded with any index, masked.
+    in_features : int
+        Number of inputs of the layer.
+    mask : bool tensor of the shape of `weight`, default=None
+        The kept positions; None: all of them.
+    outputs : int tensor of shape (out_features,), default=None
+        The flat block outputs that exist, where some were pruned; None: all.
+
+    Attributes
+    ----------
+    gathers : bool
+        Whether the columns of x have to be gathered: the blocks are not just runs of
+        neighbouring columns.
+    """
+
+    def __init__(self, weight, bias, inputs, in_features, mask=None, outputs=None):
+        super().__init__()
+        self.in_features = in_features
+        self.weight = nn.Parameter(weight if mask is None else weight * mask)
+        self.bias = nn.Parameter(bias)
+        self.register_buffer("inputs", inputs)
+        self.register_buffer("mask", mask)
+        self.register_buffer("outputs", outputs)
+        self.gathers = not torch.equal(
+            inputs.flatten().cpu(), torch.arange(in_features)
+        )
+
+    @property
+    def out_features(self):
+        """Number of outputs."""
+        return self.bias.numel() if self.outputs is None else len(self.outputs)
+
+    def forward(self, x, gathered=False):
+        """Map x (n_rows, in_features) to (n_rows, out_features).
+
+        With ``gathered=True``, x is ``x[:, inputs.flatten()]`` already.
+        """
+        if self.gathers and not gathered:
+            x = x.index_select(1, self.inputs.flatten())
+        n_blocks, block_inputs, _ = self.weight.shape
+        masked = self.training and self.mask is not None
+        weight = self.weight * self.mask if masked else self.weight
+        blocks = x.view(len(x), n_blocks, block_inputs).transpose(0, 1)
+        out = torch.baddbmm(self.bias.unsqueeze(1), blocks, weight)
+        out = out.transpose(0, 1).flatten(1)
+        return out if self.outputs is None else out.index_select(1, self.outputs)
+
+    def _scatter(self, blocks):
+        """Lay values of the shape of `weight` out as (out_features, in_features)."""
+        n_blocks, _, block_outputs = blocks.shape
+        dense = blocks.new_zeros(n_blocks, block_outputs, self.in_features)
+        index = self.inputs.unsqueeze(1).expand(-1, block_outputs, -1)
+        # Padding repeats an index with the value zero (or False): add, not assign.
+        dense.scatter_add_(2, index, blocks.transpose(1, 2))
+        dense = dense.flatten(0, 1)
+        return dense if self.outputs is None else dense[self.outputs]
+
+    def kept(self):
+        """Return the kept positions, bool (out_features, in_features)."""
+        mask = torch.ones_like(self.weight) if self.mask is None else self.mask
+        return self._scatter(mask.to(torch.float32)) > 0
+
+    def dense_weight(self):
+        """Return the weight, (out_features, in_features), zero where pruned."""
+        return self._scatter(self.weight.detach())
+
+    def unit_bias(self):
+        """Return the bias of every output, (out_features,)."""
+        bias = self.bias.detach().flatten()
+        return bias if self.outputs is None else bias[self.outputs]
+
+    @property
+    def n_nonzero(self):
+        """Kept positions, biases included, padding not."""
+        n_kept = self.weight.numel() if self.mask is None else int(self.mask.sum())
+        return n_kept + self.out_features
+
+    @torch.no_grad()
+    def fold_input(self, scale, shift):
+        """Make the layer act on x where it acted on ``(x - shift) * scale``."""
+        scale, shift = scale[self.inputs].unsqueeze(2), shift[self.inputs].unsqueeze(2)
+        _fold(self.weight, self.bias, scale, shift, lambda w: (w * shift).sum(1))
+
+    def __getstate__(self):
+        """Hold the kept values and the mask's bits, not the zeros."""
+        return _packed_state(self)
+
+    def __setstate__(self, state):
+        super().__setstate__(_unpacked_state(state))
+
+
+def _fold(weight, bias, scale, shift, weighted_shift):
+    """Fold an affine map of the input into weight and bias, in double precision."""
+    scaled = weight.double() * scale
+    bias.copy_(bias.double() - weighted_shift(scaled))
+    weight.copy_(scaled)
+
+
+def _packed_state(layer):
+    state = layer.__dict__.copy()
+    mask = state["_buffers"].get("mask")
+    if mask is None:
+        return state
+    state["_parameters"] = parameters = state["_parameters"].copy()
+    state["_buffers"] = buffers = state["_buffers"].copy()
+    weight = parameters["weight"]
+    parameters["weight"] = nn.Parameter(
+        weight.detach()[mask], requires_grad=weight.requires_grad
+    )
+    bits = np.packbits(mask.cpu().numpy().ravel())
+    buffers["mask"] = torch.from_numpy(bits).to(mask.device)
+    state["_mask_shape"] = tuple(mask.shape)
+    return state
+
+
+def _unpacked_state(state):
+    if "_mask_shape" not in state:
+        return state
+    state = state.copy()
+    shape = state.pop("_mask_shape")
+    bits = state["_buffers"]["mask"]
+    mask = np.unpackbits(bits.cpu().numpy(), count=int(np.prod(shape)))
+    mask = torch.from_numpy(mask.reshape(shape).astype(bool)).to(bits.device)
+    kept = state["_parameters"]["weight"]
+    weight = kept.new_zeros(shape)
+    weight[mask] = kept.detach()
+    state["_parameters"] = state["_parameters"] | {
+        "weight": nn.Parameter(weight, requires_grad=kept.requires_grad)
+    }
+    state["_buffers"] = state["_buffers"] | {"mask": mask}
+    return state

@@ -1,0 +1,161 @@
+"""The network: a dense parent or what it was expanded to."""
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+from sklearn_fpe.nn._layers import BlockLinear, DenseLinear
+
+ACTIVATIONS = {
+    "identity": nn.Identity,
+    "logistic": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+}
+"""The activation functions, by the names that scikit-learn gives them."""
+
+
+class MLP(nn.Module):
+    """Multi-layer perceptron over dense or partitioned layers.
+
+    Parameters
+    ----------
+    layers : list of DenseLinear, MaskedLinear or BlockLinear
+        The affine maps, hidden layers first, the output layer last.
+    activation : {"identity", "logistic", "tanh", "relu"}, default="relu"
+        Activation of the hidden layers. The output layer has none.
+    parents : list of int tensors, default=None
+        The parent neuron of every unit of each hidden layer; None: the units are the
+        parents.
+
+    Attributes
+    ----------
+    hidden : list of modules
+        The hidden layers' affine maps.
+    center : tensor of shape (n_inputs,) or None
+        Vector that is subtracted from the input first, see :meth:`fold_input`.
+    """
+
+    def __init__(self, layers, activation="relu", parents=None):
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(
+                f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r}."
+            )
+        self.layers = nn.ModuleList(layers)
+        self.activation = activation
+        self.activate = ACTIVATIONS[activation]()
+        if parents is None:
+            parents = [torch.arange(layer.out_features) for layer in layers[:-1]]
+        for level, parent in enumerate(parents):
+            self.register_buffer(f"parents_{level}", parent)
+        self.register_buffer("center", None)
+
+    @classmethod
+    def dense(cls, widths, activation="relu", generator=None):
+        """Make a dense network with freshly drawn weights.
+
+        Weights are uniform in +-sqrt(g / (fan_in + fan_out)), with g = 2 for
+        ``"logistic"`` and 6 otherwise (Glorot and Bengio, 2010); biases are zero.
+
+        Parameters
+        ----------
+        widths : sequence of int
+            Inputs, hidden widths, outputs.
+        activation : str, default="relu"
+            See :class:`MLP`.
+        generator : torch.Generator, default=None
+            Source of randomness.
+        """
+        layers = []
+        gain = 2.0 if activation == "logistic" else 6.0
+        for n_in, n_out in pairwise(widths):
+            # skip_init: the default initialisation would move the global generator.
+            layer = nn.utils.skip_init(DenseLinear, n_in, n_out)
+            bound = math.sqrt(gain / (n_in + n_out))
+            with torch.no_grad():
+                layer.weight.uniform_(-bound, bound, generator=generator)
+                layer.bias.zero_()
+            layers.append(layer)
+        return cls(layers, activation)
+
+    @property
+    def hidden(self):
+        """The hidden layers' affine maps."""
+        return list(self.layers[:-1])
+
+    @property
+    def parents(self):
+        """The parent neuron of every unit, an int tensor per hidden layer."""
+        return [
+            getattr(self, f"parents_{level}") for level in range(len(self.layers) - 1)
+        ]
+
+    @property
+    def n_nonzero(self):
+        """Kept positions of all layers, biases included."""
+        return sum(layer.n_nonzero for layer in self.layers)
+
+    @property
+    def columns(self):
+        """The columns of the input, in the order in which the first layer reads them.
+
+        None where it reads them as they are.
+        """
+        first = self.layers[0]
+        if isinstance(first, BlockLinear) and first.gathers:
+            return first.inputs.flatten()
+        return None
+
+    def transform(self, x, gathered=False):
+        """Map x (n_rows, n_inputs) to the activations of the last hidden layer.
+
+        With ``gathered=True``, x holds :attr:`columns` of the input already.
+        """
+        if self.center is not None:
+            x = x - (self.center[self.columns] if gathered else self.center)
+        for level, layer in enumerate(self.layers[:-1]):
+            first = gathered and level == 0
+            x = self.activate(layer(x, gathered=True) if first else layer(x))
+        return x
+
+    def forward(self, x, gathered=False):
+        """Map x (n_rows, n_inputs) to outputs (n_rows, n_outputs), without a link."""
+        return self.layers[-1](self.transform(x, gathered))
+
+    @torch.no_grad()
+    def fold_input(self, mean, scale, max_offset=1e3):
+        """Make the network act on x where it acted on ``(x - mean) / scale``.
+
+        Folding is exact up to rounding. Where ``|mean| / scale`` is above
+        `max_offset` it would lose the signal of the column in single precision; there
+        the mean stays a fixed vector, :attr:`center`, that is subtracted first.
+
+        Parameters
+        ----------
+        mean, scale : double tensors of shape (n_inputs,)
+            Location and positive scale of the input columns.
+        max_offset : float, default=1e3
+            Largest offset, in units of the scale, that is folded.
+        """
+        far = mean.abs() > max_offset * scale
+        if far.any():
+            center = torch.where(far, mean, torch.zeros_like(mean))
+            self.center = center.to(self.layers[0].weight.dtype)
+            # What rounding the centre left over is folded.
+            mean = mean - self.center.double()
+        self.layers[0].fold_input(1.0 / scale, mean)
+
+    @torch.no_grad()
+    def unfold_input(self, mean, scale):
+        """Make the network act on ``(x - mean) / scale`` where it acted on x.
+
+        The inverse of :meth:`fold_input` for the same arguments; for others it
+        expresses the same function in other coordinates.
+        """
+        if self.center is not None:
+            mean = mean - self.center.double()
+            self.center = None
+        self.layers[0].fold_input(scale, -mean / scale)

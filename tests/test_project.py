@@ -1,0 +1,171 @@
+"""The laws of the house: what may import what, and what is pinned where."""
+
+import ast
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import sklearn_fpe
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = Path(sklearn_fpe.__file__).parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+OPTIONAL = [
+    *("matplotlib", "pandas", "polars", "rich", "transformers", "PIL"),
+    *("onnx", "onnxscript", "onnxruntime", "safetensors", "dask", "distributed"),
+]
+# What they do at import is theirs: where rich and pandas are installed they import
+# them, and rich draws from the generator of the module `random`.
+DEPENDENCIES = (
+    "import joblib, numpy, scipy.sparse, skorch, sklearn, sklearn.callback, torch"
+)
+
+
+def imported_modules(source, package):
+    """Absolute names of all modules that a module of `package` imports."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parent = package.split(".")[: -node.level + 1 or None] if node.level else []
+            base = ".".join([*parent, *filter(None, [node.module])])
+            names |= {f"{base}.{alias.name}" for alias in node.names}
+    return names
+
+
+def run_python(code):
+    """JSON value that `code` prints in a fresh interpreter."""
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import sklearn.base as b", "sklearn.base"),
+        ("from skorch import NeuralNet", "skorch.NeuralNet"),
+        ("def f():\n    from . import _a", "pack.nn._a"),
+        ("from ._a import b", "pack.nn._a.b"),
+        ("from .._base import c", "pack._base.c"),
+        ("from .. import _base", "pack._base"),
+    ],
+)
+def test_imported_modules_resolves_every_form(source, expected):
+    assert imported_modules(source, "pack.nn") == {expected}
+
+
+def test_nn_imports_nothing_of_the_estimators_side():
+    modules = sorted((PACKAGE / "nn").rglob("*.py"))
+    assert modules
+    for path in modules:
+        package = ".".join(["sklearn_fpe", *path.parent.relative_to(PACKAGE).parts])
+        for name in imported_modules(path.read_text(encoding="utf-8"), package):
+            top = name.split(".")[0]
+            assert top not in {"sklearn", "skorch"}, f"{path.name} imports {name}"
+            inside = top != "sklearn_fpe" or name.startswith("sklearn_fpe.nn")
+            assert inside, f"{path.name} imports {name}"
+
+
+def test_import_brings_no_optional_package():
+    code = f"""
+import json, sys
+{DEPENDENCIES}
+before = set(sys.modules)
+import sklearn_fpe
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+    assert set(OPTIONAL).isdisjoint(run_python(code))
+
+
+def test_import_works_where_no_optional_package_is_installed():
+    code = f"""
+import json, sys
+sys.modules.update(dict.fromkeys({OPTIONAL!r}))  # None: importing it is an error
+import sklearn_fpe
+print(json.dumps(sklearn_fpe.__version__))
+"""
+    assert run_python(code) == sklearn_fpe.__version__
+
+
+def test_import_leaves_global_state_alone():
+    code = f"""
+import json, pickle, random
+{DEPENDENCIES}
+
+def state():
+    return (
+        pickle.dumps(random.getstate()),
+        pickle.dumps(numpy.random.get_state()),
+        torch.get_rng_state().tolist(),
+        torch.get_num_threads(),
+        torch.get_default_dtype(),
+        torch.are_deterministic_algorithms_enabled(),
+    )
+
+before = state()
+import sklearn_fpe
+print(json.dumps([a == b for a, b in zip(before, state())]))
+"""
+    assert run_python(code) == [True] * 6
+
+
+def test_version_is_that_of_the_project():
+    version = PYPROJECT["project"]["version"]
+    assert sklearn_fpe.__version__ == version
+    assert importlib.metadata.version("sklearn-fpe") == version
+
+
+def requirements():
+    """Everything that pyproject.toml names, but the project itself."""
+    project = PYPROJECT["project"]
+    named = [
+        project["dependencies"],
+        PYPROJECT["build-system"]["requires"],
+        *project["optional-dependencies"].values(),
+        *PYPROJECT["dependency-groups"].values(),
+    ]
+    parsed = [Requirement(text) for texts in named for text in texts]
+    return [requirement for requirement in parsed if requirement.name != "sklearn-fpe"]
+
+
+def test_dependencies_have_floors_and_no_upper_bounds():
+    project = PYPROJECT["project"]
+    extras = project["optional-dependencies"]
+    for text in sum(extras.values(), project["dependencies"]):
+        requirement = Requirement(text)
+        if requirement.name != "sklearn-fpe":
+            assert [spec.operator for spec in requirement.specifier] == [">="], text
+
+
+def test_every_requirement_is_pinned_once():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    names = [canonicalize_name(pin.name) for pin in pins]
+    assert len(set(names)) == len(names)
+    for pin in pins:
+        assert [spec.operator for spec in pin.specifier] == ["=="], str(pin)
+    for requirement in requirements():
+        in_place = any(spec.operator == "==" for spec in requirement.specifier)
+        in_constraints = canonicalize_name(requirement.name) in names
+        assert in_place != in_constraints, f"{requirement} needs exactly one pin"
+    for pin in pins:
+        for requirement in requirements():
+            if canonicalize_name(requirement.name) == canonicalize_name(pin.name):
+                version = next(iter(pin.specifier)).version
+                assert requirement.specifier.contains(version), f"{pin}: {requirement}"
+
+
+def test_ruff_version_stands_in_pyproject_only():
+    config = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    assert not re.search(r"^\s*rev:", config, re.MULTILINE)

@@ -1,0 +1,45 @@
+import re
+from pathlib import Path
+
+README = Path(__file__).parents[1] / "README.md"
+FENCE = re.compile(r"^```python[^\n]*\n(.*?)^```[ ]*$", re.MULTILINE | re.DOTALL)
+
+
+def python_blocks(text):
+    """Code of each Python block, with its first line's number, counted from 1."""
+    return [
+        (match.group(1), text.count("\n", 0, match.start(1)) + 1)
+        for match in FENCE.finditer(text)
+    ]
+
+
+def run_blocks(path, namespace):
+    for code, line in python_blocks(path.read_text(encoding="utf-8")):
+        # Empty lines in front make a traceback point at the line of the document.
+        exec(compile("\n" * (line - 1) + code, str(path), "exec"), namespace)
+
+
+def test_blocks_are_found_with_their_lines():
+    text = "# A\n```python\nx = 1\n```\n```sh\nls\n```\n\n```python\ny = x\nz = y\n```"
+    assert python_blocks(text) == [("x = 1\n", 3), ("y = x\nz = y\n", 10)]
+
+
+def test_blocks_share_a_namespace(tmp_path):
+    document = tmp_path / "page.md"
+    document.write_text("```python\nx = 1\n```\ntext\n```python\ny = x + 1\n```\n")
+    namespace = {}
+    run_blocks(document, namespace)
+    assert namespace["y"] == 2
+
+
+def test_readme_has_no_python_block_that_is_not_run():
+    text = README.read_text(encoding="utf-8")
+    n_blocks = len(python_blocks(text))
+    assert n_blocks > 0
+    # Indented, upper-case, tilde or attribute fences would escape the expression.
+    assert len(re.findall(r"(?:```|~~~)\W*py", text, re.IGNORECASE)) == n_blocks
+
+
+def test_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_blocks(README, {"__name__": "__main__"})
