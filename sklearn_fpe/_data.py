@@ -12,7 +12,7 @@ from scipy import sparse
 STREAM_ABOVE = 2**29
 """Bytes, as float32, above which a memory map is streamed instead of loaded."""
 
-CHUNK_BYTES = 2**24
+CHUNK_BYTES = 2**20
 """Bytes, as float64, of the pieces in which arrays are converted."""
 
 SHUFFLE_BLOCK = 1024

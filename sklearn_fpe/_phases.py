@@ -42,7 +42,16 @@ class Phases:
             "n_epochs": n_epochs,
             **{
                 name: getattr(estimator, name)
-                for name in ["activation", "learning_rate", "learning_rate_init", "max_iter", "standardize", "weight_decay", "precision", "random_state"]
+                for name in [
+                    "activation",
+                    "learning_rate",
+                    "learning_rate_init",
+                    "max_iter",
+                    "standardize",
+                    "weight_decay",
+                    "precision",
+                    "random_state",
+                ]
             },
             "batch_size": self.batch_size,
             "device": str(self.rows.device),

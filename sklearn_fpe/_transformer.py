@@ -14,7 +14,7 @@ from sklearn_fpe._targets import ClassTargets, RealTargets
 
 
 class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE):
-    """Hidden activations of a network with Fixed Parameter Expansion [1]_.
+    r"""Hidden activations of a network with Fixed Parameter Expansion [1]_.
 
     Fixed Parameter Expansion trains an MLP with hidden layers
     ``h = act(W x + b)`` in four steps: warm up the dense parent network, split every
@@ -37,7 +37,8 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
         the budget do not allow it, the largest possible one is used, with a
         warning; see `expansion_`.
 
-    split : {"random", "shared", "contiguous", "feature", "groups"} or callable, default="contiguous"
+    split : {"random", "shared", "contiguous", "feature", "groups"} or callable, \
+            default="shared"
         How the input edges of a parent are dealt to its children.
 
         - ``"random"``: at random, every neuron on its own (the paper's);
@@ -52,7 +53,7 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
         Group labels of the columns of X, for ``split="groups"``. Deeper layers are
         then split ``"shared"``.
 
-    prune : {"magnitude", "structured"}, default="structured"
+    prune : {"magnitude", "structured"}, default="magnitude"
         How the network is brought back to the budget.
 
         - ``"magnitude"``: the smallest weights of all layers go;
@@ -61,7 +62,7 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
           products cost what the parent's cost. Needs a split that all neurons of a
           layer share.
 
-    warmup : int or float in [0, 1], default=0.2
+    warmup : int or float in [0, 1], default=0.1
         Epochs before the split: a number, or a fraction of `max_iter`.
 
     budget : int, default=None
@@ -83,7 +84,7 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
     learning_rate_init : float, default=1e-2
         Learning rate of AdamW at the start.
 
-    max_iter : int, default=100
+    max_iter : int, default=50
         Epochs, warm-up and fine-tuning together.
 
     standardize : bool, default=True
@@ -233,16 +234,16 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
         *,
         task="classification",
         expansion=4,
-        split="contiguous",
+        split="shared",
         feature_groups=None,
-        prune="structured",
-        warmup=0.2,
+        prune="magnitude",
+        warmup=0.1,
         budget=None,
         activation="relu",
         batch_size="auto",
         learning_rate="cosine",
         learning_rate_init=1e-2,
-        max_iter=100,
+        max_iter=50,
         standardize=True,
         weight_decay=0.0,
         class_weight=None,

@@ -244,7 +244,7 @@ def test_random_state_takes_generators_and_leaves_global_ones_alone():
         (
             {"n_clauses": 4, "clause_size": 1, "n_variables": 2}
             | {"shared": True, "negated": True},
-            "satisfy no clause are too rare.* n_clauses=4 of clause_size=1 on n_variables=2",
+            "satisfy no clause are too rare.* n_clauses=4 of clause_size=1 on",
         ),
         (
             {"n_clauses": 4, "clause_size": 1, "n_variables": 2}

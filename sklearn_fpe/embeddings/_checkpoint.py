@@ -157,19 +157,6 @@ def resolve_checkpoint(model, revision, local_files_only):
     return Checkpoint(name, commit.resolved, (), local_files_only)
 
 
-def resolve_device(device):
-    """Torch device of the parameter `device`."""
-    if isinstance(device, str) and device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-    except (RuntimeError, TypeError) as exc:
-        raise ValueError(f"device must be 'auto' or a torch device: {exc}") from exc
-    if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={device!r} needs CUDA, which is not available here.")
-    return resolved
-
-
 def _stamps(folder):
     files = sorted({path for pattern in _PATTERNS for path in folder.glob(pattern)})
     stats = [(os.path.abspath(path), path.stat()) for path in files]

@@ -3,6 +3,7 @@
 import os
 import warnings
 from numbers import Integral
+from typing import ClassVar
 
 import joblib
 import numpy as np
@@ -12,11 +13,15 @@ from sklearn.base import (
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
 )
-from sklearn.callback import CallbackSupportMixin, with_callbacks
+from sklearn.callback import CallbackSupportMixin
 from sklearn.utils import gen_batches
+from sklearn.utils._param_validation import Interval, StrOptions
 
+from sklearn_fpe._compat import fit_context
+from sklearn_fpe._training import readable_memory_errors
+from sklearn_fpe._validation import resolve_device
 from sklearn_fpe.embeddings._cache import EmbeddingCache
-from sklearn_fpe.embeddings._checkpoint import resolve_checkpoint, resolve_device
+from sklearn_fpe.embeddings._checkpoint import resolve_checkpoint
 from sklearn_fpe.embeddings._images import (
     UnreadableImageError,
     check_images,
@@ -25,8 +30,6 @@ from sklearn_fpe.embeddings._images import (
     describe,
     read_source,
 )
-
-_DTYPES = ("float32", "float16", "bfloat16", "auto")
 
 
 class CLIPEmbedder(
@@ -60,7 +63,8 @@ class CLIPEmbedder(
     local_files_only : bool, default=False
         Never contact the hub: use what was downloaded before.
     batch_size : int, default=64
-        Images per forward pass, at least 1. At most so many images are held in memory.
+        Images per forward pass, at least 1. No more preprocessed images than that are
+        in memory at a time.
     device : str or torch.device, default="auto"
         Where the model runs; ``"auto"`` is CUDA if there is one, else the CPU.
     dtype : {"float32", "float16", "bfloat16", "auto"}, default="float32"
@@ -121,6 +125,18 @@ class CLIPEmbedder(
     >>> pipeline.fit(images.paths, images.labels)  # doctest: +SKIP
     """
 
+    _parameter_constraints: ClassVar[dict] = {
+        "model": [str, os.PathLike],
+        "revision": [str, None],
+        "local_files_only": ["boolean"],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "device": [str, torch.device],
+        "dtype": [StrOptions({"float32", "float16", "bfloat16", "auto"})],
+        "normalize": ["boolean"],
+        "on_error": [StrOptions({"raise", "nan"})],
+        "memory": [str, os.PathLike, joblib.Memory, None],
+    }
+
     def __init__(
         self,
         model="openai/clip-vit-base-patch32",
@@ -144,7 +160,7 @@ class CLIPEmbedder(
         self.on_error = on_error
         self.memory = memory
 
-    @with_callbacks
+    @fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y=None):
         """Check the parameters and the form of `X`; open and load nothing.
 
@@ -160,7 +176,6 @@ class CLIPEmbedder(
         self : CLIPEmbedder
             The estimator itself.
         """
-        self._check_parameters()
         check_images(X)
         context = self._init_callback_context()
         context.call_on_fit_task_begin(estimator=self, X=X, y=y)
@@ -193,10 +208,13 @@ class CLIPEmbedder(
             neither found nor loaded.
         ValueError, TypeError
             If `X` holds something else than images, or a parameter is out of range.
+        MemoryError
+            If the device has too little memory.
         """
+        self._validate_params()
         return self._embed(X)
 
-    @with_callbacks
+    @fit_context(prefer_skip_nested_validation=True)
     def fit_transform(self, X, y=None):
         """Embed images, and report each batch to the callbacks.
 
@@ -212,7 +230,6 @@ class CLIPEmbedder(
         Z : ndarray of shape (n_samples, n_features_out), dtype float32
             The embeddings.
         """
-        self._check_parameters()
         n_batches = -(-len(check_images(X)) // self.batch_size)
         context = self._init_callback_context(max_subtasks=n_batches)
         context.call_on_fit_task_begin(estimator=self, X=X, y=y)
@@ -238,12 +255,11 @@ class CLIPEmbedder(
 
     @property
     def _n_features_out(self):
-        self._check_parameters()
+        self._validate_params()
         return self._resolve().n_features()
 
     def _embed(self, X, context=None):
         """Embeddings of all images, batch by batch."""
-        self._check_parameters()
         images = check_images(X)
         checkpoint = self._resolve()
         cache = self._cache(checkpoint)
@@ -290,14 +306,9 @@ class CLIPEmbedder(
         return {i: vectors[key] for i, key in keys.items()}
 
     def _forward(self, pixels, checkpoint):
-        """Embeddings by key of preprocessed images by key."""
-        try:
+        """Embed preprocessed images, both by key."""
+        with readable_memory_errors(self.device, self.batch_size):
             vectors = self._loaded(checkpoint).encode(list(pixels.values()))
-        except torch.OutOfMemoryError as exc:
-            raise RuntimeError(
-                f"The device is out of memory: lower batch_size={self.batch_size}, the "
-                f"n_jobs of a search around it, or change device={self.device!r}."
-            ) from exc
         return dict(zip(pixels, vectors, strict=True))
 
     def _assemble(self, rows, n_samples, checkpoint):
@@ -335,29 +346,10 @@ class CLIPEmbedder(
         if held != wanted:
             # Two models need not fit: let go of one before the next is loaded.
             self._encoder = (None, None)
-            encoder = checkpoint.load(self.dtype, wanted[2])
+            with readable_memory_errors(self.device, self.batch_size):
+                encoder = checkpoint.load(self.dtype, wanted[2])
             self._encoder = (wanted, encoder)
         return encoder
-
-    def _check_parameters(self):
-        rules = [
-            ("model", isinstance(self.model, str | os.PathLike), "a name or a folder"),
-            (
-                "batch_size",
-                isinstance(self.batch_size, Integral) and self.batch_size >= 1,
-                "an integer of at least 1",
-            ),
-            ("dtype", self.dtype in _DTYPES, f"one of {_DTYPES}"),
-            ("on_error", self.on_error in ("raise", "nan"), "'raise' or 'nan'"),
-            (
-                "memory",
-                isinstance(self.memory, str | os.PathLike | joblib.Memory | None),
-                "a folder, a joblib.Memory or None",
-            ),
-        ]
-        for name, holds, what in rules:
-            if not holds:
-                raise ValueError(f"{name} must be {what}, got {getattr(self, name)!r}.")
 
 
 def _warn_unreadable(unreadable):
@@ -365,5 +357,5 @@ def _warn_unreadable(unreadable):
         f"{len(unreadable)} images could not be read; their rows are NaN: "
         + "; ".join(unreadable),
         UserWarning,
-        stacklevel=4,
+        stacklevel=5,
     )

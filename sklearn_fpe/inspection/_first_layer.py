@@ -21,7 +21,8 @@ def first_layer_weight(model):
         weight = _first_coef(model).toarray().T
     else:
         weight = model
-    weight = np.asarray(weight, dtype=np.float64)
+    # One memory layout, so that equal weights give equal bits whatever holds them.
+    weight = np.ascontiguousarray(weight, dtype=np.float64)
     if weight.ndim != 2 or 0 in weight.shape:
         raise ValueError(
             "Weights must have shape (n_neurons, n_inputs), both at least 1, got "
@@ -47,7 +48,7 @@ def first_layer_units(model):
         return seen, _to_numpy(model.parents[0])
     coef = _first_coef(model)
     seen = np.zeros(coef.shape[::-1], dtype=bool)
-    seen[coef.coords[1], coef.coords[0]] = True
+    seen[coef.col, coef.row] = True
     network = getattr(model, "module_", None)
     if network is None:
         return seen, np.arange(len(seen))
@@ -79,8 +80,8 @@ def _first_coef(estimator):
     """Return the first of ``coefs_``, a COO array (n_inputs, n_units)."""
     if not isinstance(estimator, BaseEstimator):
         raise TypeError(
-            "A model must be an estimator, a network of sklearn_fpe.nn or an array, got "
-            f"{type(estimator).__name__}."
+            "A model must be a fitted estimator, a network of sklearn_fpe.nn or an "
+            f"array, got {type(estimator).__name__}."
         )
     check_is_fitted(estimator)
     if not hasattr(estimator, "coefs_"):

@@ -59,7 +59,7 @@ def feature_capacity(model):
     # sum_j (u_i . w_j)^2 = u_i' (W W') u_i: as many products as neurons, not inputs.
     weight = _scaled(weight, axis=None)
     own = np.einsum("ni,ni->i", weight, direction) ** 2
-    total = np.einsum("ni,ni->i", direction, weight @ (weight.T @ direction))
+    total = np.einsum("ni,ni->i", direction, (weight @ weight.T) @ direction)
     return np.divide(own, total, out=np.zeros_like(own), where=total > 0).clip(max=1)
 
 
@@ -93,7 +93,7 @@ def mean_cosine_similarity(model, *, absolute=True):
     Examples
     --------
     >>> from sklearn_fpe.inspection import mean_cosine_similarity
-    >>> mean_cosine_similarity([[1.0, 1.0], [-2.0, -2.0]])
+    >>> mean_cosine_similarity([[1, 1, 1, 1], [-2, -2, -2, -2]])
     1.0
     >>> mean_cosine_similarity([[1.0, 1.0, 0.0], [0.0, 0.0, 2.0]])
     0.0
@@ -114,7 +114,7 @@ def pairwise_cosines(model):
 
 
 def clause_collisions(model, clauses):
-    """Number of pairs of clauses that lie wholly in the same child, per neuron.
+    """Count the pairs of clauses that lie wholly in the same child, per neuron.
 
     Two clauses that one child reads are summed by it before they are told apart: they
     collide. A neuron that is not split holds all of them.

@@ -116,9 +116,10 @@ class MLP(nn.Module):
         """
         if self.center is not None:
             x = x - (self.center[self.columns] if gathered else self.center)
-        for level, layer in enumerate(self.layers[:-1]):
-            first = gathered and level == 0
-            x = self.activate(layer(x, gathered=True) if first else layer(x))
+        first, *others = list(self.layers)[:-1]
+        x = self.activate(first(x, gathered=True) if gathered else first(x))
+        for layer in others:
+            x = self.activate(layer(x))
         return x
 
     def forward(self, x, gathered=False):
