@@ -79,9 +79,12 @@ class Net(NeuralNet):
         """Do one step of the optimizer."""
         x, target = batch
         self.optimizer_.zero_grad()
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
+        if self.autocast:
+            with torch.autocast(x.device.type, torch.bfloat16):
+                outputs = self.module_(x, gathered=self.gathered).float()
+        else:
             outputs = self.module_(x, gathered=self.gathered)
-        loss = self.criterion_(outputs.float(), target)
+        loss = self.criterion_(outputs, target)
         loss.backward()
         if self.callbacks_:
             self.notify(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 import weakref
+from importlib.metadata import PackageNotFoundError
 
 import joblib
 import numpy as np
@@ -25,7 +26,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import estimator_checks, get_tags
 
 from sklearn_fpe import FPEClassifier
-from sklearn_fpe.embeddings import CLIPEmbedder, _images, load_image_folder
+from sklearn_fpe.embeddings import CLIPEmbedder, _images, _optional, load_image_folder
 from sklearn_fpe.embeddings._checkpoint import Checkpoint, ImageEncoder
 
 transformers = pytest.importorskip(
@@ -121,6 +122,18 @@ def test_missing_extra_is_named(missing, model, pictures, monkeypatch):
         CLIPEmbedder(model).transform(list(pictures))
 
 
+def test_missing_extra_is_named_with_a_cache_too(
+    model, pictures, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(_optional.metadata, "version", raise_not_found)
+    with pytest.raises(ImportError, match=r"needs transformers.*sklearn-fpe\[clip\]"):
+        CLIPEmbedder(model, memory=tmp_path).transform(pictures)
+
+
+def raise_not_found(package):
+    raise PackageNotFoundError(package)
+
+
 @pytest.mark.parametrize(
     "check",
     [
@@ -185,6 +198,7 @@ def test_loading_is_silent_and_leaves_global_generators_alone(model, pictures, c
     CLIPEmbedder(model).transform(pictures)
     assert pickle.dumps(np.random.get_state()) == states[0]  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), states[1])
+    assert transformers.utils.logging.set_tqdm_hook(None) is None  # ours is gone
     assert capfd.readouterr() == ("", "")
 
 
@@ -205,6 +219,7 @@ def test_model_is_loaded_once_and_freed_with_the_estimator(
     load = Checkpoint.load
 
     def watch(self, dtype, device):
+        assert all(earlier() is None for earlier in loaded)  # never two at a time
         encoder = load(self, dtype, device)
         loaded.append(weakref.ref(encoder))
         return encoder
@@ -707,7 +722,7 @@ def test_missing_weights_are_never_made_up(tmp_path, pictures, capfd):
     save_clip(tmp_path)
     vision = transformers.CLIPModel.from_pretrained(tmp_path)
     weights = vision.state_dict()
-    del weights["visual_projection.weight"]
+    del weights["visual_projection.weight"], weights["logit_scale"]  # not needed
     vision.save_pretrained(tmp_path, state_dict=weights)
     with pytest.raises(OSError, match=r"lacks 1 weights .*'visual_projection.weight'"):
         CLIPEmbedder(tmp_path).transform(pictures)

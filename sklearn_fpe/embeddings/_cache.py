@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from importlib.metadata import version
 
 import numpy as np
+
+from sklearn_fpe.embeddings._optional import optional_version
 
 # Bytes of a fixed order load faster than a pickled array.
 _DTYPE = np.dtype("<f4")
@@ -38,7 +39,7 @@ class EmbeddingCache:
         parts = [
             checkpoint.identity(memory),
             dtype,
-            *(f"{name} {version(name)}" for name in ("transformers", "pillow")),
+            *(f"{p} {optional_version(p)}" for p in ("transformers", "pillow")),
         ]
         self._model_key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         # verbose=0: a Memory made with its default would print one line per image.

@@ -12,6 +12,7 @@ import torch
 from sklearn_fpe.embeddings._optional import import_optional
 
 _MODEL_TYPES = ("clip", "siglip")
+_IMAGE_ENCODER = ("vision_model.", "visual_projection.")
 # The files of a folder that decide what comes out of its image encoder.
 _PATTERNS = (
     *("config.json", "preprocessor_config.json", "processor_config.json"),
@@ -89,7 +90,7 @@ class Checkpoint:
                 **options,
             )
         # transformers fills what is missing with random numbers.
-        missing = [k for k in info["missing_keys"] if not k.startswith("text_model.")]
+        missing = [k for k in info["missing_keys"] if k.startswith(_IMAGE_ENCODER)]
         if missing:
             raise OSError(
                 f"model={self.source!r} lacks {len(missing)} weights of the image "

@@ -342,14 +342,14 @@ class CLIPEmbedder(
     def _loaded(self, checkpoint):
         """Hand out the encoder, loaded unless it is at hand."""
         wanted = (checkpoint, self.dtype, resolve_device(self.device))
-        held, encoder = getattr(self, "_encoder", (None, None))
-        if held != wanted:
+        held = getattr(self, "_encoder", (None, None))
+        if held[0] != wanted:
             # Two models need not fit: let go of one before the next is loaded.
-            self._encoder = (None, None)
+            held = self._encoder = None, None
             with readable_memory_errors(self.device, self.batch_size):
-                encoder = checkpoint.load(self.dtype, wanted[2])
-            self._encoder = (wanted, encoder)
-        return encoder
+                held = wanted, checkpoint.load(self.dtype, wanted[2])
+            self._encoder = held
+        return held[1]
 
 
 def _warn_unreadable(unreadable):

@@ -345,13 +345,15 @@ def _block_layer(weight, bias, labels, keep, alive):
     shape = (len(blocks), n_in, n_out)
     values = np.zeros(shape, dtype=weight.dtype)
     mask = np.zeros(shape, dtype=bool)
-    inputs = np.zeros(shape[:2], dtype=np.int64)
+    inputs = np.empty(shape[:2], dtype=np.int64)
     biases = np.zeros((len(blocks), n_out), dtype=bias.dtype)
     exists = np.zeros((len(blocks), n_out), dtype=bool)
     for a, (rows, columns) in enumerate(blocks):
         place = np.s_[a, : len(columns), : len(rows)]
         values[place] = weight[np.ix_(rows, columns)].T
         mask[place] = keep[np.ix_(rows, columns)].T
+        # Padding reads a column of the block again, times zero.
+        inputs[a] = columns[0]
         inputs[a, : len(columns)] = columns
         biases[a, : len(rows)] = bias[rows]
         exists[a, : len(rows)] = True

@@ -134,8 +134,10 @@ class BlockLinear(nn.Module):
     Attributes
     ----------
     gathers : bool
-        Whether the columns of x have to be gathered: the blocks are not just runs of
-        neighbouring columns.
+        Whether the blocks are not just runs of neighbouring columns.
+    aligned : bool
+        Whether every block reads only from its run of equal length: then columns that
+        are not read cost less as zeros of the weight than as a gather of x.
     """
 
     def __init__(self, weight, bias, inputs, in_features, mask=None, outputs=None):
@@ -149,6 +151,7 @@ class BlockLinear(nn.Module):
         self.gathers = not torch.equal(
             inputs.flatten().cpu(), torch.arange(in_features)
         )
+        self.aligned = self.gathers and _is_aligned(inputs.cpu(), in_features)
 
     @property
     def out_features(self):
@@ -160,15 +163,25 @@ class BlockLinear(nn.Module):
 
         With ``gathered=True``, x is ``x[:, inputs.flatten()]`` already.
         """
-        if self.gathers and not gathered:
-            x = x.index_select(1, self.inputs.flatten())
-        n_blocks, block_inputs, _ = self.weight.shape
         masked = self.training and self.mask is not None
         weight = self.weight * self.mask if masked else self.weight
+        if self.aligned and not gathered:
+            weight = self._widen(weight)
+        elif self.gathers and not gathered:
+            x = x.index_select(1, self.inputs.flatten())
+        n_blocks, block_inputs, _ = weight.shape
         blocks = x.view(len(x), n_blocks, block_inputs).transpose(0, 1)
         out = torch.baddbmm(self.bias.unsqueeze(1), blocks, weight)
         out = out.transpose(0, 1).flatten(1)
         return out if self.outputs is None else out.index_select(1, self.outputs)
+
+    def _widen(self, weight):
+        """Put zeros where inputs of a block are not read: less than a gather of x."""
+        n_blocks, _, block_outputs = weight.shape
+        wide = weight.new_zeros(self.in_features, block_outputs)
+        # Padding repeats an index with the value zero: add, not assign.
+        wide = wide.index_add(0, self.inputs.flatten(), weight.flatten(0, 1))
+        return wide.view(n_blocks, -1, block_outputs)
 
     def _scatter(self, blocks):
         """Lay values of the shape of `weight` out as (out_features, in_features)."""
@@ -212,6 +225,15 @@ class BlockLinear(nn.Module):
 
     def __setstate__(self, state):
         super().__setstate__(_unpacked_state(state))
+
+
+def _is_aligned(inputs, in_features):
+    """Tell whether block a reads only the a-th run of columns, of equal lengths."""
+    n_blocks = len(inputs)
+    if in_features % n_blocks:
+        return False
+    run = in_features // n_blocks
+    return bool((inputs // run == torch.arange(n_blocks).unsqueeze(1)).all())
 
 
 def _fold(weight, bias, scale, shift, weighted_shift):

@@ -1,0 +1,1 @@
+"""Measurements of the library; not part of the distribution."""

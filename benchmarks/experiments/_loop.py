@@ -1,0 +1,103 @@
+"""One bare training loop for every network of the experiments.
+
+Everything that is compared goes through :func:`train`: the same optimiser, the same
+learning rate schedule, the same batches in the same order.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from sklearn_fpe.nn import MLP, expand
+
+
+class Hook:
+    """What a method does besides training; the default is nothing."""
+
+    def before_step(self, network, optimizer, step, n_steps):
+        """Called when the gradients are there, before the optimiser uses them."""
+
+    def after_step(self, network):
+        """Called after the optimiser has moved the weights."""
+
+
+def train(
+    network, task, epochs, n_epochs, *, lr, seed, batch_size, constant=False, hook=None
+):
+    """Train in place for `epochs`, a range within the `n_epochs` of the schedule.
+
+    AdamW without weight decay; the learning rate is half a cosine from `lr` down to
+    zero over `n_epochs`, or constant.
+    """
+    hook = hook or Hook()
+    X, y = task.train
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=lr, weight_decay=0.0, fused=True
+    )
+    starts = range(0, len(X) - batch_size + 1, batch_size)
+    network.train()
+    for epoch in epochs:
+        cosine = 0.5 * (1 + math.cos(math.pi * (epoch + 0.5) / n_epochs))
+        for group in optimizer.param_groups:
+            group["lr"] = lr if constant else lr * cosine
+        # The order depends on the seed and the epoch alone, whatever is trained.
+        order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(X)))
+        X_epoch, y_epoch = X[order], y[order]
+        for batch, start in enumerate(starts):
+            rows = slice(start, start + batch_size)
+            optimizer.zero_grad()
+            loss(network(X_epoch[rows]), y_epoch[rows]).backward()
+            step = epoch * len(starts) + batch
+            hook.before_step(network, optimizer, step, n_epochs * len(starts))
+            optimizer.step()
+            hook.after_step(network)
+    return network.eval()
+
+
+def loss(outputs, y):
+    """Cross-entropy; of a sigmoid where there is one output."""
+    if outputs.shape[1] == 1:
+        return F.binary_cross_entropy_with_logits(outputs[:, 0], y.float())
+    return F.cross_entropy(outputs, y)
+
+
+@torch.inference_mode()
+def accuracy(network, rows):
+    """Share of rows classified right, in %."""
+    X, y = rows
+    outputs = network(X)
+    right = (outputs[:, 0] > 0) == y if outputs.shape[1] == 1 else outputs.argmax(1) == y
+    return 100 * float(right.float().mean())
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def fit_fpe(
+    task, hidden, expansion, *, seed, epochs, warmup, split="shared", **settings
+):
+    """Warm up, expand at equal parameters, fine-tune; expansion=1 is the dense net.
+
+    The dense net has the same schedule, the fresh optimiser at the split included.
+    """
+    widths = [task.n_inputs, *hidden, task.n_outputs]
+    network = MLP.dense(widths, generator=generator(seed))
+    n_warmup = round(warmup * epochs)
+    settings["seed"] = seed
+    train(network, task, range(n_warmup), epochs, **settings)
+    groups = task.groups if split == "groups" else None
+    if max(np.atleast_1d(expansion)) > 1:
+        network, _ = expand(network, expansion, split, groups=groups, rng=seed)
+    return train(network, task, range(n_warmup, epochs), epochs, **settings)
+
+
+def report(network, task):
+    """What every experiment records of a trained network."""
+    return {
+        "validation": accuracy(network, task.validation),
+        "test": accuracy(network, task.test),
+        "n_nonzero": network.n_nonzero,
+    }
