@@ -43,9 +43,7 @@ def write_json(path, rows, settings, **more):
 def print_table(rows, columns):
     """Print dicts as a table of the given columns."""
     cells = [[_text(row.get(c)) for c in columns] for row in rows]
-    widths = [
-        max(len(c), *(len(r[i]) for r in cells)) for i, c in enumerate(columns)
-    ]
+    widths = [max(len(c), *(len(r[i]) for r in cells)) for i, c in enumerate(columns)]
     print("  ".join(c.ljust(w) for c, w in zip(columns, widths, strict=True)))
     for row in cells:
         print("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)))

@@ -37,7 +37,11 @@ def nets(args):
     """Yield (parents, name, parameters of the estimator)."""
     for h in args.hidden:
         yield h, "dense", {"hidden_layer_sizes": (h,), "expansion": 1}
-        yield h, "dense, 2x parameters", {"hidden_layer_sizes": (2 * h,), "expansion": 1}
+        yield (
+            h,
+            "dense, 2x parameters",
+            {"hidden_layer_sizes": (2 * h,), "expansion": 1},
+        )
         for (prune, split), expansion in itertools.product(
             args.methods, args.expansions
         ):

@@ -10,15 +10,16 @@ import argparse
 import pickle
 import statistics
 import time
-import tracemalloc
 import warnings
 
 import numpy as np
 import torch
 from sklearn.neural_network import MLPClassifier
+from threadpoolctl import threadpool_limits
 
 from benchmarks._baselines import BareLoop, naive_masked
 from benchmarks._report import print_table, write_json
+from benchmarks._rss import peak_anonymous
 from sklearn_fpe import FPEClassifier
 
 SPLITS = (
@@ -76,7 +77,13 @@ def candidates(cell, args):
             masked = prune == "magnitude" or split == "feature"
             if masked and args.quick and expansion not in (4, 8):
                 continue
-            yield "FPE", prune, split, expansion, fpe(expansion, prune=prune, split=split)
+            yield (
+                "FPE",
+                prune,
+                split,
+                expansion,
+                fpe(expansion, prune=prune, split=split),
+            )
 
 
 def measure(cell, n_rows, args):
@@ -112,9 +119,7 @@ def measure(cell, n_rows, args):
                     model.predict(part)
                 if repetition:
                     times.append((clock() - start) / n_calls)
-    return [
-        _row(cell, test, fits, predicts, fitted, i) for i, test in enumerate(tests)
-    ]
+    return [_row(cell, test, fits, predicts, fitted, i) for i, test in enumerate(tests)]
 
 
 def _row(cell, test, fits, predicts, fitted, i):
@@ -157,7 +162,7 @@ def binds(model):
 
 
 def peak_memory(cell, n_rows, args):
-    """Peak of Python-side allocations and of torch's CPU pool during a fit."""
+    """Peak of anonymous memory, or of the device's, during a fit."""
     d, _, c = cell
     rng = np.random.default_rng(0)
     X = rng.standard_normal((n_rows, d), dtype=np.float32)
@@ -171,42 +176,13 @@ def peak_memory(cell, n_rows, args):
             make().fit(X, y)
             peak = torch.cuda.max_memory_allocated()
         else:
-            peak = _peak_of_fit(make(), X, y)
+            model = make()
+            peak = peak_anonymous(lambda model=model: model.fit(X, y))
         rows.append(
             {"model": name, "prune": prune, "split": split, "expansion": expansion,
              "peak_bytes": peak, "data_bytes": X.nbytes}
         )  # fmt: skip
     return rows
-
-
-def _peak_of_fit(model, X, y):
-    """Largest growth of anonymous memory while fitting, sampled by a thread."""
-    import threading
-
-    def anonymous():
-        with open("/proc/self/status") as status:
-            for line in status:
-                if line.startswith("RssAnon"):
-                    return int(line.split()[1]) * 1024
-        return 0
-
-    tracemalloc.stop()
-    start = peak = anonymous()
-    done = threading.Event()
-
-    def watch():
-        nonlocal peak
-        while not done.wait(0.005):
-            peak = max(peak, anonymous())
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        model.fit(X, y)
-    finally:
-        done.set()
-        thread.join()
-    return max(peak, anonymous()) - start
 
 
 def main():
@@ -224,6 +200,7 @@ def main():
     parser.add_argument("--json", default="benchmarks/results/speed.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    threadpool_limits(args.threads)
     warnings.simplefilter("ignore")  # convergence, and expansions above the budget
     if args.cells:
         cells = [tuple(int(v) for v in cell.split(",")) for cell in args.cells]
@@ -234,10 +211,9 @@ def main():
             (d, h, c) for d in (384, 512) for h in (8, 32, 256) for c in (10, 100, 1000)
         ]
     rows = []
-    columns = (
-        "d h C model expansion prune split fit fit_spread predict_1 predict_256 "
-        "predict_4096 pickle binds"
-    ).split()
+    columns = ["d", "h", "C", "model", "expansion", "prune", "split", "fit"]
+    columns += ["fit_spread", "predict_1", "predict_256", "predict_4096", "pickle"]
+    columns += ["binds"]
     for cell in cells:
         new = measure(cell, args.rows, args)
         print_table(new, columns)
