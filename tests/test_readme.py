@@ -1,6 +1,10 @@
 import re
 from pathlib import Path
 
+import numpy as np
+from clip_checkpoint import save_clip
+from PIL import Image
+
 README = Path(__file__).parents[1] / "README.md"
 FENCE = re.compile(r"^```python[^\n]*\n(.*?)^```[ ]*$", re.MULTILINE | re.DOTALL)
 
@@ -40,6 +44,21 @@ def test_readme_has_no_python_block_that_is_not_run():
     assert len(re.findall(r"(?:```|~~~)\W*py", text, re.IGNORECASE)) == n_blocks
 
 
+def draw_pictures(folder):
+    """Draw two classes of pictures that differ in their colour, and one more."""
+    rng = np.random.default_rng(0)
+    for label, color in enumerate([(230, 40, 40), (40, 40, 230)]):
+        (folder / "pictures" / f"class{label}").mkdir(parents=True)
+        for i in range(9):
+            pixels = rng.normal(color, 30, (32, 32, 3)).clip(0, 255).astype(np.uint8)
+            image = Image.fromarray(pixels)
+            image.save(folder / "pictures" / f"class{label}" / f"{i}.png")
+    image.save(folder / "new.png")
+
+
 def test_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    draw_pictures(tmp_path)
+    # A folder of the checkpoint's name stands in for the download.
+    save_clip(tmp_path / "openai" / "clip-vit-base-patch32", projection_dim=64)
     run_blocks(README, {"__name__": "__main__"})
