@@ -1,5 +1,7 @@
 """Anonymous memory of this process."""
 
+import ctypes
+import gc
 import threading
 
 
@@ -14,6 +16,8 @@ def anonymous():
 
 def peak_anonymous(function):
     """Run `function` and return the largest growth of anonymous memory, in bytes."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed is not there to be used again
     done = threading.Event()
     start = peak = anonymous()
 

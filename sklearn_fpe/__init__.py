@@ -1,8 +1,19 @@
 """Fixed Parameter Expansion for scikit-learn: more neurons, not more parameters."""
 
 from sklearn_fpe._classifier import FPEClassifier
+from sklearn_fpe._onnx import to_onnx
+from sklearn_fpe._persistence import ModelFileError, load, save
 from sklearn_fpe._regressor import FPERegressor
 from sklearn_fpe._transformer import FPETransformer
 from sklearn_fpe._version import __version__
 
-__all__ = ["FPEClassifier", "FPERegressor", "FPETransformer", "__version__"]
+__all__ = [
+    "FPEClassifier",
+    "FPERegressor",
+    "FPETransformer",
+    "ModelFileError",
+    "__version__",
+    "load",
+    "save",
+    "to_onnx",
+]

@@ -12,21 +12,39 @@ from sklearn.base import BaseEstimator
 from sklearn.callback import CallbackSupportMixin
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted, check_memory
+from sklearn.utils._param_validation import (
+    HasMethods,
+    Interval,
+    Options,
+    StrOptions,
+)
+from sklearn.utils.validation import check_is_fitted
 
 from sklearn_fpe import _training, _validation
-from sklearn_fpe._data import Moments, Scaler, View, chunks, make_rows
+from sklearn_fpe._callbacks import Task
+from sklearn_fpe._data import View, as_tensor, chunks
 from sklearn_fpe._phases import Phases
 from sklearn_fpe._version import __version__
-from sklearn_fpe.nn import MLP, check_expansion
-from sklearn_fpe.nn._expand import expand_to, warn_expansion
+from sklearn_fpe.nn import check_expansion
+from sklearn_fpe.nn._expand import warn_expansion
 from sklearn_fpe.nn._mlp import ACTIVATIONS
 from sklearn_fpe.nn._partition import SPLITS
 from sklearn_fpe.nn._prune import PRUNES
 
-PREDICT_BYTES = 2**23
-"""Bytes, as float64, of the input rows that are predicted at a time."""
+ACTIVATION_BYTES = 2**22
+"""Bytes, as float64, of the widest layer's input that are predicted at a time."""
+
+
+FIXED = (
+    *("hidden_layer_sizes", "expansion", "split", "feature_groups", "prune", "budget"),
+    *("activation", "standardize", "class_weight", "task"),
+)
+"""The parameters that stay as they are while training goes on."""
+
+LEARNED = (
+    *("_targets", "_sizes", "_seeds", "_made_with", "_moments", "_scaler", "_phases"),
+)
+"""Private names of what was learned, beside the public ones that end in "_"."""
 
 
 class BaseFPE(CallbackSupportMixin, BaseEstimator):
@@ -62,7 +80,10 @@ class BaseFPE(CallbackSupportMixin, BaseEstimator):
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
-        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "n_iter_no_change": [
+            Interval(Integral, 1, None, closed="left"),
+            Options(Real, {np.inf}),
+        ],
         "tol": [Interval(Real, 0, None, closed="left")],
         "warm_start": ["boolean"],
         "device": [str, torch.device],
@@ -73,6 +94,11 @@ class BaseFPE(CallbackSupportMixin, BaseEstimator):
         "verbose": ["boolean", Interval(Integral, 0, None, closed="left")],
     }
 
+    # The HTML representation documents parameters only beside a link; the paper is what
+    # has an address.
+    _doc_link_module = "sklearn_fpe"
+    _doc_link_template = "https://arxiv.org/abs/2510.04500"
+
     @abstractmethod
     def _make_targets(self):
         """Return the targets this estimator learns, see ``_targets``."""
@@ -82,116 +108,62 @@ class BaseFPE(CallbackSupportMixin, BaseEstimator):
     # ----------------------------------------------------------------------------------
 
     def _fit(self, X, y, sample_weight, X_val, y_val, sample_weight_val):
-        resume = self.warm_start and self.__sklearn_is_fitted__()
-        if not resume:
-            self._forget()
-        settings = self._settings()
+        device, n_warmup = self._settings()
+        _validation.check_schedule(n_warmup, self.max_iter)
         self._check_validation(X_val, y_val)
-        X, y, weights = self._check_data(X, y, sample_weight, learn=not resume)
-        if resume:
-            self._check_unchanged()
-        else:
-            self._plan(X.shape[1])
-            self._start_random_streams()
+        resume = self.warm_start and self.__sklearn_is_fitted__()
+        self._prepare(resume)
+        data = self._check_data(X, y, sample_weight, learn=not resume)
+        if not resume:
+            self._plan(data[0].shape[1])
         val = None
         if X_val is not None:
-            val = self._check_data(
-                X_val, y_val, sample_weight_val, learn=False, suffix="_val"
-            )
-        train, val = self._split_validation(X, y, weights, val)
-        n_warmup = 0 if resume else settings["n_warmup"]
-        context = self._init_callback_context(max_subtasks=2)
-        context.call_on_fit_task_begin(estimator=self, X=X, y=y)
-        with _training.readable_memory_errors(settings["device"], self.batch_size):
-            self._run(train, val, settings, n_warmup, resume, context, (X, y))
-        context.call_on_fit_task_end(
-            estimator=self, X=X, y=y, reconstruction_attributes=dict
-        )
+            val = self._check_data(X_val, y_val, sample_weight_val, suffix="_val")
+        train, held = self._split_validation(data, val)
+        with _training.readable_memory_errors(device, self.batch_size):
+            phases = Phases(self, device)
+            if not resume:
+                phases.learn_scale(*train)
+            n_phases = 2 if phases.phase == "warm-up" else 1
+            task = Task.fit(self, train, sample_weight, n_phases)
+            phases.fit(train, held, n_warmup, task)
+            self._keep(phases)
+        task.end(dict)
         return self
 
-    def _check_data(self, X, y, sample_weight, *, learn, classes=None, suffix=""):
-        """Check arrays; return X, y and the weights of the rows."""
-        if learn:
-            self._targets = self._make_targets()
-        X, y = _validation.check_X_y(
-            self, X, y, reset=learn, y_numeric=self._targets.y_numeric
-        )
-        weights = _validation.check_weights(sample_weight, X, "sample_weight" + suffix)
-        y = self._targets.check(y, weights, learn=learn, classes=classes)
-        return X, y, self._targets.row_weights(y, weights)
+    def _partial_fit(self, X, y, sample_weight, classes=None):
+        device, n_warmup = self._settings()
+        self._check_partial()
+        resume = self.__sklearn_is_fitted__()
+        self._prepare(resume)
+        data = self._check_data(X, y, sample_weight, learn=not resume, classes=classes)
+        view, y, weights = _used_rows(*data)
+        if not resume:
+            self._plan(view.shape[1])
+        # Taken off: if training fails, the next call starts from what was kept.
+        phases = vars(self).pop("_phases", None)
+        with _training.readable_memory_errors(device, self.batch_size):
+            if phases is None or phases.device != device:
+                phases = Phases(self, device)
+            if phases.phase == "warm-up":
+                phases.learn_scale(view, y, weights)
+                if len(phases.loss_curve) >= n_warmup:
+                    phases.split()
+            phases.partial_fit(view, y, weights)
+            self._keep(phases)
+        self._phases = phases
+        return self
 
     def _settings(self):
-        """Resolve the parameters that data have no say in."""
+        """Check the parameters that data have no say in; return device and warm-up."""
         _validation.resolve_hidden(self.hidden_layer_sizes)
         _validation.resolve_expansion(self.expansion)
         if self.memory is not None:
-            check_memory(self.memory)
-            if not isinstance(self.random_state, Integral):
-                raise ValueError(
-                    f"memory needs an integer random_state, so that a cached warm-up "
-                    f"is the one that would be run, got {self.random_state!r}."
-                )
-        return {
-            "device": _validation.resolve_device(self.device),
-            "n_warmup": _validation.resolve_warmup(self.warmup, self.max_iter),
-        }
-
-    def _forget(self):
-        """Drop what an earlier fit learned, so that a failed one leaves nothing."""
-        for name in [n for n in vars(self) if n.endswith("_") and n[0] != "_"]:
-            if not name.startswith("__"):
-                delattr(self, name)
-        for name in ("_net", "_moments", "_scaler", "_seeds", "_sizes", "_targets"):
-            self.__dict__.pop(name, None)
-
-    def _plan(self, n_features):
-        """Settle shape, expansion and budget, or say why it cannot be."""
-        hidden = _validation.resolve_hidden(self.hidden_layer_sizes)
-        widths = [n_features, *hidden, self._targets.n_columns]
-        expansion = _validation.resolve_expansion(self.expansion)
-        if self.split == "groups" and self.feature_groups is None:
-            raise ValueError(
-                'split="groups" needs feature_groups, one label per column of X, got '
-                "None."
-            )
-        if self.split == "groups" and np.shape(self.feature_groups) != (n_features,):
-            raise ValueError(
-                f"feature_groups must have one label per column of X, shape "
-                f"({n_features},), got shape {np.shape(self.feature_groups)}."
-            )
-        self._sizes, self.budget_ = check_expansion(
-            widths,
-            expansion,
-            self.split,
-            prune=self.prune,
-            budget=self.budget,
-            groups=self.feature_groups,
+            _validation.check_cache(self)
+        return (
+            _validation.resolve_device(self.device),
+            _validation.resolve_warmup(self.warmup, self.max_iter),
         )
-        warn_expansion(self._sizes, expansion, self.budget_, stacklevel=5)
-
-    def _check_unchanged(self):
-        """Check that a warm start continues the network there is."""
-        hidden = _validation.resolve_hidden(self.hidden_layer_sizes)
-        if (
-            hidden != self._sizes.hidden
-            or self._targets.n_columns != self._sizes.n_outputs
-        ):
-            raise ValueError(
-                f"warm_start continues a network of hidden_layer_sizes="
-                f"{self._sizes.hidden} with {self._sizes.n_outputs} outputs, but now "
-                f"hidden_layer_sizes={hidden} and y asks for {self._targets.n_columns} "
-                f"outputs. Use warm_start=False to start anew."
-            )
-
-    def _start_random_streams(self):
-        """Draw independent seeds, so that one use of randomness moves no other."""
-        if self.random_state is None:
-            entropy = None  # fresh, without moving NumPy's global generator
-        else:
-            entropy = int(check_random_state(self.random_state).randint(2**31 - 1))
-        names = ("init", "split", "shuffle", "validation")
-        streams = np.random.SeedSequence(entropy).generate_state(len(names))
-        self._seeds = {n: int(s) for n, s in zip(names, streams, strict=True)}
 
     def _check_validation(self, X_val, y_val):
         if (X_val is None) != (y_val is None):
@@ -203,186 +175,105 @@ class BaseFPE(CallbackSupportMixin, BaseEstimator):
                 "them: set early_stopping=True."
             )
 
-    def _split_validation(self, X, y, weights, val):
-        """Return (view, y, weights) to train on and to validate on, or None."""
-        rows = np.flatnonzero(weights)
-        if not self.early_stopping:
-            return _subset(X, y, weights, rows), None
-        if val is not None:
-            return _subset(X, y, weights, rows), (View(val[0]), *val[1:])
-        try:
-            train, held = train_test_split(
-                rows,
-                test_size=self.validation_fraction,
-                random_state=self._seeds["validation"],
-                stratify=self._targets.strata(y[rows]),
-            )
-        except ValueError as error:
-            raise ValueError(
-                f"validation_fraction={self.validation_fraction} of {len(rows)} rows "
-                f"cannot be held out for early_stopping: {error}"
-            ) from error
-        return (
-            _subset(X, y, weights, np.sort(train)),
-            _subset(X, y, weights, np.sort(held)),
-        )
-
-    def _run(self, train, val, settings, n_warmup, resume, context, data):
-        view, y, weights = train
-        device = settings["device"]
-        if not resume:
-            self._learn_scaler(view, weights)
-            self._targets.learn_scale(y, weights)
-            self._begin_history()
-        rows = self._rows(view, y, weights, device)
-        held = None if val is None else (self._rows(*val, device), *val[1:])
-        network = self._unfolded(device) if resume else self._new_network(device)
-        net = self._make_net(network, device)
-        phases = Phases(self, net, rows, held, context, data)
-        n_fine_tune = self.max_iter - n_warmup
-        try:
-            if not resume:
-                phases.warm_up(n_warmup, train)
-                network = self._expand(network)
-            net.swap(network)
-            rows.gather(network.columns)
-            if held is not None:
-                held[0].gather(network.columns)
-            phases.fine_tune(n_warmup, n_fine_tune)
-        finally:
-            # Nothing of the data outlives the fit.
-            net.module_ = network
-        self._keep(network, net)
-
-    def _learn_scaler(self, view, weights):
-        if self.standardize:
-            self._moments = Moments(view.shape[1]).update(view, weights)
-            self._scaler = self._moments.scaler()
-        else:
-            self._scaler = Scaler.identity(view.shape[1])
-
-    def _begin_history(self):
-        self.phase_ = "warm-up"
-        self.n_iter_ = 0
-        self.loss_curve_ = []
+    def _check_partial(self):
         if self.early_stopping:
-            self.validation_scores_ = []
+            raise ValueError(
+                "partial_fit does not support early_stopping=True: which epoch is the "
+                "last one is the caller's to say."
+            )
+        if getattr(self, "class_weight", None) == "balanced":
+            raise ValueError(
+                'partial_fit does not support class_weight="balanced": the class '
+                "frequencies of all rows are not known. Pass a dict."
+            )
 
-    def _rows(self, view, y, weights, device):
-        targets = self._targets.encode(y)
-        # Weights of mean 1: the learning rate does not depend on their scale.
-        return make_rows(view, targets, weights / weights.mean(), self._scaler, device)
+    def _prepare(self, resume):
+        """Forget an earlier fit, or check that it can be gone on with."""
+        if resume:
+            _validation.check_unchanged(vars(self).get("_made_with", {}), self)
+            return
+        for name in list(vars(self)):
+            if name in LEARNED or (name.endswith("_") and not name.startswith("_")):
+                delattr(self, name)
 
-    def _new_network(self, device):
-        sizes = self._sizes
-        generator = torch.Generator().manual_seed(self._seeds["init"])
-        network = MLP.dense(
-            [sizes.n_inputs, *sizes.hidden, sizes.n_outputs], self.activation, generator
+    def _check_data(self, X, y, sample_weight, *, learn=False, classes=None, suffix=""):
+        """Check arrays; return X, y and the weights of the rows."""
+        if learn:
+            self._targets = self._make_targets()
+        X, y = _validation.check_X_y(
+            self, X, y, reset=learn, suffix=suffix, y_numeric=self._targets.y_numeric
         )
-        if self.standardize:
-            # A constant column is zero: no gradient, so no use for its weights. As
-            # zeros they are the first to be pruned.
-            constant = torch.from_numpy(self._moments.m2 == 0)
-            with torch.no_grad():
-                network.layers[0].weight[:, constant] = 0.0
-        return network.to(device)
-
-    def _make_net(self, network, device):
-        return _training.make_net(
-            network,
-            self._targets.loss,
-            lr=self.learning_rate_init,
-            weight_decay=self.weight_decay,
-            device=device,
-            callbacks=copy.deepcopy(self.skorch_callbacks),
-            bfloat16=self.precision == "bfloat16",
+        weights = _validation.check_weights(sample_weight, X, "sample_weight" + suffix)
+        y = self._targets.check(
+            y, weights, learn=learn, classes=classes, name="y" + suffix
         )
+        return X, y, self._targets.row_weights(y, weights)
 
-    def _expand(self, network):
-        expanded = expand_to(
-            network,
-            self._sizes,
-            self.budget_,
+    def _plan(self, n_features):
+        """Settle shape, expansion, budget and seeds, or say why it cannot be."""
+        hidden = _validation.resolve_hidden(self.hidden_layer_sizes)
+        expansion = _validation.resolve_expansion(self.expansion)
+        if self.split == "groups":
+            _validation.check_groups(self.feature_groups, n_features)
+        self._sizes, self.budget_ = check_expansion(
+            [n_features, *hidden, self._targets.n_columns],
+            expansion,
             self.split,
             prune=self.prune,
+            budget=self.budget,
             groups=self.feature_groups,
-            rng=np.random.default_rng(self._seeds["split"]),
         )
-        self.expansion_ = self._sizes.expansion
-        self.phase_ = "fine-tune"
-        return expanded
+        level = 1 + _validation.stack_level()
+        warn_expansion(self._sizes, expansion, self.budget_, stacklevel=level)
+        self._made_with = {
+            name: copy.deepcopy(getattr(self, name))
+            for name in FIXED
+            if hasattr(self, name)
+        }
+        self._seeds = self._random_seeds()
 
-    def _keep(self, network, net):
-        """Fold the standardisation in; what is left predicts from raw input."""
-        device = network.layers[0].weight.device
-        network.fold_input(*self._scaler.tensors(device))
-        self.module_ = network.eval()
-        self._net = net
-        self.n_layers_ = len(network.layers) + 1
-        self.n_outputs_ = self._targets.n_columns
-        self.best_loss_ = min(self.loss_curve_)
-        if not hasattr(self, "expansion_"):
-            self.expansion_ = (1,) * len(network.hidden)
+    def _random_seeds(self):
+        """Draw independent seeds, so that one use of randomness moves no other."""
+        if self.random_state is None:
+            entropy = None  # fresh, without moving NumPy's global generator
+        else:
+            entropy = int(check_random_state(self.random_state).randint(2**31 - 1))
+        names = ("init", "split", "shuffle", "validation")
+        streams = np.random.SeedSequence(entropy).generate_state(len(names))
+        return {name: int(seed) for name, seed in zip(names, streams, strict=True)}
 
-    def _unfolded(self, device):
-        """Return the kept network as one of standardised input again."""
-        network = self.module_.to(device)
-        network.unfold_input(*self._scaler.tensors(device))
-        return network
-
-    # ----------------------------------------------------------------------------------
-    # Incremental fitting
-    # ----------------------------------------------------------------------------------
-
-    def _partial_fit(self, X, y, sample_weight, classes=None):
-        first = not self.__sklearn_is_fitted__()
-        settings = self._settings()
-        X, y, weights = self._check_data(
-            X, y, sample_weight, learn=first, classes=classes
-        )
-        view, y, weights = _subset(X, y, weights, np.flatnonzero(weights))
-        if first:
-            self._plan(X.shape[1])
-            self._start_random_streams()
-            self._begin_history()
-            self._targets.learn_scale(y, weights)
-        device = settings["device"]
-        if self.phase_ == "warm-up":
-            if not self.standardize:
-                self._scaler = Scaler.identity(view.shape[1])
-            else:
-                if first:
-                    self._moments = Moments(view.shape[1])
-                self._moments.update(view, weights)
-                self._scaler = self._moments.scaler()
-        # Unfolding with the new statistics expresses the same function in them.
-        network = self._new_network(device) if first else self._unfolded(device)
-        try:
-            rows = self._rows(view, y, weights, device)
-            net = getattr(self, "_net", None)
-            if net is None or net.module_ is not network:
-                net = self._make_net(network, device)
-            if self.phase_ == "warm-up" and self.n_iter_ >= settings["n_warmup"]:
-                network = self._expand(network)
-                net.swap(network)
-            rows.gather(network.columns)
-            network.train()
-            with _training.readable_memory_errors(device, self.batch_size):
-                loss = _training.run_epoch(
-                    net,
+    def _split_validation(self, data, val):
+        """Return (view, y, weights) to train on, and to validate on or None."""
+        train = _used_rows(*data)
+        if not self.early_stopping:
+            return train, None
+        held = None if val is None else _used_rows(*val)
+        if held is None:
+            rows = np.flatnonzero(data[2])
+            try:
+                train, held = train_test_split(
                     rows,
-                    batch_size=_validation.resolve_batch_size(
-                        self.batch_size, len(rows)
-                    ),
-                    seed=(self._seeds["shuffle"], self.n_iter_),
-                    lr=self.learning_rate_init,
+                    test_size=self.validation_fraction,
+                    random_state=self._seeds["validation"],
+                    stratify=self._targets.strata(data[1][rows]),
                 )
-            self.loss_curve_.append(loss)
-            self.n_iter_ += 1
-        finally:
-            if self.loss_curve_:
-                self._keep(network, net)
-        return self
+            except ValueError as error:
+                raise ValueError(
+                    f"validation_fraction={self.validation_fraction} of {len(rows)} "
+                    f"rows cannot be held out for early_stopping: {error}"
+                ) from error
+            train, held = (_rows(*data, np.sort(part)) for part in (train, held))
+        if len(held[1]) < self._targets.rows_to_score:
+            raise ValueError(
+                f"early_stopping needs at least {self._targets.rows_to_score} rows to "
+                f"validate on, got {len(held[1])}: raise validation_fraction or give "
+                f"X_val and y_val."
+            )
+        return train, held
+
+    def _keep(self, phases):
+        vars(self).update(phases.attributes())
+        vars(self).pop("_phases", None)
 
     # ----------------------------------------------------------------------------------
     # Using what was fitted
@@ -392,19 +283,25 @@ class BaseFPE(CallbackSupportMixin, BaseEstimator):
         return hasattr(self, "module_")
 
     def _outputs(self, X, transform=False):
-        """Run the network over checked rows, in pieces; return a float32 ndarray."""
-        network = self.module_
-        device = network.layers[0].weight.device
-        function = network.transform if transform else network
+        """Check X and run the network over it in pieces; return an ndarray.
+
+        It is double if X is of higher precision than float32, else float32.
+        """
+        check_is_fitted(self)
+        X = _validation.check_X(self, X, reset=False)
+        dtype = _validation.predict_dtype(X)
+        device = self.module_.layers[0].weight.device
+        function = self.module_.transform if transform else self.module_
         view = View(X)
-        parts = []
+        widest = max(layer.in_features for layer in self.module_.layers)
+        outputs = None
         with torch.inference_mode():
-            for rows in chunks(*view.shape, PREDICT_BYTES):
-                part = np.asarray(view.read(rows), dtype=np.float32, order="C")
-                if not part.flags.writeable:
-                    part = part.copy()
-                parts.append(function(torch.from_numpy(part).to(device)).cpu())
-        return (parts[0] if len(parts) == 1 else torch.cat(parts)).numpy()
+            for rows in chunks(len(view), widest, ACTIVATION_BYTES):
+                part = function(as_tensor(view.read(rows), dtype).to(device)).cpu()
+                if outputs is None:
+                    outputs = part.new_empty(len(view), part.shape[1])
+                outputs[rows] = part
+        return outputs.numpy()
 
     @property
     def n_nonzero_(self):
@@ -446,7 +343,7 @@ class BaseFPE(CallbackSupportMixin, BaseEstimator):
     def __getstate__(self):
         """Hold tensors on the CPU and no optimizer."""
         state = super().__getstate__().copy()
-        state.pop("_net", None)
+        state.pop("_phases", None)
         if "module_" in state:
             state["module_"] = copy.deepcopy(state["module_"]).to("cpu")
             state["_fpe_version"] = __version__
@@ -473,7 +370,12 @@ class BaseFPE(CallbackSupportMixin, BaseEstimator):
         self.module_.to(device)
 
 
-def _subset(X, y, weights, rows):
+def _used_rows(X, y, weights):
+    """Leave out the rows of weight 0."""
+    return _rows(X, y, weights, np.flatnonzero(weights))
+
+
+def _rows(X, y, weights, rows):
     """Select rows, without a copy of X."""
     index = None if len(rows) == len(weights) else rows
     return View(X, index), y[rows], weights[rows]

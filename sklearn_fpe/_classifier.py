@@ -8,7 +8,6 @@ from sklearn.callback import with_callbacks
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_fpe import _validation
 from sklearn_fpe._base import BaseFPE
 from sklearn_fpe._compat import fit_context
 from sklearn_fpe._targets import ClassTargets
@@ -340,7 +339,9 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
 
         The first `warmup` calls are the warm-up (a fraction counts against
         `max_iter`); the next call splits. Until then the standardisation follows the
-        rows seen so far, afterwards it stands. The learning rate is constant.
+        rows seen so far, so that the first of them should tell the spread of the
+        columns; afterwards it stands. The learning rate is constant. A call that
+        fails leaves the model as it was.
 
         Parameters
         ----------
@@ -374,7 +375,8 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         y : ndarray of shape (n_samples,) or (n_samples, n_labels)
             Predicted labels; a 0/1 indicator matrix for multi-label problems.
         """
-        return self._targets.decide(self._logits(X))
+        outputs = self._outputs(X)
+        return self._targets.decide(outputs)
 
     def predict_proba(self, X):
         """Predict probabilities.
@@ -390,7 +392,7 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
             Probability of every class, in the order of `classes_`; for multi-label
             problems, of every label.
         """
-        logits = torch.from_numpy(self._logits(X))
+        logits = torch.from_numpy(self._outputs(X))
         if self._targets.kind == "multiclass":
             return torch.softmax(logits, dim=1).numpy()
         if self._targets.kind == "binary":
@@ -411,7 +413,7 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         log_proba : ndarray of float32 of shape (n_samples, n_classes)
             Logarithm of what :meth:`predict_proba` returns, without underflow.
         """
-        logits = torch.from_numpy(self._logits(X))
+        logits = torch.from_numpy(self._outputs(X))
         if self._targets.kind == "multiclass":
             return torch.log_softmax(logits, dim=1).numpy()
         if self._targets.kind == "binary":
@@ -431,12 +433,8 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         decision : ndarray of float32 of shape (n_samples,) or (n_samples, n_classes)
             Logits; of the second class only in binary problems.
         """
-        logits = self._logits(X)
+        logits = self._outputs(X)
         return logits[:, 0] if self._targets.kind == "binary" else logits
-
-    def _logits(self, X):
-        check_is_fitted(self)
-        return self._outputs(_validation.check_X(self, X, reset=False))
 
     @property
     def out_activation_(self):

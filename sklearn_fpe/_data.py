@@ -12,8 +12,16 @@ from scipy import sparse
 STREAM_ABOVE = 2**29
 """Bytes, as float32, above which a memory map is streamed instead of loaded."""
 
+NUMPY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
+
 CHUNK_BYTES = 2**20
 """Bytes, as float64, of the pieces in which arrays are converted."""
+
+SMALLEST_SCALE = 1e-30
+"""Columns of a smaller standard deviation are constant: float32 has no room for it."""
+
+ROUNDING = CHUNK_BYTES / 8 * np.finfo(np.float64).eps
+"""Bound on the relative error of the mean of a chunk's column."""
 
 SHUFFLE_BLOCK = 1024
 """Neighbouring rows of a streamed map that are read together."""
@@ -29,6 +37,24 @@ def chunks(n_rows, n_columns, n_bytes=CHUNK_BYTES):
         yield slice(start, min(start + step, n_rows))
 
 
+def as_tensor(part, dtype):
+    """Return dense rows as a tensor, where they are; a copy only if it must be."""
+    if isinstance(part, torch.Tensor):
+        return part.to(dtype)
+    part = np.asarray(part, dtype=NUMPY_DTYPES[dtype], order="C")
+    # torch takes neither read-only arrays nor negative strides, even of length 1.
+    if not part.flags.writeable or min(part.strides) < 0:
+        part = part.copy()
+    return torch.from_numpy(part)
+
+
+def _as_double(part):
+    """Return a copy of dense rows as a double tensor, where they are."""
+    if isinstance(part, torch.Tensor):
+        return part.to(torch.float64, copy=True)
+    return torch.from_numpy(np.array(part, dtype=np.float64, order="C"))
+
+
 def _is_memmap(X):
     while isinstance(X, np.ndarray):
         if isinstance(X, np.memmap):
@@ -42,7 +68,7 @@ class View:
 
     Parameters
     ----------
-    X : ndarray, memory map or CSR matrix of shape (n, n_features)
+    X : ndarray, memory map, CSR matrix or tensor of shape (n, n_features)
         The array; it is never copied whole.
     index : int ndarray of shape (n_rows,), default=None
         The rows, in increasing order; None: all of them.
@@ -64,15 +90,15 @@ class View:
         return _is_memmap(self.X) and self.X.size * 4 > STREAM_ABOVE
 
     def read(self, rows):
-        """Return the rows of a slice or an int array, dense."""
+        """Return the rows of a slice or an int array, dense; a tensor of a tensor."""
         if self.index is not None:
             rows = self.index[rows]
         part = self.X[rows]
-        return part.toarray() if sparse.issparse(part) else np.asarray(part)
+        return part.toarray() if sparse.issparse(part) else part
 
-    def take(self, index):
-        """Return a view of some of the rows."""
-        return View(self.X, index if self.index is None else self.index[index])
+    def select(self, array):
+        """Return the rows of an array that go with those of the view."""
+        return array if self.index is None else array[self.index]
 
 
 class Scaler:
@@ -95,9 +121,10 @@ class Scaler:
 
     def rows(self, view, rows):
         """Standardise some rows of a view into a new float32 tensor."""
-        part = torch.from_numpy(np.array(view.read(rows), dtype=np.float64))
-        part -= torch.from_numpy(self.mean)
-        part /= torch.from_numpy(self.scale)
+        part = _as_double(view.read(rows))
+        mean, scale = self.tensors(part.device)
+        part -= mean
+        part /= scale
         return part.float()
 
     def tensors(self, device):
@@ -127,13 +154,13 @@ class Moments:
     def update(self, view, weights):
         """Add the rows of a view, with weights of shape (n_rows,)."""
         for rows in chunks(*view.shape):
-            part = np.asarray(view.read(rows), dtype=np.float64)
-            w = weights[rows].astype(np.float64)
-            total = w.sum()
+            part = _as_double(view.read(rows))
+            w = torch.from_numpy(weights[rows].astype(np.float64)).to(part.device)
+            total = float(w.sum())
             mean = w @ part / total
-            part = part - mean
-            np.square(part, out=part)
-            m2 = w @ part
+            part -= mean
+            part.square_()
+            mean, m2 = mean.cpu().numpy(), (w @ part).cpu().numpy()
             delta = mean - self.mean
             share = total / (self.weight + total)
             self.mean = self.mean + delta * share
@@ -141,14 +168,14 @@ class Moments:
             self.weight += total
         return self
 
+    def constant(self):
+        """Tell which columns are constant up to rounding, bool (n_features,)."""
+        scale = np.sqrt(self.m2 / self.weight)
+        return scale <= np.maximum(SMALLEST_SCALE, ROUNDING * np.abs(self.mean))
+
     def scaler(self):
-        """Return the scaler; columns constant up to rounding have scale 1."""
-        variance = self.m2 / self.weight
-        eps = np.finfo(np.float64).eps
-        # The bound on the error of a variance computed in two passes.
-        bound = self.weight * eps * variance + (self.weight * self.mean * eps) ** 2
-        scale = np.sqrt(variance)
-        scale[(variance <= bound) | (scale == 0)] = 1.0
+        """Return the scaler of the rows seen."""
+        scale = np.where(self.constant(), 1.0, np.sqrt(self.m2 / self.weight))
         return Scaler(self.mean.copy(), scale)
 
 

@@ -1,11 +1,9 @@
 """FPERegressor."""
 
-import numpy as np
 from sklearn.base import RegressorMixin
 from sklearn.callback import with_callbacks
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_fpe import _validation
 from sklearn_fpe._base import BaseFPE
 from sklearn_fpe._compat import fit_context
 from sklearn_fpe._targets import RealTargets
@@ -320,7 +318,9 @@ class FPERegressor(RegressorMixin, BaseFPE):
 
         The first `warmup` calls are the warm-up (a fraction counts against
         `max_iter`); the next call splits. Until then the standardisation follows the
-        rows seen so far, afterwards it stands. The learning rate is constant.
+        rows seen so far, so that the first of them should tell the spread of the
+        columns; afterwards it stands. The learning rate is constant. A call that
+        fails leaves the model as it was.
 
         Parameters
         ----------
@@ -351,10 +351,8 @@ class FPERegressor(RegressorMixin, BaseFPE):
         y : ndarray of shape (n_samples,) or (n_samples, n_outputs)
             Predictions; float64 if X is, float32 otherwise.
         """
-        check_is_fitted(self)
-        X = _validation.check_X(self, X, reset=False)
-        y = self._targets.decide(self._outputs(X))
-        return y if X.dtype == np.float64 else y.astype(np.float32)
+        outputs = self._outputs(X)
+        return self._targets.decide(outputs).astype(outputs.dtype, copy=False)
 
     @property
     def out_activation_(self):

@@ -3,8 +3,11 @@
 import numpy as np
 import torch
 from sklearn.metrics import accuracy_score, r2_score
-from sklearn.utils import column_or_1d, compute_sample_weight
+from sklearn.utils import column_or_1d, compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
+
+from sklearn_fpe._data import ROUNDING, Moments, View
+from sklearn_fpe._validation import check_range
 
 
 class ClassTargets:
@@ -24,6 +27,7 @@ class ClassTargets:
     """
 
     y_numeric = False
+    rows_to_score = 1
 
     def __init__(self, class_weight=None):
         self.class_weight = class_weight
@@ -38,45 +42,54 @@ class ClassTargets:
         """Columns of the network's output."""
         return 1 if self.kind == "binary" else len(self.classes)
 
-    def check(self, y, weights, *, learn, classes=None):
+    def check(self, y, weights, *, learn, classes=None, name="y"):
         """Check targets and, if `learn`, learn the classes of positive weight."""
         check_classification_targets(y)
-        y_type = type_of_target(y, input_name="y")
-        if y_type == "multilabel-indicator":
-            y = y.toarray() if hasattr(y, "toarray") else np.asarray(y)
-            if learn:
-                self.kind, self.classes = "multilabel", np.arange(y.shape[1])
-            elif self.kind != "multilabel" or y.shape[1] != len(self.classes):
-                raise ValueError(
-                    f"y must have the form it was first fitted with, {self.kind} of "
-                    f"{len(self.classes)} classes, got {y.shape[1]} label columns."
-                )
-            return y
+        y_type = type_of_target(y, input_name=name)
         if y_type == "multiclass-multioutput":
             raise ValueError(
-                "y must be labels of shape (n_samples,) or a 0/1 indicator matrix of "
-                f"shape (n_samples, n_labels), got {y_type} of shape {y.shape}."
+                f"{name} must be labels of shape (n_samples,) or a 0/1 indicator "
+                f"matrix of shape (n_samples, n_labels), got {y_type} of shape "
+                f"{y.shape}."
             )
-        y = column_or_1d(y, warn=True)
-        seen = np.unique(y[weights > 0])
+        multilabel = y_type == "multilabel-indicator"
+        if multilabel:
+            y = y.toarray() if hasattr(y, "toarray") else y
+            seen = np.arange(y.shape[1])
+        else:
+            y = column_or_1d(y, warn=True)
+            seen = np.unique(y[weights > 0])
+        if classes is not None:
+            classes = np.unique(classes)
         if learn:
-            self.classes = seen if classes is None else np.unique(classes)
-            if len(self.classes) < 2:
-                raise ValueError(
-                    f"y must hold at least two classes, got 1 class: {self.classes}."
-                )
-            self.kind = "binary" if len(self.classes) == 2 else "multiclass"
-        elif self.kind == "multilabel":
+            self._learn(seen if classes is None else classes, multilabel)
+        elif classes is not None and not np.array_equal(classes, self.classes):
             raise ValueError(
-                f"y must be an indicator matrix of {len(self.classes)} labels, as it "
-                f"was first fitted with, got labels of shape {y.shape}."
+                f"classes must be those of the first call, {self.classes}, got "
+                f"{classes}."
+            )
+        if multilabel != (self.kind == "multilabel"):
+            raise ValueError(
+                f"{name} must be {self.kind} targets with classes {self.classes}, as "
+                f"the targets first fitted, got {y_type} of shape {y.shape}."
             )
         unknown = np.setdiff1d(seen, self.classes)
-        if len(unknown):
+        if len(unknown) or (multilabel and len(seen) != len(self.classes)):
             raise ValueError(
-                f"y must hold only the classes {self.classes}, got {unknown} too."
+                f"{name} must hold only the classes {self.classes}, got {seen}."
             )
         return y
+
+    def _learn(self, classes, multilabel):
+        if len(classes) < 2 and not multilabel:
+            raise ValueError(
+                f"y must hold at least two classes, got 1 class: {classes}."
+            )
+        self.classes = classes
+        if multilabel:
+            self.kind = "multilabel"
+        else:
+            self.kind = "binary" if len(classes) == 2 else "multiclass"
 
     def row_weights(self, y, weights):
         """Multiply sample weights by class weights."""
@@ -87,16 +100,36 @@ class ClassTargets:
                 f"class_weight must be None for a multi-label y, got "
                 f"{self.class_weight!r}; use sample_weight."
             )
-        factor = np.zeros(len(y))
         used = weights > 0
-        factor[used] = compute_sample_weight(self.class_weight, y[used])
+        present = np.unique(y[used])
+        # A dict must name classes; frequencies can only be had of those present.
+        classes = self.classes if isinstance(self.class_weight, dict) else present
+        of_class = compute_class_weight(
+            self.class_weight, classes=classes, y=y[used], sample_weight=weights[used]
+        )
+        if not np.isfinite(of_class).all() or (of_class < 0).any():
+            raise ValueError(
+                f"class_weight must be finite and not negative, got "
+                f"{self.class_weight!r}."
+            )
+        factor = np.zeros(len(y))
+        factor[used] = of_class[np.searchsorted(classes, y[used])]
+        if not factor.any():
+            raise ValueError(
+                f"class_weight must be positive for a class in y, got "
+                f"{self.class_weight!r} for {present}."
+            )
         return weights * factor
 
     def learn_scale(self, y, weights):
         """Do nothing: labels have no scale."""
 
+    def constant(self):
+        """Tell which columns are constant: none."""
+        return np.zeros(self.n_columns, dtype=bool)
+
     def strata(self, y):
-        """Return what a hold-out is stratified by."""
+        """Return what a hold-out is stratified by: the class."""
         return None if self.kind == "multilabel" else y
 
     def encode(self, y):
@@ -135,26 +168,35 @@ class RealTargets:
     one_dimensional : bool
         Whether y was given as shape (n_samples,).
     mean, scale : ndarray of shape (n_columns,)
-        Weighted mean and standard deviation (1 where constant).
+        Weighted mean and standard deviation (1 where constant) of all rows learned.
+    moments : Moments or None
+        Their running statistics; None: mean and scale stand.
     """
 
+    moments = None
+
     y_numeric = True
+    rows_to_score = 2  # the variance of one row is zero
     loss = "squared"
 
-    def check(self, y, weights, *, learn, classes=None):
+    def check(self, y, weights, *, learn, classes=None, name="y"):
         """Check targets and, if `learn`, learn their shape."""
+        if classes is not None:
+            raise ValueError(f"classes must be None for real targets, got {classes!r}.")
         y = np.asarray(y, dtype=np.float64)
+        check_range(y, name)
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
         if learn:
             self.one_dimensional = y.ndim == 1
             self.n_columns = 1 if y.ndim == 1 else y.shape[1]
+            self.moments = Moments(self.n_columns)
             self.mean = np.zeros(self.n_columns)
             self.scale = np.ones(self.n_columns)
         elif (1 if y.ndim == 1 else y.shape[1]) != self.n_columns:
             raise ValueError(
-                f"y must have {self.n_columns} columns, as it was first fitted with, "
-                f"got shape {y.shape}."
+                f"{name} must have {self.n_columns} columns, as the targets first "
+                f"fitted, got shape {y.shape}."
             )
         return y
 
@@ -163,12 +205,15 @@ class RealTargets:
         return weights
 
     def learn_scale(self, y, weights):
-        """Learn location and scale of the targets."""
-        y = y.reshape(len(y), -1)
-        self.mean = np.average(y, axis=0, weights=weights)
-        scale = np.sqrt(np.average((y - self.mean) ** 2, axis=0, weights=weights))
-        constant = scale <= 10 * np.finfo(np.float64).eps * np.abs(self.mean)
-        self.scale = np.where(constant | (scale == 0), 1.0, scale)
+        """Learn location and scale of more targets."""
+        if self.moments is not None:
+            self.moments.update(View(y.reshape(len(y), -1)), weights)
+            scaler = self.moments.scaler()
+            self.mean, self.scale = scaler.mean, scaler.scale
+
+    def constant(self):
+        """Tell which columns were constant so far."""
+        return self.moments.constant()
 
     def strata(self, y):
         """Return what a hold-out is stratified by: nothing."""
@@ -176,8 +221,10 @@ class RealTargets:
 
     def encode(self, y):
         """Standardise checked targets into a float32 tensor."""
-        y = (y.reshape(len(y), -1) - self.mean) / self.scale
-        return torch.from_numpy(y.astype(np.float32))
+        y = y.reshape(len(y), -1) - self.mean
+        # What rounding left of a constant is nothing to be learned.
+        y[np.abs(y) <= ROUNDING * np.abs(self.mean)] = 0.0
+        return torch.from_numpy((y / self.scale).astype(np.float32))
 
     def decide(self, outputs):
         """Turn raw outputs into predictions, in double precision."""

@@ -8,8 +8,12 @@ from skorch import NeuralNet
 from torch.nn import functional as F
 
 
-class TrainingError(FloatingPointError):
-    """Training left the numbers that can be computed with."""
+def diverged(symptom, learning_rate):
+    """Return the error to raise when training left the numbers of float32."""
+    return FloatingPointError(
+        f"{symptom} Lower learning_rate_init (it is {learning_rate:g}), keep "
+        f"standardize=True, and look for extreme values in X or y."
+    )
 
 
 class WeightedLoss(torch.nn.Module):
@@ -157,7 +161,7 @@ def run_epoch(net, rows, *, batch_size, seed, lr):
 
     Raises
     ------
-    TrainingError
+    FloatingPointError
         If the loss is not finite.
     """
     for group in net.optimizer_.param_groups:
@@ -166,11 +170,7 @@ def run_epoch(net, rows, *, batch_size, seed, lr):
     net.fit_loop(rows.batches(batch_size, seed), epochs=1)
     loss = net.history[-1, "train_loss"]
     if not math.isfinite(loss):
-        raise TrainingError(
-            f"The training loss became {loss} in epoch {len(net.history)}. Lower "
-            f"learning_rate_init (it is {net.lr:g}), keep standardize=True, and look "
-            f"for extreme values in X or y."
-        )
+        raise diverged(f"The training loss became {loss}.", lr)
     return loss
 
 
@@ -179,11 +179,14 @@ def readable_memory_errors(device, batch_size):
     """Say what to change when the device's memory does not suffice."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:  # of which torch.OutOfMemoryError is one
+        on_host = "DefaultCPUAllocator" in str(error)
+        if not (isinstance(error, torch.OutOfMemoryError) or on_host):
+            raise
         raise MemoryError(
             f"device={str(device)!r} ran out of memory. Lower batch_size (it is "
-            f"{batch_size}), run fewer fits on one device at a time (n_jobs of a "
-            f'search, 1 for a GPU), or use device="cpu".'
+            f"{batch_size!r}), run fewer fits on one device at a time (n_jobs of a "
+            f'search, 1 for a GPU), or use another device, such as device="cpu".'
         ) from error
 
 

@@ -2,12 +2,11 @@
 
 from typing import ClassVar
 
+import numpy as np
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.callback import with_callbacks
 from sklearn.utils._param_validation import StrOptions
-from sklearn.utils.validation import check_is_fitted
 
-from sklearn_fpe import _validation
 from sklearn_fpe._base import BaseFPE
 from sklearn_fpe._compat import fit_context
 from sklearn_fpe._targets import ClassTargets, RealTargets
@@ -338,7 +337,9 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
 
         The first `warmup` calls are the warm-up (a fraction counts against
         `max_iter`); the next call splits. Until then the standardisation follows the
-        rows seen so far, afterwards it stands. The learning rate is constant.
+        rows seen so far, so that the first of them should tell the spread of the
+        columns; afterwards it stands. The learning rate is constant. A call that
+        fails leaves the model as it was.
 
         Parameters
         ----------
@@ -372,9 +373,7 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
         X_new : ndarray of float32 of shape (n_samples, n_units)
             One column per kept child of the last hidden layer.
         """
-        check_is_fitted(self)
-        X = _validation.check_X(self, X, reset=False)
-        return self._outputs(X, transform=True)
+        return self._outputs(X, transform=True).astype(np.float32, copy=False)
 
     @property
     def _n_features_out(self):
@@ -382,6 +381,11 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
 
     def _make_targets(self):
         if self.task == "regression":
+            if self.class_weight is not None:
+                raise ValueError(
+                    f'class_weight must be None for task="regression", got '
+                    f"{self.class_weight!r}."
+                )
             return RealTargets()
         return ClassTargets(self.class_weight)
 

@@ -5,12 +5,13 @@ learning rate schedule, the same batches in the same order.
 """
 
 import math
+import warnings
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from sklearn_fpe.nn import MLP, expand
+from sklearn_fpe.nn import MLP, expand, partition
 
 
 class Hook:
@@ -43,7 +44,9 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = lr if constant else lr * cosine
         # The order depends on the seed and the epoch alone, whatever is trained.
-        order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(X)))
+        order = torch.from_numpy(
+            np.random.default_rng([seed, epoch]).permutation(len(X))
+        )
         X_epoch, y_epoch = X[order], y[order]
         for batch, start in enumerate(starts):
             rows = slice(start, start + batch_size)
@@ -68,7 +71,9 @@ def accuracy(network, rows):
     """Share of rows classified right, in %."""
     X, y = rows
     outputs = network(X)
-    right = (outputs[:, 0] > 0) == y if outputs.shape[1] == 1 else outputs.argmax(1) == y
+    right = (
+        (outputs[:, 0] > 0) == y if outputs.shape[1] == 1 else outputs.argmax(1) == y
+    )
     return 100 * float(right.float().mean())
 
 
@@ -88,10 +93,24 @@ def fit_fpe(
     n_warmup = round(warmup * epochs)
     settings["seed"] = seed
     train(network, task, range(n_warmup), epochs, **settings)
-    groups = task.groups if split == "groups" else None
-    if max(np.atleast_1d(expansion)) > 1:
-        network, _ = expand(network, expansion, split, groups=groups, rng=seed)
+    if np.max(expansion) > 1:
+        network = _expanded(network, task, expansion, split, seed)
     return train(network, task, range(n_warmup, epochs), epochs, **settings)
+
+
+def _expanded(network, task, expansion, split, seed):
+    """Expand by a split of the library, or by one deal of groups for all neurons."""
+
+    def shared_groups(weight, n_children, rng):
+        row = partition(weight[:1], n_children, "groups", groups=task.groups, rng=rng)
+        return np.repeat(row, len(weight), axis=0)
+
+    groups = task.groups if split == "groups" else None
+    split = shared_groups if split == "shared groups" else split
+    with warnings.catch_warnings():
+        # Large expansions for many classes are part of what is measured.
+        warnings.filterwarnings("ignore", "The outgoing weights", UserWarning)
+        return expand(network, expansion, split, groups=groups, rng=seed)[0]
 
 
 def report(network, task):

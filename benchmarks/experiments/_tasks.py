@@ -9,6 +9,9 @@ from sklearn.datasets import load_digits
 
 from sklearn_fpe.datasets import DNF, make_dnf
 
+MOST_GLYPHS = 6000
+"""Training rows that are taken of a file of embeddings."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -59,7 +62,7 @@ def _fixed(name, data, n_train=None, n_classes=None):
     """Load or draw data that are the same for every seed, standardised by train."""
     if name == "glyphs":
         X, y, X_test, y_test = _glyphs(data, n_classes)
-        n_train = n_train or 6000
+        n_train = n_train or MOST_GLYPHS
     else:
         draw = {"digits": _digits, "synthetic": _synthetic, "blobs": _blobs}[name]
         X, y = draw()
@@ -67,7 +70,7 @@ def _fixed(name, data, n_train=None, n_classes=None):
         n_test = len(X) // 4
         X_test, y_test = X[order[:n_test]], y[order[:n_test]]
         X, y = X[order[n_test:]], y[order[n_test:]]
-        n_train = n_train or len(X) * 5 // 6
+    n_train = min(n_train or len(X), len(X) * 5 // 6)
     order = np.random.default_rng(1).permutation(len(X))
     train, validation = order[:n_train], order[n_train : n_train + n_train // 5]
     mean, std = X[train].mean(0), X[train].std(0)
@@ -129,3 +132,14 @@ def _blobs(n_rows=9600, n_inputs=128, n_classes=50):
     centers = rng.normal(size=(n_classes, n_inputs))
     y = np.arange(n_rows) % n_classes
     return centers[y] + 3.0 * rng.normal(size=(n_rows, n_inputs)), y
+
+
+SCHEDULES = {"digits": {"epochs": 50, "batch_size": 64}}
+OTHER_SCHEDULE = {"epochs": 15, "batch_size": 128}
+QUICK_EPOCHS = 3
+
+
+def schedule(name, quick):
+    """Return epochs and batch size for a task of real values."""
+    settings = SCHEDULES.get(name, OTHER_SCHEDULE)
+    return settings | {"epochs": QUICK_EPOCHS} if quick else settings

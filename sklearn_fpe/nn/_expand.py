@@ -1,6 +1,8 @@
 """Expand a trained network: split, prune, build."""
 
 import warnings
+from dataclasses import replace
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -81,6 +83,9 @@ def expand(
     >>> expansion, expanded.n_nonzero == dense.n_nonzero
     ((4,), True)
     """
+    kinds = [type(layer).__name__ for layer in network.layers]
+    if not all(isinstance(layer, DenseLinear) for layer in network.layers):
+        raise ValueError(f"network must have DenseLinear layers only, got {kinds}.")
     widths = [network.layers[0].in_features]
     widths += [layer.out_features for layer in network.layers]
     sizes, budget = check_expansion(
@@ -106,7 +111,9 @@ def expand_to(network, sizes, budget, split, *, prune, groups, rng):
         parts = _magnitude(weights, sizes, split, groups, budget, rng)
     device = network.layers[0].weight.device
     layers, parents = _build(weights, biases, sizes, *parts)
-    return MLP(layers, network.activation, parents).to(device)
+    expanded = MLP(layers, network.activation, parents)
+    expanded.center = None if network.center is None else network.center.clone()
+    return expanded.to(device)
 
 
 def check_expansion(
@@ -134,16 +141,17 @@ def check_expansion(
         If the arguments do not fit one another; the message says what must hold.
     """
     n_inputs, *hidden, n_outputs = (int(w) for w in widths)
-    if np.ndim(expansion) == 0:
-        expansion = [expansion] * len(hidden)
-    if len(expansion) != len(hidden):
+    asked = [expansion] * len(hidden) if np.ndim(expansion) == 0 else [*expansion]
+    if not hidden or len(asked) != len(hidden):
         raise ValueError(
-            f"expansion must be an int or have one entry per hidden layer, "
-            f"{len(hidden)}, got {len(expansion)}: {tuple(expansion)}."
+            f"expansion must be an int or have one entry per hidden layer, of which "
+            f"there must be one or more; there are {len(hidden)} hidden layers, got "
+            f"expansion={expansion!r}."
         )
-    asked = tuple(int(a) for a in expansion)
-    if min(asked, default=1) < 1:
-        raise ValueError(f"expansion must be at least 1, got {min(asked)}.")
+    if not all(_is_int(a) and a >= 1 for a in asked):
+        raise ValueError(f"expansion must be integers >= 1, got {expansion!r}.")
+    if not (budget is None or _is_int(budget)):
+        raise ValueError(f"budget must be an integer or None, got {budget!r}.")
     if prune not in _prune.PRUNES:
         raise ValueError(f"prune must be one of {_prune.PRUNES}, got {prune!r}.")
     if prune == "structured" and split in ("random", "groups"):
@@ -152,45 +160,59 @@ def check_expansion(
             f"but split={split!r} deals every neuron's inputs on its own. Use "
             f'split="shared", "contiguous" or "feature", or prune="magnitude".'
         )
-    limit = [max_children(n_inputs, split, groups)] if hidden else []
-    sizes = _prune.Sizes(n_inputs, tuple(hidden), n_outputs, asked)
-    for level in range(1, len(hidden)):
-        limit.append(sizes.fan_ins()[level])
-    possible = tuple(min(a, m) for a, m in zip(asked, limit, strict=True))
-    sizes = _prune.Sizes(n_inputs, tuple(hidden), n_outputs, possible)
-    whole = sizes.n_parameters()
-    parent = sizes.n_parent_parameters()
-    budget = parent if budget is None else int(budget)
+    limit = max_children(n_inputs, split, groups)
+    sizes = _prune.Sizes(
+        n_inputs, tuple(hidden), n_outputs, tuple(int(a) for a in asked)
+    )
+    sizes = _within_inputs(sizes, limit)
+    dense = replace(sizes, expansion=(1,) * len(hidden))
+    budget = dense.n_parameters() if budget is None else int(budget)
     # Fewer children are cheaper to keep: the least budget is that of no expansion.
-    ones = _prune.Sizes(n_inputs, tuple(hidden), n_outputs, (1,) * len(hidden))
-    least = _prune.budget_range(ones, prune)[0]
-    if not least <= budget <= whole:
+    least, _ = _prune.budget_range(dense, prune)
+    _, most = _prune.budget_range(sizes, prune)
+    if not least <= budget <= most:
         raise ValueError(
-            f"budget must be in [{least}, {whole}] for hidden_layer_sizes="
+            f"budget must be in [{least}, {most}] for hidden_layer_sizes="
             f"{tuple(hidden)} with {n_inputs} inputs, {n_outputs} outputs and "
-            f"expansion={possible}, got {budget}."
+            f"expansion={sizes.expansion}, got {budget}."
         )
-    return _largest_affordable(sizes, budget, prune), budget
+    return _within_budget(sizes, limit, budget, prune), budget
 
 
-def _largest_affordable(sizes, budget, prune):
+def _is_int(value):
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _within_inputs(sizes, limit):
+    """Lower the expansions so that no layer has more children than inputs to deal.
+
+    `limit` is what the split can deal the network's inputs to.
+    """
+    expansion = []
+    for asked, width in zip(sizes.expansion, sizes.hidden, strict=True):
+        expansion.append(min(asked, limit))
+        limit = width * expansion[-1]
+    return replace(sizes, expansion=tuple(expansion))
+
+
+def _within_budget(sizes, limit, budget, prune):
     """Lower the largest expansions until the budget can pay for the children."""
-
-    def cost(s):
-        if prune == "structured":
-            return _prune.budget_range(s, prune)[0]
-        if set(s.expansion) == {1}:
-            return 0
-        # A bias, an edge in and an edge out for every child.
-        return s.n_outputs + 3 * sum(s.fan_ins()[1:])
-
-    while cost(sizes) > budget and max(sizes.expansion) > 1:
+    while max(sizes.expansion) > 1 and _least_cost(sizes, prune) > budget:
         expansion = list(sizes.expansion)
         expansion[int(np.argmax(expansion))] -= 1
-        sizes = _prune.Sizes(
-            sizes.n_inputs, sizes.hidden, sizes.n_outputs, tuple(expansion)
-        )
+        fewer = _within_inputs(replace(sizes, expansion=tuple(expansion)), limit)
+        if prune == "magnitude" and fewer.n_parameters() < budget:
+            break
+        sizes = fewer
     return sizes
+
+
+def _least_cost(sizes, prune):
+    """Return the least budget on which all children that the rule keeps can live."""
+    if prune == "structured":
+        return _prune.budget_range(sizes, prune)[0]
+    # A bias, an edge in and an edge out for every child.
+    return sizes.n_outputs + 3 * sum(sizes.fan_ins()[1:])
 
 
 def warn_expansion(sizes, asked, budget, stacklevel=3):
@@ -250,7 +272,9 @@ def _structured(weights, sizes, split, budget, rng):
     Masks are broadcast, not stored: a block keeps all that its inputs and its
     children span.
     """
-    n_reads, n_parents = _prune.structured_sizes(sizes, budget)
+    contiguous = isinstance(split, str) and split == "contiguous"
+    input_share = _prune.INPUT_SHARE["contiguous" if contiguous else "other"]
+    n_reads, n_parents = _prune.structured_sizes(sizes, budget, input_share)
     spare = budget - _prune.structured_count(sizes, n_reads, n_parents)
     fan_outs = (*n_parents[1:], sizes.n_outputs)
     children, alive, keep = [], [], []
@@ -266,6 +290,12 @@ def _structured(weights, sizes, split, budget, rng):
             )
         energy = (weight * np.linalg.norm(weights[level + 1], axis=0)[:, None]) ** 2
         labels = living[0]
+        if len(np.unique(labels)) < n_children:
+            raise ValueError(
+                'prune="structured" needs inputs for every child: a callable split '
+                f"must return all children in [0, {n_children}), got "
+                f"{np.unique(labels).tolist()}."
+            )
         reads = np.ones(len(inputs), dtype=bool)
         if level == 0:
             reads = _prune.choose_inputs(energy, labels, n_reads)
@@ -315,7 +345,8 @@ def _build(weights, biases, sizes, children, alive, keep):
 def _hidden_layer(weight, bias, children, keep, alive):
     """Run a shared partition as dense blocks, an independent one as a masked matrix."""
     block, parent = np.nonzero(alive)
-    if len(alive) > 1 and is_shared(children):
+    # A single child is a block of its own where inputs were dropped.
+    if is_shared(children) and (len(alive) > 1 or not keep.any(axis=0).all()):
         return _block_layer(weight, bias, children[0], keep, alive)
     kept = keep[parent] & (children[parent] == block[:, None])
     return _matrix_layer(weight[parent], bias[parent], kept)
@@ -353,7 +384,7 @@ def _block_layer(weight, bias, labels, keep, alive):
         values[place] = weight[np.ix_(rows, columns)].T
         mask[place] = keep[np.ix_(rows, columns)].T
         # Padding reads a column of the block again, times zero.
-        inputs[a] = columns[0]
+        inputs[a] = columns[0] if len(columns) else 0
         inputs[a, : len(columns)] = columns
         biases[a, : len(rows)] = bias[rows]
         exists[a, : len(rows)] = True

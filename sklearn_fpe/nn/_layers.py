@@ -6,7 +6,11 @@ a layer is decided where a network is expanded.
 
 Pruned positions are zero when a layer is made and stay zero in training, so only
 training multiplies by the mask: that keeps their gradients at zero.
+
+A layer computes in the precision of its input, whatever that of its parameters.
 """
+
+import copy
 
 import numpy as np
 import torch
@@ -16,6 +20,10 @@ from torch.nn import functional as F
 
 class DenseLinear(nn.Linear):
     """:class:`torch.nn.Linear` that answers what the partitioned layers answer."""
+
+    def forward(self, x):
+        """Map x (n_rows, in_features) to (n_rows, out_features)."""
+        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
     def kept(self):
         """Return the kept positions, bool (out_features, in_features): all."""
@@ -76,7 +84,7 @@ class MaskedLinear(nn.Module):
     def forward(self, x):
         """Map x (n_rows, in_features) to (n_rows, out_features)."""
         weight = self.weight * self.mask if self.training else self.weight
-        return F.linear(x, weight, self.bias)
+        return F.linear(x, weight.to(x.dtype), self.bias.to(x.dtype))
 
     def kept(self):
         """Return the kept positions, bool (out_features, in_features)."""
@@ -99,6 +107,9 @@ class MaskedLinear(nn.Module):
     def fold_input(self, scale, shift):
         """Make the layer act on x where it acted on ``(x - shift) * scale``."""
         _fold(self.weight, self.bias, scale, shift, lambda w: w @ shift)
+
+    def __deepcopy__(self, memo):
+        return _copied(self, memo)
 
     def __getstate__(self):
         """Hold the kept values and the mask's bits, not the zeros."""
@@ -163,17 +174,29 @@ class BlockLinear(nn.Module):
 
         With ``gathered=True``, x is ``x[:, inputs.flatten()]`` already.
         """
+        x, weight, bias = self.operands(x, gathered)
+        n_blocks, block_inputs, _ = weight.shape
+        blocks = x.view(len(x), n_blocks, block_inputs).transpose(0, 1)
+        out = torch.baddbmm(bias.unsqueeze(1), blocks, weight)
+        out = out.transpose(0, 1).flatten(1)
+        return out if self.outputs is None else out.index_select(1, self.outputs)
+
+    def operands(self, x, gathered=False):
+        """Return x in the order of the blocks, their weight and their bias."""
         masked = self.training and self.mask is not None
         weight = self.weight * self.mask if masked else self.weight
         if self.aligned and not gathered:
             weight = self._widen(weight)
         elif self.gathers and not gathered:
             x = x.index_select(1, self.inputs.flatten())
-        n_blocks, block_inputs, _ = weight.shape
-        blocks = x.view(len(x), n_blocks, block_inputs).transpose(0, 1)
-        out = torch.baddbmm(self.bias.unsqueeze(1), blocks, weight)
-        out = out.transpose(0, 1).flatten(1)
-        return out if self.outputs is None else out.index_select(1, self.outputs)
+        return x, weight.to(x.dtype), self.bias.to(x.dtype)
+
+    def spread(self, weight):
+        """Lay columns that belong to the outputs out over all block outputs."""
+        if self.outputs is None:
+            return weight
+        wide = weight.new_zeros(len(weight), self.bias.numel())
+        return wide.index_copy(1, self.outputs, weight)
 
     def _widen(self, weight):
         """Put zeros where inputs of a block are not read: less than a gather of x."""
@@ -219,6 +242,9 @@ class BlockLinear(nn.Module):
         scale, shift = scale[self.inputs].unsqueeze(2), shift[self.inputs].unsqueeze(2)
         _fold(self.weight, self.bias, scale, shift, lambda w: (w * shift).sum(1))
 
+    def __deepcopy__(self, memo):
+        return _copied(self, memo)
+
     def __getstate__(self):
         """Hold the kept values and the mask's bits, not the zeros."""
         return _packed_state(self)
@@ -241,6 +267,14 @@ def _fold(weight, bias, scale, shift, weighted_shift):
     scaled = weight.double() * scale
     bias.copy_(bias.double() - weighted_shift(scaled))
     weight.copy_(scaled)
+
+
+def _copied(layer, memo):
+    """Copy a layer as it is: packing serves pickles only."""
+    twin = layer.__class__.__new__(layer.__class__)
+    memo[id(layer)] = twin
+    twin.__dict__.update(copy.deepcopy(layer.__dict__, memo))
+    return twin
 
 
 def _packed_state(layer):

@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from sklearn_fpe.nn._fused import fused_blocks, worth_fusing
 from sklearn_fpe.nn._layers import BlockLinear, DenseLinear
 
 ACTIVATIONS = {
@@ -67,8 +68,11 @@ class MLP(nn.Module):
         activation : str, default="relu"
             See :class:`MLP`.
         generator : torch.Generator, default=None
-            Source of randomness.
+            Source of randomness. None: fresh, without moving the global generator.
         """
+        if generator is None:
+            generator = torch.Generator()
+            generator.seed()
         layers = []
         gain = 2.0 if activation == "logistic" else 6.0
         for n_in, n_out in pairwise(widths):
@@ -114,17 +118,29 @@ class MLP(nn.Module):
 
         With ``gathered=True``, x holds :attr:`columns` of the input already.
         """
-        if self.center is not None:
-            x = x - (self.center[self.columns] if gathered else self.center)
-        first, *others = list(self.layers)[:-1]
-        x = self.activate(first(x, gathered=True) if gathered else first(x))
-        for layer in others:
-            x = self.activate(layer(x))
-        return x
+        return self._run(x, gathered, list(self.layers)[:-1])
 
     def forward(self, x, gathered=False):
         """Map x (n_rows, n_inputs) to outputs (n_rows, n_outputs), without a link."""
-        return self.layers[-1](self.transform(x, gathered))
+        *others, hidden, last = list(self.layers)
+        x = self._run(x, gathered, others)
+        gathered = gathered and not others
+        if isinstance(hidden, BlockLinear) and worth_fusing(x, hidden.weight):
+            blocks = hidden.operands(x, gathered)
+            output_weight = hidden.spread(last.weight).to(x.dtype)
+            output_bias = last.bias.to(x.dtype)
+            return fused_blocks(*blocks, self.activate, output_weight, output_bias)
+        return last(self.activate(hidden(x, True) if gathered else hidden(x)))
+
+    def _run(self, x, gathered, layers):
+        """Subtract the centre and run hidden layers."""
+        if self.center is not None:
+            center = self.center[self.columns] if gathered else self.center
+            x = x - center.to(x.dtype)
+        for level, layer in enumerate(layers):
+            first = gathered and level == 0
+            x = self.activate(layer(x, gathered=True) if first else layer(x))
+        return x
 
     @torch.no_grad()
     def fold_input(self, mean, scale, max_offset=1e3):
@@ -141,6 +157,10 @@ class MLP(nn.Module):
         max_offset : float, default=1e3
             Largest offset, in units of the scale, that is folded.
         """
+        if self.center is not None:
+            # (x - mean) / scale - center = (x - (mean + scale * center)) / scale
+            mean = mean + scale * self.center.double()
+            self.center = None
         far = mean.abs() > max_offset * scale
         if far.any():
             center = torch.where(far, mean, torch.zeros_like(mean))
@@ -160,3 +180,18 @@ class MLP(nn.Module):
             mean = mean - self.center.double()
             self.center = None
         self.layers[0].fold_input(scale, -mean / scale)
+
+    @torch.no_grad()
+    def change_input_scale(self, mean, scale, new_mean, new_scale):
+        """Make the network act on ``(x - new_mean) / new_scale``, for any x.
+
+        It acted on ``(x - mean) / scale``; as a function of x it stays the same.
+        """
+        self.layers[0].fold_input(new_scale / scale, (mean - new_mean) / new_scale)
+
+    @torch.no_grad()
+    def change_output_scale(self, mean, scale, new_mean, new_scale):
+        """Keep ``outputs * scale + mean`` the same function for new mean and scale."""
+        last, ratio = self.layers[-1], scale / new_scale
+        last.weight.copy_(last.weight.double() * ratio.unsqueeze(1))
+        last.bias.copy_(last.bias.double() * ratio + (mean - new_mean) / new_scale)

@@ -6,6 +6,8 @@ Since an array has one value per edge, coverage (no edge is lost) and disjointne
 (no edge is shared by two children) hold by construction.
 """
 
+from numbers import Integral
+
 import numpy as np
 
 SPLITS = ("random", "shared", "contiguous", "feature", "groups")
@@ -63,13 +65,17 @@ def partition(weight, n_children, split="shared", *, groups=None, rng=None):
            [0, 0, 1, 1, 2, 2]])
     """
     weight = np.asarray(weight)
+    if weight.ndim != 2:
+        raise ValueError(
+            f"weight must have shape (n_neurons, n_inputs), got shape {weight.shape}."
+        )
     n_neurons, n_inputs = weight.shape
     rng = np.random.default_rng(rng)
     limit = max_children(n_inputs, split, groups)
-    if not 1 <= n_children <= limit:
+    if not (isinstance(n_children, Integral) and 1 <= n_children <= limit):
         raise ValueError(
-            f"n_children must be in [1, {limit}] for split={split!r} of {n_inputs} "
-            f"inputs, got {n_children}."
+            f"n_children must be an integer in [1, {limit}] for split={split!r} of "
+            f"{n_inputs} inputs, got {n_children!r}."
         )
     if callable(split):
         return _check_partition(
@@ -84,18 +90,20 @@ def partition(weight, n_children, split="shared", *, groups=None, rng=None):
         row = rng.permutation(_deal(n_inputs, n_children))
     elif split == "contiguous":
         row = _deal(n_inputs, n_children)
-    elif split == "feature":
-        row = _cluster_inputs(weight, n_children, rng)
     else:
-        raise ValueError(f"split must be one of {SPLITS} or a callable, got {split!r}.")
+        row = _cluster_inputs(weight, n_children, rng)
     return np.tile(row, (n_neurons, 1))
 
 
 def max_children(n_inputs, split, groups=None):
     """Return the largest number of children that `split` can deal `n_inputs` to."""
-    if isinstance(split, str) and split == "groups":
+    if not callable(split) and split not in SPLITS:
+        raise ValueError(f"split must be one of {SPLITS} or a callable, got {split!r}.")
+    if split == "groups":
         if groups is None:
-            raise ValueError('split="groups" needs the group label of every input.')
+            raise ValueError(
+                'split="groups" needs groups, the group label of every input, got None.'
+            )
         groups = np.asarray(groups)
         if groups.shape != (n_inputs,):
             raise ValueError(

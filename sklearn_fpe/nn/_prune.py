@@ -5,6 +5,7 @@ units of a layer are the inputs of the next. Budgets count biases.
 """
 
 import math
+from bisect import bisect
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,14 +17,23 @@ PRUNES = ("magnitude", "structured")
 LAYER_FLOOR = 0.5
 """Least share of its parent's weights that magnitude pruning leaves every layer.
 
-Scaled by the budget where that is below the parent's. Without a floor, many copies of
-large outgoing weights starve the first layer.
+Of the weights that the budget pays for, where these are fewer than the parent's.
+Without a floor, many copies of large outgoing weights starve the first layer.
 """
 
-INPUT_SHARE = 0.625
+CROWDING = 1.25
+"""Most parameters that magnitude pruning chooses from, in units of the budget.
+
+Where the children have more, each run of children (one of every parent) loses its
+weakest first. Without the bound, the budget is spread over so many copies of outgoing
+weights that every child keeps a few edges only.
+"""
+
+INPUT_SHARE = {"contiguous": 0.9, "other": 0.75}
 """Least share of its inputs that structured pruning leaves every block, if it can.
 
-What the budget then does not pay for comes off the parents.
+What the budget then does not pay for comes off the parents. Contiguous blocks predict
+from all their columns, read or not, because that is cheaper than a gather.
 """
 
 
@@ -70,118 +80,106 @@ def budget_range(sizes, prune="magnitude"):
 class _Edges:
     """All edges of an expanded network, flat, from the largest weight to the smallest.
 
-    Copies of an outgoing weight tie. They are ranked so that the first copy of one
-    edge belongs to another child than the first copy of the next edge.
+    ``source`` and ``target`` number the units through all hidden layers; -1 stands for
+    an input or an output. Copies of an outgoing weight tie: they are ranked so that
+    the first copy of one edge belongs to another child than that of the next edge.
     """
 
     def __init__(self, weights, children, sizes):
-        fan_ins = sizes.fan_ins()
-        first_unit = np.cumsum([0, *fan_ins[1:]])
-        magnitude, rank, layer, source, target = [], [], [], [], []
+        widths = sizes.fan_ins()[1:]
+        start = np.cumsum([0, *widths])
+        parts = []
         for level, weight in enumerate(weights):
             n_rows, n_columns = weight.shape
-            row, column = np.indices(weight.shape)
-            output = level == len(children)
-            unit = row * 0 - 1 if output else children[level] * n_rows + row
+            row, column = np.indices(weight.shape, sparse=True)
             copies = sizes.expansion[level - 1] if level else 1
             copy, parent = np.divmod(column, n_columns // copies)
-            magnitude.append(np.abs(weight))
-            rank.append((copy - row - parent) % copies)
-            layer.append(np.full(weight.shape, level))
-            source.append(column + first_unit[level - 1] if level else row * 0 - 1)
-            target.append(unit if output else unit + first_unit[level])
-
-        def flat(arrays):
-            return np.concatenate([a.ravel() for a in arrays])
-
-        magnitude, rank = flat(magnitude), flat(rank)
+            rank = (copy - row - parent) % copies
+            source, target = -1, -1
+            if level > 0:
+                source = start[level - 1] + column
+            if level < len(children):
+                target = start[level] + children[level] * n_rows + row
+            arrays = (np.abs(weight), rank, level, source, target)
+            parts.append([np.broadcast_to(a, weight.shape).ravel() for a in arrays])
+        flat = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
         # A stable sort on both keys: equal weights go by rank, then by position.
-        self.order = np.lexsort((rank, -magnitude))
-        self.magnitude = magnitude[self.order]
-        self.layer = flat(layer)[self.order]
-        self.source = flat(source)[self.order]
-        self.target = flat(target)[self.order]
+        self.order = np.lexsort((flat[1], -flat[0]))
+        self.magnitude, _, self.layer, self.source, self.target = (
+            array[self.order] for array in flat
+        )
         self.shapes = [w.shape for w in weights]
-        self.n_units = int(first_unit[-1])
-        self.n_outputs = sizes.n_outputs
-        self.unit_layer = np.repeat(np.arange(len(children)), fan_ins[1:])
+        self.n_units = int(start[-1])
 
     def usable(self, alive):
         """Tell which edges join living units."""
-        # Index -1 stands for an input or an output, which always lives.
-        alive = np.append(alive, True)
+        alive = np.append(alive, True)  # index -1
         return alive[self.source] & alive[self.target]
 
-    def capacity(self, alive):
-        """Count the parameters there would be if nothing else were pruned."""
-        return int(self.usable(alive).sum() + alive.sum() + self.n_outputs)
-
-    def degree(self, chosen):
-        """Count the chosen edges into and out of every unit."""
-        n = self.n_units
-        into = np.bincount(self.target[chosen] + 1, minlength=n + 1)[1:]
-        out = np.bincount(self.source[chosen] + 1, minlength=n + 1)[1:]
-        return into, out
+    def degree(self, chosen, weights=None):
+        """Sum the chosen edges, or their weights, into and out of every unit."""
+        weights = None if weights is None else weights[chosen]
+        n = self.n_units + 1
+        into = np.bincount(self.target[chosen] + 1, weights, minlength=n)
+        out = np.bincount(self.source[chosen] + 1, weights, minlength=n)
+        return into[1:], out[1:]
 
     def strength(self):
         """Product of the norms of a unit's edges in and out."""
-        square, n = self.magnitude.astype(np.float64) ** 2, self.n_units + 1
-        into = np.bincount(self.target + 1, weights=square, minlength=n)[1:]
-        out = np.bincount(self.source + 1, weights=square, minlength=n)[1:]
+        into, out = self.degree(np.s_[:], self.magnitude.astype(np.float64) ** 2)
         return np.sqrt(into * out)
 
-    def strongest(self, units, ends):
-        """Mark the largest edge that has each of `units` at the end `ends`."""
-        wanted = np.zeros(self.n_units + 1, dtype=bool)
-        wanted[units] = True
-        position = np.flatnonzero(wanted[ends])
-        _, first = np.unique(ends[position], return_index=True)
-        marked = np.zeros(len(ends), dtype=bool)
-        marked[position[first]] = True
-        return marked
-
-    def strongest_path(self):
-        """Mark the edges of one strong path from an input to an output."""
-        path = np.zeros(len(self.layer), dtype=bool)
-        n_layers = len(self.shapes)
-        # log of the best product of weights from any input to each unit
-        best = np.zeros(self.n_units + 1)
-        choice = np.full(self.n_units + 1, -1)
-        log = np.log(self.magnitude.astype(np.float64).clip(min=1e-300))
-        for level in range(n_layers):
-            edges = np.flatnonzero(self.layer == level)
-            score = log[edges] + np.where(level > 0, best[self.source[edges]], 0.0)
-            by_target = np.lexsort((-score, self.target[edges]))
-            targets, first = np.unique(self.target[edges][by_target], return_index=True)
-            winner = by_target[first]
-            reached = np.full(self.n_units + 1, -np.inf) if level == 0 else best
-            reached[targets] = score[winner]
-            best = reached
-            choice[targets] = edges[winner]
-        edge = choice[-1]
+    def connected(self, alive):
+        """Drop the units that edges among `alive` do not join to inputs and outputs."""
         while True:
+            into, out = self.degree(self.usable(alive))
+            fewer = alive & (into > 0) & (out > 0)
+            if (fewer == alive).all():
+                return alive
+            alive = fewer
+
+    def path(self, alive):
+        """Mark a path of large edges from an output back to an input."""
+        usable = self.usable(alive)
+        path = np.zeros(len(usable), dtype=bool)
+        unit = -1
+        for level in reversed(range(len(self.shapes))):
+            # The edges are sorted, so the first one is the largest.
+            edge = (usable & (self.layer == level) & (self.target == unit)).argmax()
             path[edge] = True
-            if self.source[edge] < 0:
-                return path
-            edge = choice[self.source[edge]]
+            unit = self.source[edge]
+        return path
+
+    def cover(self, chosen, usable):
+        """Mark the largest usable edge into and out of the units that lack one."""
+        marked = np.zeros(len(chosen), dtype=bool)
+        for ends, n_edges in zip(
+            (self.target, self.source), self.degree(chosen), strict=True
+        ):
+            lacking = np.append(n_edges == 0, False)
+            edges = np.flatnonzero(usable & lacking[ends])
+            _, first = np.unique(ends[edges], return_index=True)
+            marked[edges[first]] = True
+        return marked
 
     def masks(self, chosen):
         """Lay a choice of edges out as one mask per layer."""
         flat = np.zeros(len(self.order), dtype=bool)
         flat[self.order] = chosen
         ends = np.cumsum([r * c for r, c in self.shapes])[:-1]
-        return [
-            part.reshape(shape)
-            for part, shape in zip(np.split(flat, ends), self.shapes, strict=True)
-        ]
+        parts = zip(np.split(flat, ends), self.shapes, strict=True)
+        return [part.reshape(shape) for part, shape in parts]
 
 
-def prune_magnitude(weights, children, sizes, budget, floor=LAYER_FLOOR):
+def prune_magnitude(
+    weights, children, sizes, budget, floor=LAYER_FLOOR, crowding=CROWDING
+):
     """Keep the largest weights of all layers, `budget` parameters in all.
 
     Biases of living units are kept and paid first. No layer is left with less than
     `floor` of its parent's weights. A unit without inputs or without outputs is
-    removed, and what it held goes to the next largest weights.
+    removed, and what it held goes to the next largest weights. Where the others have
+    too few edges for that, it stays and gets its largest edges.
 
     Parameters
     ----------
@@ -195,92 +193,120 @@ def prune_magnitude(weights, children, sizes, budget, floor=LAYER_FLOOR):
     budget : int
         Parameters to keep, biases included, within :func:`budget_range`.
     floor : float in [0, 1), default=LAYER_FLOOR
-        Share of its parent's weights that every layer keeps.
+        Share of its parent's weights that every layer keeps; of the weights that
+        `budget` pays for, where these are fewer.
 
     Returns
     -------
     alive : list of n_hidden bool ndarrays of shape (n_units,)
-        Units that are kept.
+        Units that are kept. Each has an edge in and an edge out, if `budget` pays for
+        two edges and the bias of every unit; a few smaller budgets leave a unit that
+        lacks one.
     keep : list of n_hidden + 1 bool ndarrays
         Edges that are kept, of the shapes of `weights`.
+
+    Raises
+    ------
+    ValueError
+        If the partitions leave children without inputs, and the other children have
+        fewer than `budget` parameters.
     """
     edges = _Edges(weights, children, sizes)
-    floors = floor * _parent_weights(sizes)
-    floors *= min(1.0, budget / sizes.n_parent_parameters())
-    forced = edges.strongest_path()
-    alive = _affordable(edges, sizes, budget, forced)
+    floors = _floors(sizes, budget, floor)
+    strength = edges.strength()
+
+    def n_weights(alive):
+        """Count the weights that the budget pays for."""
+        return budget - sizes.n_outputs - int(alive.sum())
+
+    def suffice(alive):
+        """Tell whether there are edges enough for the budget and the floors."""
+        of_layer = np.bincount(edges.layer[edges.usable(alive)], minlength=len(floors))
+        return of_layer.sum() >= n_weights(alive) and (of_layer >= floors).all()
+
+    alive = edges.connected(np.ones(edges.n_units, dtype=bool))
+    if not suffice(alive):
+        most = budget - n_weights(alive) + int(edges.usable(alive).sum())
+        raise ValueError(
+            f"budget must be at most {most}, the parameters of the children that the "
+            f"split gave any inputs, got {budget}."
+        )
+    alive = _thin(edges, sizes, alive, strength, crowding * budget, suffice)
+    forced = edges.path(alive)
     while True:
-        chosen = _largest(edges, alive, budget, floors, forced)
+        usable = edges.usable(alive)
+        chosen = _largest(edges, usable, n_weights(alive), floors, forced)
         into, out = edges.degree(chosen)
         dead = np.flatnonzero(alive & ((into == 0) | (out == 0)))
-        if not len(dead):
-            break
-        fewer = _without(edges, alive, dead, budget)
-        if fewer is not None:
+        weakest_first = dead[np.argsort(strength[dead], kind="stable")]
+        fewer = _remove(edges, alive, weakest_first, suffice)
+        if (fewer != alive).any():
             alive = fewer
             continue
-        # The budget cannot be spent without these units: give them their best edges.
-        usable = edges.usable(alive)
-        more = forced | (usable & edges.strongest(dead, edges.source))
-        more |= usable & edges.strongest(dead, edges.target)
-        n_weights = budget - edges.n_outputs - alive.sum()
-        if more.sum() == forced.sum() or more.sum() > n_weights:
+        more = forced | edges.cover(chosen, usable)
+        if (more == forced).all() or (more & usable).sum() > n_weights(alive):
             break
         forced = more
-    units = np.cumsum(sizes.fan_ins()[1:])[:-1]
-    return np.split(alive, units), edges.masks(chosen)
+    return np.split(alive, np.cumsum(sizes.fan_ins()[1:])[:-1]), edges.masks(chosen)
 
 
-def _parent_weights(sizes):
+def _floors(sizes, budget, floor):
+    """Return the least number of weights of every layer."""
     widths = [sizes.n_inputs, *sizes.hidden, sizes.n_outputs]
-    return np.array([a * b for a, b in pairwise(widths)], float)
+    weights = np.array([n_in * n_out for n_in, n_out in pairwise(widths)])
+    n_biases = sizes.n_parent_parameters() - weights.sum()
+    paid = min(1.0, max(0, budget - n_biases) / weights.sum())
+    return (floor * paid * weights).astype(int)
 
 
-def _affordable(edges, sizes, budget, path):
-    """Keep the strongest units whose bias, one edge in and one out can be paid."""
-    strength = edges.strength()
-    on_path = np.unique(edges.source[path])
-    strength[on_path[on_path >= 0]] = np.inf
-    order = np.argsort(-strength, kind="stable")
-    room = budget - edges.n_outputs - (len(sizes.hidden) + 1)
-    n_alive = min(edges.n_units, max(len(sizes.hidden), room // 3))
-    alive = np.zeros(edges.n_units, dtype=bool)
-    alive[order[:n_alive]] = True
-    for unit in order[n_alive:]:
-        if edges.capacity(alive) >= budget:
-            break
-        alive[unit] = True
+def _thin(edges, sizes, alive, strength, limit, suffice):
+    """Keep as many children, of all runs and layers alike, as stay below `limit`."""
+
+    def strongest(share):
+        kept, start = alive.copy(), 0
+        for n_parents, n_children in zip(sizes.hidden, sizes.expansion, strict=True):
+            units = slice(start, start := start + n_parents * n_children)
+            runs = -strength[units].reshape(n_children, n_parents)
+            rank = runs.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
+            kept[units] &= (rank < math.ceil(share * n_parents)).ravel()
+        return edges.connected(kept)
+
+    def enough(share):
+        kept = strongest(share)
+        size = edges.usable(kept).sum() + kept.sum() + sizes.n_outputs
+        return suffice(kept) and size >= limit
+
+    shares = sorted({n / h for h in sizes.hidden for n in range(1, h + 1)})
+    first_enough = bisect(shares, False, key=enough)
+    # The largest share below the limit, if it suffices; else the least that does.
+    below, above = max(first_enough - 1, 0), min(first_enough, len(shares) - 1)
+    for share in (shares[below], shares[above]):
+        if suffice(kept := strongest(share)):
+            return kept
     return alive
 
 
-def _without(edges, alive, dead, budget):
-    """Remove dead units, as many as leave enough edges to spend the budget on."""
-    fewer = alive.copy()
-    fewer[dead] = False
-    if edges.capacity(fewer) >= budget:
-        return fewer
-    strength = edges.strength()
-    for unit in dead[np.argsort(strength[dead], kind="stable")]:
+def _remove(edges, alive, units, suffice):
+    """Remove as many of `units`, from the first on, as leave others that suffice."""
+
+    def without(n):
         fewer = alive.copy()
-        fewer[unit] = False
-        if edges.capacity(fewer) >= budget:
-            return fewer
-    return None
+        fewer[units[:n]] = False
+        return edges.connected(fewer)
+
+    counts = range(1, len(units) + 1)
+    return without(bisect(counts, False, key=lambda n: not suffice(without(n))))
 
 
-def _largest(edges, alive, budget, floors, forced):
-    """Choose edges: those forced, each layer's floor, then the largest of all."""
-    n_weights = budget - edges.n_outputs - int(alive.sum())
-    usable = edges.usable(alive)
+def _largest(edges, usable, n_weights, floors, forced):
+    """Choose usable edges: those forced, each layer's floor, then the largest."""
     chosen = forced & usable
-    for level, least in enumerate(floors):
-        of_layer = usable & (edges.layer == level)
-        missing = int(least) - int((chosen & of_layer).sum())
-        missing = min(missing, n_weights - int(chosen.sum()))
-        if missing > 0:
-            chosen[np.flatnonzero(of_layer & ~chosen)[:missing]] = True
-    missing = n_weights - int(chosen.sum())
-    chosen[np.flatnonzero(usable & ~chosen)[: max(missing, 0)]] = True
+    everywhere = np.ones(len(usable), dtype=bool)
+    quotas = [(edges.layer == level, n) for level, n in enumerate(floors)]
+    for where, wanted in [*quotas, (everywhere, n_weights)]:
+        n_more = min(wanted - (chosen & where).sum(), n_weights - chosen.sum())
+        if n_more > 0:
+            chosen[np.flatnonzero(usable & where & ~chosen)[:n_more]] = True
     return chosen
 
 
@@ -307,7 +333,7 @@ def structured_count(sizes, n_reads, n_parents):
     return weights + sum(units) + sizes.n_outputs * (reads[-1] + 1)
 
 
-def structured_sizes(sizes, budget, input_share=None):
+def structured_sizes(sizes, budget, input_share):
     """Decide how many inputs and how many children the blocks keep.
 
     Parents are dropped, in all layers alike, until blocks that read `input_share` of
@@ -320,7 +346,6 @@ def structured_sizes(sizes, budget, input_share=None):
     n_parents : tuple of int
         Children per block of every hidden layer.
     """
-    input_share = INPUT_SHARE if input_share is None else input_share
     first = sizes.expansion[0]
     least = least_parents(sizes)
 
@@ -351,8 +376,9 @@ def structured_sizes(sizes, budget, input_share=None):
 def choose_inputs(energy, labels, n_reads):
     """Choose the inputs that every block reads, `n_reads` in all.
 
-    Blocks lose the same share of their inputs; `energy` (n_neurons, n_inputs) ranks
-    the inputs of a block. Returns a bool array of shape (n_inputs,).
+    Blocks lose the same share of their inputs, and every block keeps one, if `n_reads`
+    is at least the number of blocks. `energy` (n_neurons, n_inputs) ranks the inputs of
+    a block. Returns a bool array of shape (n_inputs,).
     """
     score = energy.sum(axis=0)
     sizes = np.bincount(labels)
@@ -360,16 +386,9 @@ def choose_inputs(energy, labels, n_reads):
     order = np.lexsort((-score, labels))
     rank = np.empty(len(labels), dtype=np.intp)
     rank[order] = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    # Inputs are taken in rounds, one of every block; short blocks take part late, so
-    # that all blocks end with the same share.
-    position = (rank + 1) / sizes[labels]
+    # First one input of every block, then those that equal shares of all blocks hold.
     keep = np.zeros(len(labels), dtype=bool)
-    keep[np.lexsort((-score, position))[:n_reads]] = True
-    keep[rank == 0] = True
-    for j in np.lexsort((score, -position)):
-        if keep.sum() <= n_reads:
-            break
-        keep[j] &= rank[j] == 0
+    keep[np.lexsort((-score, rank / sizes[labels]))[:n_reads]] = True
     return keep
 
 

@@ -1,0 +1,26 @@
+"""The paper's claims, measured by this library.
+
+``python -m benchmarks.experiments`` trains, writes one JSON file per experiment, and
+makes ``docs/results.rst`` and its figures of these files alone.
+
+An experiment is a module with a docstring that says what is measured (it becomes the
+text of the page) and
+
+- ``TITLE``;
+- ``run(quick, data, n_jobs) -> dict``: everything that was measured;
+- ``plot(result) -> Figure``, ``tables(result)``, ``claims(result)``: what follows from
+  it, computed whenever the page is made.
+"""
+
+NAMES = (
+    "boolean",
+    "scaling",
+    "collisions",
+    "embeddings",
+    "timing",
+    "children",
+    "peers",
+    "depth",
+    "prediction",
+)
+"""The experiments, in the order of the page."""

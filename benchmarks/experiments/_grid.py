@@ -1,0 +1,79 @@
+"""Run many small trainings, and bring what they measured together."""
+
+from statistics import fmean, stdev
+
+import torch
+from joblib import Parallel, delayed
+
+LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+"""What every network of a real-valued task is tuned over."""
+
+
+def run_jobs(function, jobs, n_jobs, data=None):
+    """Call ``function(data=data, **job)`` for every job, in parallel.
+
+    Returns the rows: each job, with what was measured of it.
+    """
+    if n_jobs == 1:
+        measured = [function(data=data, **job) for job in jobs]
+    else:
+        parallel = Parallel(n_jobs=n_jobs)
+        measured = parallel(delayed(_one_thread)(function, data, job) for job in jobs)
+    return [job | row for job, row in zip(jobs, measured, strict=True)]
+
+
+def _one_thread(function, data, job):
+    """Run a job in a worker process: nets are too small for two threads."""
+    torch.set_num_threads(1)
+    return function(data=data, **job)
+
+
+def product(**values):
+    """Return the jobs of a grid, the last name varying fastest."""
+    jobs = [{}]
+    for name, choices in values.items():
+        jobs = [job | {name: choice} for job in jobs for choice in choices]
+    return jobs
+
+
+def group(rows, *names):
+    """Group rows by the values of `names`, in order of appearance."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+    return groups
+
+
+def tuned(rows, *names):
+    """Per group, keep the rows of the learning rate that validates best.
+
+    Best is the highest validation accuracy, averaged over the seeds. The accuracy that
+    is reported is that on the test rows, which had no part in the choice.
+    """
+    return {
+        key: max(
+            group(of_key, "lr").values(),
+            key=lambda of_lr: fmean(row["validation"] for row in of_lr),
+        )
+        for key, of_key in group(rows, *names).items()
+    }
+
+
+def mean(rows, name="test"):
+    return fmean(row[name] for row in rows)
+
+
+def spread(rows, name="test"):
+    """Return the standard deviation over seeds; 0 of a single seed."""
+    return stdev(row[name] for row in rows) if len(rows) > 1 else 0.0
+
+
+def gains(rows, baseline):
+    """Return the differences of two groups, seed by seed, in points."""
+    of_seed = {row["seed"]: row["test"] for row in baseline}
+    return [row["test"] - of_seed[row["seed"]] for row in rows]
+
+
+def show(rows):
+    """Format mean ± standard deviation."""
+    return f"{mean(rows):.1f} ± {spread(rows):.1f}"

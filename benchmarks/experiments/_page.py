@@ -1,0 +1,108 @@
+"""Make the results page and its figures of the experiments' JSON, and of that alone."""
+
+import inspect
+import json
+from importlib import import_module
+
+import matplotlib
+
+from benchmarks.experiments import NAMES
+
+HEAD = """\
+.. This page is made by ``python -m benchmarks.experiments``: do not edit it.
+
+Results
+=======
+
+What the paper "Expand Neurons, Not Parameters" (`arXiv:2510.04500
+<https://arxiv.org/abs/2510.04500>`_) claims, measured by this library. Every figure on
+this page is computed from the files that the experiments wrote, every verdict by the
+rule that is stated beside it. ± is a standard deviation over seeds.
+"""
+
+FIGURE_SETTINGS = {
+    "svg.hashsalt": "sklearn_fpe",
+    "font.size": 9,
+    "axes.titlesize": "medium",
+}
+"""With a fixed salt the same figures give the same files."""
+
+
+def load_results(folder):
+    """Read what the experiments wrote: {name: result}, in the order of the page."""
+    paths = {name: folder / f"{name}.json" for name in NAMES}
+    return {n: json.loads(p.read_text()) for n, p in paths.items() if p.exists()}
+
+
+def write_page(results, page, figures):
+    """Write the page to the path `page` and its figures into the folder `figures`."""
+    figures.mkdir(parents=True, exist_ok=True)
+    parts = [HEAD, *_provenance(results), *_summary(results)]
+    for name, result in results.items():
+        module = _module(name)
+        with matplotlib.rc_context(FIGURE_SETTINGS):
+            path = figures / f"{name}.svg"
+            module.plot(result).savefig(path, metadata={"Date": None})
+        parts += _section(module, result, path.relative_to(page.parent))
+    page.write_text("\n".join(parts), encoding="utf-8")
+
+
+def _module(name):
+    return import_module(f"benchmarks.experiments.{name}")
+
+
+def _provenance(results):
+    minutes = sum(r["seconds"] for r in results.values()) / 60
+    machines = {(r["n_jobs"], r["torch"]) for r in results.values()}
+    ran = " and ".join(
+        f"{jobs} processes of one thread each, torch {torch}"
+        for jobs, torch in sorted(machines)
+    )
+    text = f"The experiments took {minutes:.0f} minutes on {ran}."
+    if any(r["quick"] for r in results.values()):
+        text += (
+            "\n\n.. warning::\n\n   Made with ``--quick``: too few seeds and epochs "
+            "for the verdicts to mean anything."
+        )
+    without = [name for name, r in results.items() if r["data"] is None]
+    if without:
+        text += "\n\nNo file of embeddings was given to: " + ", ".join(without) + "."
+    files = sorted({r["data"] for r in results.values()} - {None})
+    if files:
+        text += "\n\n*glyphs* was read from ``" + "``, ``".join(files) + "``."
+    return [text, ""]
+
+
+def _summary(results):
+    rows = [
+        [_module(name).TITLE, claim.title, f"**{claim.verdict}**"]
+        for name, result in results.items()
+        for claim in _module(name).claims(result)
+    ]
+    return _table("The claims.", ["experiment", "claim", "verdict"], rows)
+
+
+def _section(module, result, figure):
+    title = module.TITLE
+    parts = [title, "-" * len(title), "", *_prose(module), ""]
+    parts += [f".. image:: {figure.as_posix()}", f"   :alt: {title}", ""]
+    for claim in module.claims(result):
+        parts += [claim.title, "~" * len(claim.title), ""]
+        parts += [f"**{claim.verdict.capitalize()}.** {claim.text}", ""]
+        parts += [f"*Paper:* {claim.paper}.", ""]
+        parts += [f"*Rule:* {claim.rule}", ""] if claim.rule else []
+    for table in module.tables(result):
+        parts += _table(table.caption, table.header, table.rows)
+    return parts
+
+
+def _prose(module):
+    """Return the module's docstring without its first line, a title of its own."""
+    return inspect.cleandoc(module.__doc__).splitlines()[2:]
+
+
+def _table(caption, header, rows):
+    lines = [f".. list-table:: {caption}", "   :header-rows: 1", ""]
+    for row in [header, *rows]:
+        lines += [f"   {'*' if i == 0 else ' '} - {cell}" for i, cell in enumerate(row)]
+    return [*(line.rstrip() for line in lines), ""]

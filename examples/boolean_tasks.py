@@ -1,0 +1,118 @@
+"""
+Boolean tasks: interference that can be counted
+===============================================
+
+On a Boolean formula it is known what the features are. A formula in disjunctive normal
+form is true if any of its clauses is; a clause is true if all of its literals are.
+Every clause is a feature that a hidden neuron has to detect, and with as many clauses
+as neurons, they crowd each other.
+"""
+
+# %%
+# :func:`~sklearn_fpe.datasets.make_dnf` draws a formula and rows on which it is true
+# half of the time. Here eight clauses of four literals each, for eight parent neurons.
+
+import matplotlib.pyplot as plt
+import numpy as np
+from sklearn.model_selection import train_test_split
+
+from sklearn_fpe import FPEClassifier
+from sklearn_fpe.datasets import make_dnf
+from sklearn_fpe.inspection import (
+    ChildInputsDisplay,
+    clause_collisions,
+    clause_coverage,
+    expected_collisions,
+    expected_coverage,
+)
+
+_, _, formula = make_dnf(n_clauses=8, clause_size=4, random_state=0)
+print(formula)
+
+# %%
+# Three networks of equal size. The dense one is ``expansion=1``. ``split="random"``
+# deals the inputs of every neuron at random. ``split="groups"`` keeps the variables of
+# a clause together, which takes knowing the clauses: ``formula.feature_groups`` has the
+# clause of every column. Such a split is a different one for each neuron, so it goes
+# with ``prune="magnitude"``, the default, and not with ``prune="structured"``.
+
+settings = {
+    "dense": {"expansion": 1},
+    "random split": {"expansion": 2, "split": "random"},
+    "clause-aware split": {"expansion": 2, "split": "groups"},
+}
+
+
+def fit(name, seed):
+    """Fit one network on one task; return it, its formula and its test accuracy."""
+    X, y, formula = make_dnf(12_000, n_clauses=8, clause_size=4, random_state=seed)
+    X_train, X_test, y_train, y_test = train_test_split(X, y, random_state=seed)
+    kwargs = dict(settings[name])
+    if kwargs.get("split") == "groups":
+        kwargs["feature_groups"] = formula.feature_groups
+    model = FPEClassifier((8,), max_iter=40, random_state=seed, **kwargs)
+    model.fit(X_train, y_train)
+    return model, formula, model.score(X_test, y_test)
+
+
+results = {name: [fit(name, seed) for seed in range(3)] for name in settings}
+accuracy = {name: [100 * run[2] for run in runs] for name, runs in results.items()}
+for name, scores in accuracy.items():
+    print(f"{name:19} {np.mean(scores):5.1f} +- {np.std(scores):.1f} % test accuracy")
+
+# %%
+# Splitting separates clauses: two clauses *collide* in a child that reads all of both.
+# It may also tear a clause apart: a clause is *covered* if some child still reads all
+# of it. A random split does both; the clause-aware one only the first.
+
+measures = {"collisions per neuron": clause_collisions, "coverage": clause_coverage}
+measured = {
+    label: {name: [f(m, d) for m, d, _ in results[name]] for name in settings}
+    for label, f in measures.items()
+}
+fig, axes = plt.subplots(1, 3, figsize=(10, 3.6), layout="constrained", sharey=True)
+panels = {"test accuracy (%)": accuracy, **measured}
+for ax, (label, values) in zip(axes, panels.items(), strict=True):
+    for row, runs in enumerate(values.values()):
+        ax.barh(row, np.mean(runs), color=f"C{row}", alpha=0.6)
+        ax.plot(runs, [row] * len(runs), "o", color=f"C{row}", markeredgecolor="white")
+        ax.annotate(
+            f"{np.mean(runs):.3g}",
+            (0, row),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+        )
+    ax.set_xlabel(label)
+    ax.grid(axis="x", alpha=0.3)
+axes[0].set_yticks(range(len(settings)), settings)
+axes[0].invert_yaxis()
+plt.show()
+
+# %%
+# What to expect of a random split is known: with :math:`k` literals a clause stays
+# whole in a neuron with probability :math:`\alpha^{-(k-1)}`, while two clauses collide
+# with probability :math:`\alpha^{-(2k-1)}`, which falls much faster.
+
+for alpha in (1, 2, 4):
+    collisions = expected_collisions(alpha, clause_size=4, n_clauses=8)
+    coverage = expected_coverage(alpha, clause_size=4, n_neurons=8)
+    print(f"expansion {alpha}: {collisions:.3f} collisions, coverage {coverage:.2f}")
+
+# %%
+# The inputs of a clause-aware neuron, sorted by clause, with a line between clauses.
+# Each child reads whole clauses, its sibling the others.
+
+model, formula, _ = results["clause-aware split"][0]
+order = np.argsort(formula.feature_groups, kind="stable")
+display = ChildInputsDisplay.from_estimator(model, neuron=0)
+sorted_display = ChildInputsDisplay(
+    weights=display.weights[:, order], seen=display.seen[:, order], neuron=0
+)
+plt.close(display.figure_)
+fig, ax = plt.subplots(figsize=(9, 2.4), layout="constrained")
+sorted_display.plot(ax)
+for clause in range(1, 8):
+    ax.axvline(4 * clause - 0.5, color="black", linewidth=0.5)
+ax.set_xlabel("Input, sorted by clause")
+plt.show()

@@ -1,0 +1,108 @@
+"""
+Large data from a memory map
+============================
+
+A file that does not fit into memory can be trained on as it lies on disk. Memory maps
+that would take more than half a gigabyte as float32 are streamed: batches are read,
+converted and standardised as they are asked for, and the file is never copied whole.
+"""
+
+# %%
+# A file of 150 000 rows of 1024 features, written piece by piece. Features are kept as
+# float16 or bytes to save disk; here as bytes.
+
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from sklearn_fpe import FPEClassifier
+
+n_rows, n_features, n_classes = 150_000, 1024, 10
+folder = tempfile.TemporaryDirectory()
+path = Path(folder.name, "X.npy")
+rng = np.random.default_rng(0)
+centers = rng.normal(size=(n_classes, n_features)).astype(np.float32)
+y = rng.integers(0, n_classes, n_rows)
+
+X = np.lib.format.open_memmap(path, "w+", np.uint8, (n_rows, n_features))
+for start in range(0, n_rows, 10_000):
+    rows = slice(start, start + 10_000)
+    noise = rng.standard_normal((10_000, n_features), dtype=np.float32)
+    X[rows] = np.clip(128 + 4 * centers[y[rows]] + 30 * noise, 0, 255)
+X.flush()
+print(f"{X.size / 2**20:.0f} MiB on disk, {4 * X.size / 2**20:.0f} as float32")
+
+# %%
+# Opening the file reads nothing. Training takes it like any array. Rows are shuffled
+# by blocks of neighbouring rows, so that the file is read in runs; if its rows are
+# sorted by class, shuffle the file once when it is written.
+
+X = np.load(path, mmap_mode="r")
+train, test = slice(0, 140_000), slice(140_000, None)
+
+
+def anonymous_memory():
+    """Memory that this process has for itself, in MiB; pages of files do not count."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return float("nan")  # not Linux
+    line = next(x for x in status.read_text().splitlines() if x.startswith("RssAnon"))
+    return int(line.split()[1]) / 2**10
+
+
+class Watch(threading.Thread):
+    """Note the growth of memory ten times a second."""
+
+    def __enter__(self):
+        self.done, self.points = threading.Event(), []
+        self.first, self.begin = anonymous_memory(), time.perf_counter()
+        self.start()
+        return self
+
+    def run(self):
+        while not self.done.wait(0.1):
+            seconds = time.perf_counter() - self.begin
+            self.points.append((seconds, anonymous_memory() - self.first))
+
+    def __exit__(self, *exc_info):
+        self.done.set()
+        self.join()
+
+
+model = FPEClassifier((8,), max_iter=2, warmup=1, random_state=0)
+with Watch() as watch:
+    model.fit(X[train], y[train])
+print(
+    f"accuracy on the last rows of the file {100 * model.score(X[test], y[test]):.1f} %"
+)
+
+# %%
+# Memory grows by the rows that are read and shuffled among one another at a time. A
+# longer file takes longer, not more.
+
+seconds, growth = np.array(watch.points).T
+fig, ax = plt.subplots(figsize=(7, 3.8), layout="constrained")
+ax.fill_between(seconds, growth, alpha=0.4)
+ax.plot(seconds, growth, label="growth of the process's own memory")
+ax.axhline(4 * X.size / 2**20, color="C3", linestyle="--", label="X as float32")
+ax.set(xlabel="seconds of fit", ylabel="MiB", xlim=(0, None), ylim=(0, None))
+ax.legend(loc="center right")
+plt.show()
+
+# %%
+# Where the data do not lie in one file, ``partial_fit`` takes them piece by piece: a
+# call is one epoch over the given rows, and the first ``warmup`` calls come before the
+# split.
+
+model = FPEClassifier((8,), warmup=2, random_state=0)
+for start in range(0, 50_000, 10_000):
+    rows = slice(start, start + 10_000)
+    model.partial_fit(X[rows], y[rows], classes=np.arange(n_classes))
+print(f"after {model.n_iter_} pieces: {100 * model.score(X[test], y[test]):.1f} %")
+
+del X
+folder.cleanup()

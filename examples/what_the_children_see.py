@@ -1,0 +1,91 @@
+"""
+What the children see
+=====================
+
+A hidden neuron of a small network has to serve several features at once, and they
+interfere. Expansion deals the neuron's inputs to children; each serves fewer features.
+This example looks at the first layer, before and after.
+"""
+
+# %%
+# Two networks with the same number of non-zero parameters, on 8×8 images of digits. The
+# pixels are brought to one scale beforehand, so that weights can be compared.
+
+import matplotlib.pyplot as plt
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import StandardScaler
+
+from sklearn_fpe import FPEClassifier
+from sklearn_fpe.inspection import (
+    ChildInputsDisplay,
+    InterferenceDisplay,
+    feature_capacity,
+    mean_cosine_similarity,
+)
+
+X, y = load_digits(return_X_y=True)
+X = StandardScaler().fit_transform(X)
+X_train, X_test, y_train, y_test = train_test_split(X, y, random_state=0)
+
+
+def fit(expansion, **kwargs):
+    """Fit four parent neurons, each with `expansion` children."""
+    model = FPEClassifier(
+        (4,), expansion=expansion, standardize=False, random_state=0, **kwargs
+    )
+    return model.fit(X_train, y_train)
+
+
+dense, expanded = fit(1), fit(4)
+for name, model in {"dense": dense, "expanded": expanded}.items():
+    print(f"{name:9} {model.n_nonzero_} parameters, ", end="")
+    print(f"test accuracy {100 * model.score(X_test, y_test):.1f} %")
+
+# %%
+# Pruning takes from some parents more than from others, whole children too. This is the
+# neuron with the most children left:
+
+parents = expanded.module_.parents[0].numpy()
+neuron = np.bincount(parents).argmax()
+print(f"children of each parent: {np.bincount(parents)}")
+
+# %%
+# In the dense network it reads the whole image.
+
+ChildInputsDisplay.from_estimator(dense, neuron=neuron, image_shape=(8, 8))
+plt.show()
+
+# %%
+# Its children share no pixel. Grey pixels went to a sibling, or their weight was pruned
+# to pay for the copies of the outgoing weights.
+
+# sphinx_gallery_thumbnail_number = 2
+ChildInputsDisplay.from_estimator(expanded, neuron=neuron, image_shape=(8, 8))
+plt.show()
+
+# %%
+# ``split="contiguous"`` deals neighbouring columns, here rows of pixels, together.
+
+contiguous = fit(4, split="contiguous")
+ChildInputsDisplay.from_estimator(contiguous, neuron=neuron, image_shape=(8, 8))
+plt.show()
+
+# %%
+# Two measures tell how much interference there is. The *capacity* of an input is the
+# share of its direction that it has to itself, 1 if no other input is read alike. The
+# *cosine similarity* of two neurons is 1 if they read the same inputs in the same
+# proportions, and 0 for siblings, which read none in common.
+
+models = {"dense": dense, "expanded": expanded}
+InterferenceDisplay.from_estimators(models)
+plt.show()
+
+# %%
+# Both are plain functions too.
+
+for name, model in models.items():
+    capacity = feature_capacity(model).mean()
+    similarity = mean_cosine_similarity(model)
+    print(f"{name:9} capacity {capacity:.3f}, similarity {similarity:.3f}")

@@ -1,0 +1,272 @@
+"""Export to ONNX: the fitted network as the blocks and matrices it runs."""
+
+import numpy as np
+from sklearn.utils.validation import check_is_fitted
+
+from sklearn_fpe._classifier import FPEClassifier
+from sklearn_fpe._regressor import FPERegressor
+from sklearn_fpe._transformer import FPETransformer
+from sklearn_fpe._version import __version__
+from sklearn_fpe.nn import BlockLinear
+
+OPSET = 17
+"""Version of ONNX's default operators in an exported model."""
+
+IR_VERSION = 8
+"""Version of ONNX's file format, the oldest that knows :data:`OPSET`."""
+
+ACTIVATION_OPS = {"logistic": "Sigmoid", "tanh": "Tanh", "relu": "Relu"}
+"""The activations' operators; the identity has none."""
+
+
+def to_onnx(estimator):
+    r"""Export a fitted estimator as an ONNX model.
+
+    The model computes what the estimator computes, layer by layer: for a layer of
+    dense blocks ``y_a = x[:, inputs[a]] W_a + b_a`` one batched product over the
+    blocks ``a``, after a gather of columns where the blocks are not runs of
+    neighbours; for a masked layer one product with the matrix that is zero where it was
+    pruned. It uses the default operators of opset 17 only and computes in float32.
+
+    Parameters
+    ----------
+    estimator : FPEClassifier, FPERegressor or FPETransformer
+        A fitted estimator.
+
+    Returns
+    -------
+    model : onnx.ModelProto
+        A model with the input ``X``, float32 of shape (N, n_features), for any N of 1 or more.
+        Its outputs are
+
+        - of a classifier: ``label``, what ``predict`` returns, int64, string, bool or
+          float as the labels are (of a multi-label problem int64 of shape
+          (N, n_labels)), and ``probabilities``, what ``predict_proba`` returns;
+        - of a regressor: ``y``, what ``predict`` returns, in the units of the targets;
+        - of a transformer: ``activations``, what ``transform`` returns.
+
+        ``onnx.save(model, path)`` writes it.
+
+    Raises
+    ------
+    TypeError
+        If `estimator` is of another class.
+    sklearn.exceptions.NotFittedError
+        If `estimator` is not fitted.
+    ValueError
+        If ONNX has no type for the class labels, or float32 cannot hold the units of
+        the targets.
+    ImportError
+        If onnx is not installed.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn_fpe import FPEClassifier, to_onnx
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = FPEClassifier((8,), expansion=2, max_iter=5, random_state=0).fit(X, y)
+    >>> [output.name for output in to_onnx(clf).graph.output]
+    ['label', 'probabilities']
+    """
+    exporters = {
+        FPEClassifier: _add_classifier,
+        FPERegressor: _add_regressor,
+        FPETransformer: _add_transformer,
+    }
+    if type(estimator) not in exporters:
+        names = ", ".join(kind.__name__ for kind in exporters)
+        raise TypeError(
+            f"estimator must be one of {names}, got a {type(estimator).__name__}."
+        )
+    check_is_fitted(estimator)
+    graph = _Graph(_import_onnx())
+    exporters[type(estimator)](graph, estimator)
+    return graph.model(type(estimator).__name__, estimator.n_features_in_)
+
+
+def _import_onnx():
+    try:
+        import onnx
+    except ImportError as error:
+        raise ImportError(
+            f"to_onnx needs onnx, which cannot be imported ({error}). Install the "
+            f'extra: pip install "sklearn-fpe[onnx]"'
+        ) from error
+    return onnx
+
+
+class _Graph:
+    """A graph in the making.
+
+    Parameters
+    ----------
+    onnx : module
+        The package.
+    """
+
+    def __init__(self, onnx):
+        self.onnx = onnx
+        self.nodes, self.constants, self.outputs = [], [], []
+
+    def constant(self, name, array):
+        """Add an array under a name of its own; return the name."""
+        name = f"{name}_{len(self.constants)}"
+        array = np.ascontiguousarray(array)
+        self.constants.append(self.onnx.numpy_helper.from_array(array, name))
+        return name
+
+    def add(self, op, *inputs, output=None, **attributes):
+        """Add an operation; return the name of what it computes."""
+        output = output or f"{op.lower()}_{len(self.nodes)}"
+        node = self.onnx.helper.make_node(op, list(inputs), [output], **attributes)
+        self.nodes.append(node)
+        return output
+
+    def result(self, op, *inputs, output, array, **attributes):
+        """Add an operation whose value is an output of the model, like `array`."""
+        self.add(op, *inputs, output=output, **attributes)
+        kind = self.onnx.numpy_helper.from_array(array).data_type
+        shape = ["N", *array.shape[1:]]
+        value = self.onnx.helper.make_tensor_value_info(output, kind, shape)
+        self.outputs.append(value)
+
+    def model(self, name, n_features):
+        """Return the model."""
+        helper = self.onnx.helper
+        x = helper.make_tensor_value_info(
+            "X", self.onnx.TensorProto.FLOAT, ["N", n_features]
+        )
+        return helper.make_model(
+            helper.make_graph(self.nodes, name, [x], self.outputs, self.constants),
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+            producer_name="sklearn_fpe",
+            producer_version=__version__,
+        )
+
+
+# --------------------------------------------------------------------------------------
+# Outputs
+# --------------------------------------------------------------------------------------
+
+
+def _add_classifier(graph, estimator):
+    targets = estimator._targets
+    logits = _add_layer(graph, _add_hidden(graph, estimator), estimator.module_, -1)
+    n_classes = len(targets.classes)
+    proba = np.empty((0, n_classes), np.float32)
+    if targets.kind == "multiclass":
+        chosen = graph.add("ArgMax", logits, axis=1, keepdims=0)
+        graph.result("Softmax", logits, output="probabilities", array=proba, axis=1)
+    else:
+        zero = graph.constant("zero", np.float32(0))
+        chosen = graph.add("Greater", logits, zero)
+        if targets.kind == "binary":
+            logits = graph.add("Concat", graph.add("Neg", logits), logits, axis=1)
+        graph.result("Sigmoid", logits, output="probabilities", array=proba)
+    int64 = graph.onnx.TensorProto.INT64
+    if targets.kind == "multilabel":
+        label = np.empty((0, n_classes), np.int64)
+        graph.result("Cast", chosen, output="label", array=label, to=int64)
+    else:
+        if targets.kind == "binary":
+            row = graph.constant("axis", np.array([1]))
+            chosen = graph.add("Squeeze", graph.add("Cast", chosen, to=int64), row)
+        labels = _labels(targets.classes)
+        classes = graph.constant("classes", labels)
+        graph.result(
+            "Gather", classes, chosen, output="label", array=labels[:0], axis=0
+        )
+    graph.outputs.reverse()
+
+
+def _add_regressor(graph, estimator):
+    targets = estimator._targets
+    y = _add_layer(graph, _add_hidden(graph, estimator), estimator.module_, -1)
+    with np.errstate(over="ignore"):
+        scale, shift = (a.astype(np.float32) for a in targets.output_affine())
+    if not (np.isfinite(shift) & np.isfinite(scale) & (scale > 0)).all():
+        raise ValueError(
+            "The targets must have a mean and a standard deviation that float32 can "
+            f"hold, got {targets.mean} and {targets.scale}."
+        )
+    y = graph.add("Mul", y, graph.constant("scale", scale))
+    shift = graph.constant("mean", shift)
+    if targets.one_dimensional:
+        y = graph.add("Add", y, shift)
+        axis = graph.constant("axis", np.array([1]))
+        graph.result("Squeeze", y, axis, output="y", array=np.empty(0, np.float32))
+    else:
+        like = np.empty((0, targets.n_columns), np.float32)
+        graph.result("Add", y, shift, output="y", array=like)
+
+
+def _add_transformer(graph, estimator):
+    like = np.empty((0, estimator._n_features_out), np.float32)
+    x = _add_hidden(graph, estimator)
+    graph.result("Identity", x, output="activations", array=like)
+
+
+def _labels(classes):
+    """Return class labels in a type that ONNX has."""
+    kinds = {type(label) for label in classes.tolist()}
+    if kinds == {int} and np.abs(classes.astype(float)).max() < 2**63:
+        return classes.astype(np.int64)
+    if kinds == {str}:
+        return classes.astype(object)
+    if kinds in ({bool}, {float}):
+        return classes.astype(kinds.pop())
+    raise ValueError(
+        f"Class labels must be integers, floats, bools or texts to be exported, all of "
+        f"one kind, got {classes.tolist()[:5]}."
+    )
+
+
+# --------------------------------------------------------------------------------------
+# Layers
+# --------------------------------------------------------------------------------------
+
+
+def _add_hidden(graph, estimator):
+    """Add the hidden layers; return the name of the last one's activations."""
+    network = estimator.module_
+    x = "X"
+    if network.center is not None:
+        x = graph.add("Sub", x, graph.constant("center", _numpy(network.center)))
+    for level in range(len(network.hidden)):
+        x = _add_layer(graph, x, network, level)
+        if network.activation in ACTIVATION_OPS:
+            x = graph.add(ACTIVATION_OPS[network.activation], x)
+    return x
+
+
+def _add_layer(graph, x, network, level):
+    layer = network.layers[level]
+    if isinstance(layer, BlockLinear):
+        return _add_blocks(graph, x, layer)
+    weight = graph.constant("weight", _numpy(layer.weight).T)
+    bias = graph.constant("bias", _numpy(layer.bias))
+    return graph.add("Add", graph.add("MatMul", x, weight), bias)
+
+
+def _add_blocks(graph, x, layer):
+    n_blocks, block_inputs, block_outputs = layer.weight.shape
+    if layer.gathers:
+        columns = graph.constant("columns", _numpy(layer.inputs.flatten()))
+        x = graph.add("Gather", x, columns, axis=1)
+    # In the shapes, 0 stands for the number of rows.
+    shape = graph.constant("shape", np.array([0, n_blocks, block_inputs]))
+    x = graph.add("Transpose", graph.add("Reshape", x, shape), perm=[1, 0, 2])
+    x = graph.add("MatMul", x, graph.constant("blocks", _numpy(layer.weight)))
+    x = graph.add("Add", x, graph.constant("bias", _numpy(layer.bias)[:, None]))
+    x = graph.add("Transpose", x, perm=[1, 0, 2])
+    shape = graph.constant("shape", np.array([0, n_blocks * block_outputs]))
+    x = graph.add("Reshape", x, shape)
+    if layer.outputs is None:
+        return x
+    outputs = graph.constant("outputs", _numpy(layer.outputs))
+    return graph.add("Gather", x, outputs, axis=1)
+
+
+def _numpy(tensor):
+    return tensor.detach().cpu().numpy()

@@ -1,0 +1,162 @@
+"""Checks of what a file says; each names what must hold and what was found."""
+
+import json
+import math
+import reprlib
+
+import numpy as np
+
+
+class ModelFileError(ValueError):
+    """A model file is truncated, altered, hostile or of another format.
+
+    :func:`sklearn_fpe.load` raises it, and nothing else, for a file that is no sound
+    model; errors of the file system stay the ``OSError`` they are.
+    """
+
+
+def parse_json(text, name):
+    """Parse JSON strictly: no name twice in an object, no NaN, no infinity."""
+
+    def unique(pairs):
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            raise ValueError("a name comes twice in one object")
+        return result
+
+    def finite(text):
+        number = float(text)
+        if not math.isfinite(number):
+            raise ValueError(f"{text} is too large")
+        return number
+
+    def no_number(text):
+        raise ValueError(f"{text} is no number of JSON")
+
+    try:
+        if isinstance(text, bytes):
+            text = text.decode("utf-8")
+        return json.loads(
+            text,
+            object_pairs_hook=unique,
+            parse_float=finite,
+            parse_constant=no_number,
+        )
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"The JSON of {name} is damaged: {error}") from error
+
+
+def record(value, keys, name):
+    """Check an object that has just these fields; return their values."""
+    if not isinstance(value, dict) or value.keys() != set(keys):
+        found = list(value) if isinstance(value, dict) else value
+        raise ModelFileError(
+            f"{name} must have the fields {', '.join(keys)}; got {reprlib.repr(found)}."
+        )
+    return [value[key] for key in keys]
+
+
+def listing(value, name, least=0, most=2**31):
+    """Check a list; return it."""
+    if not isinstance(value, list) or not least <= len(value) <= most:
+        found = f"{len(value)}" if isinstance(value, list) else reprlib.repr(value)
+        raise ModelFileError(
+            f"{name} must be a list of {least} to {most} entries, got {found}."
+        )
+    return value
+
+
+def integer(value, name, least, most=2**53):
+    """Check an integer in [least, most]; return it."""
+    if type(value) is not int or not least <= value <= most:
+        raise ModelFileError(
+            f"{name} must be an integer in [{least}, {most}], got "
+            f"{reprlib.repr(value)}."
+        )
+    return value
+
+
+def integers(value, name, least, most=2**53, length=None):
+    """Check a list of integers in [least, most]; return it as a tuple."""
+    given = (1, 2**31) if length is None else (length, length)
+    return tuple(integer(v, name, least, most) for v in listing(value, name, *given))
+
+
+def choice(value, options, name):
+    """Check one of some texts; return it."""
+    if not isinstance(value, str) or value not in options:
+        raise ModelFileError(
+            f"{name} must be one of {', '.join(options)}; got {reprlib.repr(value)}."
+        )
+    return value
+
+
+class Arrays:
+    """The arrays of a file, each taken once, of the type and shape it must have.
+
+    Parameters
+    ----------
+    arrays : dict of ndarrays
+        The arrays by name.
+    """
+
+    def __init__(self, arrays):
+        self._arrays = dict(arrays)
+
+    def __contains__(self, name):
+        return name in self._arrays
+
+    def take(self, name, dtype, shape):
+        """Return an array; None in `shape` stands for any length."""
+        if name not in self._arrays:
+            raise ModelFileError(f"The array {name!r} is missing.")
+        array = self._arrays.pop(name)
+        fits = len(array.shape) == len(shape) and all(
+            wanted in (None, size)
+            for wanted, size in zip(shape, array.shape, strict=True)
+        )
+        if array.dtype != dtype or not fits:
+            raise ModelFileError(
+                f"The array {name!r} must be {np.dtype(dtype)} of shape "
+                f"{tuple(shape)}, got {array.dtype} of shape {array.shape}."
+            )
+        return array.copy()
+
+    def real(self, name, dtype, shape):
+        """Return an array of finite numbers."""
+        array = self.take(name, dtype, shape)
+        if not np.isfinite(array).all():
+            raise ModelFileError(f"The array {name!r} must hold finite numbers.")
+        return array
+
+    def positive(self, name, shape):
+        """Return an array of float64 above zero, whose inverse is finite."""
+        array = self.real(name, np.float64, shape)
+        with np.errstate(divide="ignore", over="ignore"):
+            fits = (array > 0).all() and np.isfinite(1 / array).all()
+        if not fits:
+            raise ModelFileError(f"The array {name!r} must hold numbers above zero.")
+        return array
+
+    def index(self, name, shape, n):
+        """Return an array of int64 in [0, n)."""
+        array = self.take(name, np.int32, shape).astype(np.int64)
+        if array.size and not 0 <= array.min() <= array.max() < n:
+            raise ModelFileError(f"The array {name!r} must hold numbers in [0, {n}).")
+        return array
+
+    def bits(self, name, shape):
+        """Return an array of bool that is kept as bits."""
+        n_bits = math.prod(shape)
+        # The length is checked before the bits are spread out.
+        bits = np.unpackbits(self.take(name, np.uint8, (-(-n_bits // 8),)))
+        if bits[n_bits:].any():
+            raise ModelFileError(f"The array {name!r} must end in zero bits.")
+        return bits[:n_bits].reshape(shape).astype(bool)
+
+    def close(self):
+        """Check that nothing is left over."""
+        if self._arrays:
+            raise ModelFileError(
+                f"The file holds arrays of no use: {reprlib.repr(list(self._arrays))}."
+            )

@@ -1,0 +1,118 @@
+"""Save an estimator to a file, load it from one."""
+
+from sklearn.utils.validation import check_is_fitted
+
+from sklearn_fpe._persistence import _estimator, _file
+from sklearn_fpe._persistence._checks import ModelFileError
+from sklearn_fpe._version import __version__
+
+
+def save(estimator, path):
+    """Save a fitted estimator to a file that holds no code.
+
+    The file is in the safetensors format: its header describes the estimator in JSON,
+    with a format version, the version of sklearn_fpe and a checksum; the rest is
+    arrays. Masked layers store what was kept, and the mask as bits. There is no
+    optimizer in it, as in a pickle, and the device is chosen anew by :func:`load`.
+
+    Parameters
+    ----------
+    estimator : FPEClassifier, FPERegressor or FPETransformer
+        A fitted estimator. The parameters `split`, `random_state` and
+        `skorch_callbacks` must not be a function, a RandomState or callbacks.
+        `memory` is not saved, nor is what ``set_callbacks``, ``set_output`` and the
+        ``set_..._request`` methods set.
+    path : str or path-like
+        Where to write. A file that is there already is replaced at the end, whole.
+
+    Raises
+    ------
+    ValueError
+        If a parameter or the class labels have no form without code, or the fitted
+        state is none that :func:`load` would accept. Nothing is written then.
+    TypeError
+        If `estimator` is of another class.
+    sklearn.exceptions.NotFittedError
+        If `estimator` is not fitted.
+    ImportError
+        If safetensors is not installed.
+
+    See Also
+    --------
+    load : Load what was saved.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn_fpe import FPEClassifier, load, save
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = FPEClassifier((8,), expansion=2, max_iter=20, random_state=0).fit(X, y)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "iris.safetensors")
+    ...     save(clf, path)
+    ...     loaded = load(path)
+    >>> bool((loaded.predict_proba(X) == clf.predict_proba(X)).all())
+    True
+    """
+    if _estimator.CLASSES.get(type(estimator).__name__) is not type(estimator):
+        raise TypeError(
+            f"estimator must be one of {', '.join(_estimator.CLASSES)}, got a "
+            f"{type(estimator).__name__}."
+        )
+    check_is_fitted(estimator)
+    data = _file.pack(*_estimator.describe(estimator), __version__)
+    try:
+        model, arrays, _ = _file.unpack(data)
+        _estimator.rebuild(model, arrays)
+    except ModelFileError as error:
+        raise ValueError(f"The estimator cannot be saved: {error}") from error
+    _file.write(path, data)
+
+
+def load(path):
+    """Load an estimator that :func:`save` saved.
+
+    Nothing of the file is run, and everything it says is checked before an estimator
+    is put together: lengths against the size of the file before they are read, then
+    types, shapes, indices, finite values and how the layers fit one another. So a
+    damaged or hostile file raises an error; what comes back predicts finite numbers
+    near its training data. The checksum is there to find accidents; it does not tell
+    who made the file.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file.
+
+    Returns
+    -------
+    estimator : FPEClassifier, FPERegressor or FPETransformer
+        The fitted estimator, on the device that its parameter `device` means here. It
+        predicts the same bits on the same kind of device, and ``partial_fit`` goes on
+        where it was, with a fresh optimizer.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is truncated, altered, too large, of another format or format
+        version, or describes no sound estimator. It is a ``ValueError``.
+    OSError
+        If the file cannot be read.
+    ImportError
+        If safetensors is not installed.
+
+    Warns
+    -----
+    UserWarning
+        If another version of sklearn_fpe saved the file, or its device is not there
+        and the CPU takes its place.
+
+    See Also
+    --------
+    save : Save an estimator.
+    """
+    model, arrays, version = _file.read(path)
+    estimator, state = _estimator.rebuild(model, arrays)
+    estimator.__setstate__(state | {"_fpe_version": version})
+    return estimator

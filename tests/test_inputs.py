@@ -1,0 +1,430 @@
+"""What X, y and weights may be made of."""
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import torch
+from scipy import sparse
+from sklearn.datasets import (
+    make_classification,
+    make_multilabel_classification,
+    make_regression,
+)
+
+from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer, _data
+
+QUICK = {"hidden_layer_sizes": (6,), "expansion": 2, "max_iter": 3, "random_state": 0}
+
+
+def classification(n_samples=60):
+    return make_classification(
+        n_samples, 8, n_informative=6, n_classes=3, random_state=0
+    )
+
+
+def rounded():
+    """A problem whose X is exact in every type of number."""
+    X, y = classification()
+    return np.clip(np.round(4 * X), -100, 100), y
+
+
+def assert_same_bits(one, other):
+    for a, b in zip(one.module_.parameters(), other.module_.parameters(), strict=True):
+        assert a.equal(b)
+
+
+# --------------------------------------------------------------------------------------
+# Types of numbers and layouts
+# --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    ["f2", "f4", ">f4", "f8", ">f8", "i1", "i2", "i4", "i8", "u8", "O", "longdouble"],
+)
+def test_type_of_numbers_is_no_matter(dtype):
+    X, y = rounded()
+    if dtype == "u8":
+        X = X + 100
+    plain = FPEClassifier(**QUICK).fit(X, y)
+    other = FPEClassifier(**QUICK).fit(X.astype(dtype), y)
+    assert_same_bits(plain, other)
+    np.testing.assert_allclose(
+        other.predict_proba(X.astype(dtype)), plain.predict_proba(X), atol=1e-5
+    )
+
+
+def test_booleans():
+    X, y = rounded()
+    plain = FPEClassifier(**QUICK).fit((X > 0).astype(float), y)
+    assert_same_bits(plain, FPEClassifier(**QUICK).fit(X > 0, y))
+    np.testing.assert_allclose(
+        plain.predict_proba(X > 0), plain.predict_proba((X > 0) * 1.0), atol=1e-5
+    )
+
+
+LAYOUTS = {
+    "Fortran order": np.asfortranarray,
+    "strided": lambda X: np.repeat(np.repeat(X, 2, axis=0), 3, axis=1)[::2, ::3],
+    "negative strides": lambda X: X[::-1, ::-1].copy()[::-1, ::-1],
+    "transposed": lambda X: X.T.copy().T,
+    "list": lambda X: X.tolist(),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layout_is_no_matter(layout, dtype):
+    X, y = rounded()
+    change = LAYOUTS[layout]
+    plain = FPEClassifier(**QUICK).fit(X, y)
+    other = FPEClassifier(**QUICK).fit(change(X.astype(dtype)), y)
+    assert_same_bits(plain, other)
+    for n_rows in (1, 60):
+        np.testing.assert_allclose(
+            other.predict_proba(change(X[:n_rows].astype(dtype))),
+            plain.predict_proba(X[:n_rows]),
+            atol=1e-5,
+        )
+
+
+def test_single_row_with_negative_strides():
+    X, y = rounded()
+    model = FPEClassifier(**QUICK).fit(X, y)
+    X = X.astype(np.float32)
+    np.testing.assert_array_equal(
+        model.predict_proba(X[::-1][:1]), model.predict_proba(X[-1:])
+    )
+
+
+def test_read_only_arrays_are_left_as_they_are():
+    X, y = classification()
+    weights = np.ones(60)
+    copies = X.copy(), y.copy(), weights.copy()
+    for array in (X, y, weights):
+        array.flags.writeable = False
+    model = FPEClassifier(**QUICK, early_stopping=True, validation_fraction=0.2)
+    model.fit(X, y, sample_weight=weights)
+    model.predict(X)
+    model.predict(X.astype(np.float32))
+    model = FPEClassifier(**QUICK).partial_fit(X, y, sample_weight=weights)
+    for array, copy in zip((X, y, weights), copies, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
+# --------------------------------------------------------------------------------------
+# Frames
+# --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("frame", [pd.DataFrame, pl.DataFrame])
+def test_frames(frame):
+    X, y = classification()
+    names = [f"column {i}" for i in range(8)]
+    data = frame(dict(zip(names, X.T, strict=True)))
+    series = pd.Series(y) if frame is pd.DataFrame else pl.Series(y)
+    weights = np.linspace(1, 2, 60)
+    model = FPEClassifier(**QUICK, early_stopping=True, validation_fraction=0.2)
+    model.fit(data, series, sample_weight=type(series)(weights))
+    plain = FPEClassifier(**QUICK, early_stopping=True, validation_fraction=0.2)
+    plain.fit(X, y, sample_weight=weights)
+    assert_same_bits(plain, model)
+    np.testing.assert_array_equal(model.feature_names_in_, names)
+    np.testing.assert_array_equal(model.predict(data), plain.predict(X))
+    with pytest.raises(ValueError, match="feature names"):
+        model.predict(data[names[::-1]])
+
+
+@pytest.mark.parametrize("dtype", ["category", "string", object])
+def test_labels_of_pandas(dtype):
+    X, y = classification()
+    labels = pd.Series(np.array(["a", "b", "c"])[y]).astype(dtype)
+    model = FPEClassifier(**QUICK).fit(X, labels)
+    assert list(model.classes_) == ["a", "b", "c"]
+    plain = FPEClassifier(**QUICK).fit(X, y)
+    assert_same_bits(plain, model)
+    assert model.score(X, labels) == plain.score(X, y)
+
+
+def test_nullable_numbers_of_pandas():
+    X, y = rounded()
+    frame = pd.DataFrame(X).astype("Int64").astype({0: "Float32"})
+    frame.columns = [f"x{i}" for i in range(8)]
+    model = FPEClassifier(**QUICK).fit(frame, pd.Series(y).astype("Int64"))
+    assert_same_bits(FPEClassifier(**QUICK).fit(X, y), model)
+    frame.iloc[3, 2] = pd.NA
+    with pytest.raises(ValueError, match="NaN"):
+        model.predict(frame)
+
+
+# --------------------------------------------------------------------------------------
+# Sparse matrices
+# --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "container",
+    [sparse.csr_array, sparse.csr_matrix, sparse.csc_array, sparse.coo_array],
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+def test_sparse_is_dense(container, dtype):
+    X, y = rounded()
+    X = np.where(np.abs(X) < 4, 0, X).astype(dtype)
+    settings = {**QUICK, "early_stopping": True, "validation_fraction": 0.2}
+    plain = FPEClassifier(**settings).fit(X, y)
+    model = FPEClassifier(**settings).fit(container(X), y)
+    assert_same_bits(plain, model)
+    np.testing.assert_array_equal(
+        model.predict_proba(container(X)), plain.predict_proba(X)
+    )
+
+
+@pytest.mark.parametrize("kind", [FPEClassifier, FPERegressor, FPETransformer])
+def test_sparse_is_never_made_dense_whole(monkeypatch, kind):
+    X, y = classification(400)
+    X = sparse.csr_array(np.where(np.abs(X) < 1, 0, X))
+    rows = []
+    real = sparse.csr_array.toarray
+
+    def toarray(self, *args, **kwargs):
+        rows.append(self.shape[0])
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(sparse.csr_array, "toarray", toarray)
+    monkeypatch.setattr("sklearn_fpe._base.ACTIVATION_BYTES", 8 * 8 * 50)
+    monkeypatch.setattr(_data.chunks, "__defaults__", (8 * 8 * 50,))
+    model = kind(**QUICK, batch_size=40, early_stopping=True).fit(X, y)
+    getattr(model, "transform" if kind is FPETransformer else "predict")(X)
+    assert rows
+    assert max(rows) <= 50
+
+
+def test_sparse_with_empty_rows_and_columns():
+    X, y = rounded()
+    X[:, 2] = 0
+    X[5] = 0
+    plain = FPEClassifier(**QUICK).fit(X, y)
+    assert_same_bits(plain, FPEClassifier(**QUICK).fit(sparse.csr_array(X), y))
+
+
+def test_sparse_targets():
+    X, Y = make_multilabel_classification(60, 8, n_classes=3, random_state=0)
+    plain = FPEClassifier(**QUICK).fit(X, Y)
+    assert_same_bits(plain, FPEClassifier(**QUICK).fit(X, sparse.csr_array(Y)))
+    with pytest.raises(TypeError, match=r"[Ss]parse data was passed"):
+        FPERegressor(**QUICK).fit(X, sparse.csr_array(Y))
+
+
+# --------------------------------------------------------------------------------------
+# Tensors
+# --------------------------------------------------------------------------------------
+
+
+TENSORS = ["float16", "bfloat16", "float32", "float64", "int8", "int64"]
+
+
+@pytest.mark.parametrize("dtype", TENSORS)
+def test_tensors(dtype):
+    X, y = rounded()
+    tensor = torch.from_numpy(X).to(getattr(torch, dtype))
+    weights = np.linspace(1, 2, 60)
+    plain = FPEClassifier(**QUICK).fit(X, y, sample_weight=weights)
+    model = FPEClassifier(**QUICK).fit(
+        tensor, torch.from_numpy(y), sample_weight=torch.from_numpy(weights)
+    )
+    assert_same_bits(plain, model)
+    assert isinstance(model.predict(tensor), np.ndarray)
+    np.testing.assert_allclose(
+        model.predict_proba(tensor), plain.predict_proba(X), atol=1e-5
+    )
+
+
+class OnAnotherDevice(torch.Tensor):
+    """A tensor of eight columns that never comes to the host; what it yields may."""
+
+    def cpu(self):
+        assert self.ndim == 1 or self.shape[1] != 8, "this would be a round trip"
+        return self.as_subclass(torch.Tensor)
+
+    def numpy(self, *args, **kwargs):
+        raise AssertionError("this would be a round trip")
+
+    __array__ = numpy
+
+
+@pytest.mark.parametrize("kind", [FPEClassifier, FPERegressor, FPETransformer])
+def test_tensors_never_become_arrays(kind):
+    X, y = rounded()
+    settings = {**QUICK, "early_stopping": True, "validation_fraction": 0.2}
+    plain = kind(**settings).fit(X, y)
+    away = torch.from_numpy(X).as_subclass(OnAnotherDevice)
+    model = kind(**settings).fit(away, y)
+    assert_same_bits(plain, model)
+    predict = "transform" if kind is FPETransformer else "predict"
+    np.testing.assert_array_equal(
+        getattr(model, predict)(away), getattr(plain, predict)(X)
+    )
+
+
+def test_tensors_with_gradients_and_of_any_stride():
+    X, y = rounded()
+    plain = FPEClassifier(**QUICK).fit(X, y)
+    tensor = torch.from_numpy(X).requires_grad_()
+    assert_same_bits(plain, FPEClassifier(**QUICK).fit(tensor, y))
+    tensor = torch.from_numpy(X.T.copy()).T
+    assert_same_bits(plain, FPEClassifier(**QUICK).fit(tensor, y))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda X: X * torch.nan, "Input X contains NaN"),
+        (lambda X: X / 0.0, "Input X contains (infinity|NaN)"),
+        (lambda X: X * 1e300, "value too large for float32"),
+        (lambda X: X[0], "X must be of shape"),
+        (lambda X: X[:0], "X must be of shape"),
+        (lambda X: X[:, :3], "X has 3 features, but"),
+        (lambda X: X.to_sparse(), "X must be a dense tensor"),
+        (lambda X: X + 1j, "X must be a dense tensor of real numbers"),
+    ],
+)
+def test_bad_tensors(change, message):
+    X, y = rounded()
+    model = FPEClassifier(**QUICK).fit(X, y)
+    with pytest.raises(ValueError, match=message):
+        model.predict(change(torch.from_numpy(X)))
+
+
+@pytest.mark.gpu
+def test_tensors_on_the_gpu_stay_there():
+    X, y = rounded()
+    plain = FPEClassifier(**QUICK, device="cuda").fit(X, y)
+    tensor = torch.from_numpy(X).cuda()
+    model = FPEClassifier(**QUICK, device="cuda").fit(
+        tensor, torch.from_numpy(y).cuda()
+    )
+    np.testing.assert_allclose(
+        model.predict_proba(tensor), plain.predict_proba(X), atol=1e-4
+    )
+
+
+# --------------------------------------------------------------------------------------
+# Memory maps
+# --------------------------------------------------------------------------------------
+
+
+def memory_map(tmp_path, X, dtype=np.float32):
+    path = tmp_path / "X.npy"
+    np.save(path, X.astype(dtype))
+    return np.load(path, mmap_mode="r")
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int16])
+def test_memory_map_that_is_loaded(tmp_path, dtype):
+    X, y = rounded()
+    model = FPEClassifier(**QUICK).fit(memory_map(tmp_path, X, dtype), y)
+    assert_same_bits(FPEClassifier(**QUICK).fit(X, y), model)
+
+
+@pytest.mark.parametrize("kind", [FPEClassifier, FPERegressor, FPETransformer])
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_memory_map_that_is_streamed(monkeypatch, tmp_path, kind, early_stopping):
+    X, y = rounded()
+    monkeypatch.setattr(_data, "STREAM_ABOVE", 0)
+    monkeypatch.setattr(_data, "SHUFFLE_BLOCK", 8)
+    monkeypatch.setattr(_data, "SHUFFLE_BYTES", 4 * 8 * 16)
+    made = []
+    real = _data.StreamedRows._iterate
+
+    def iterate(self, *args):
+        made.append(type(self.view.X))
+        return real(self, *args)
+
+    monkeypatch.setattr(_data.StreamedRows, "_iterate", iterate)
+    settings = {**QUICK, "early_stopping": early_stopping, "validation_fraction": 0.2}
+    model = kind(**settings).fit(memory_map(tmp_path, X), y)
+    assert len(made) >= 3
+    # Same statistics, another order of the rows.
+    plain = kind(**settings).fit(X, y)
+    np.testing.assert_allclose(model._scaler.mean, plain._scaler.mean)
+    assert 0.3 < model.loss_curve_[-1] / plain.loss_curve_[-1] < 3
+    again = kind(**settings).fit(memory_map(tmp_path, X), y)
+    assert_same_bits(model, again)
+
+
+def test_streaming_sees_every_row_once_an_epoch(monkeypatch, tmp_path):
+    X, _ = rounded()
+    monkeypatch.setattr(_data, "STREAM_ABOVE", 0)
+    monkeypatch.setattr(_data, "SHUFFLE_BLOCK", 7)
+    monkeypatch.setattr(_data, "SHUFFLE_BYTES", 4 * 8 * 14)
+    X[:, 0] = np.arange(60)
+    view = _data.View(memory_map(tmp_path, X), np.arange(0, 60, 2))
+    rows = _data.make_rows(
+        view,
+        torch.arange(30),
+        np.ones(30),
+        _data.Scaler.identity(8),
+        torch.device("cpu"),
+    )
+    assert isinstance(rows, _data.StreamedRows)
+    orders = []
+    for seed in ((0, 0), (0, 1), None):
+        batches = list(rows.batches(4, seed))
+        for x, (targets, _) in batches:
+            assert len(x) == len(targets)
+            assert (x[:, 0] == 2 * targets).all()
+        orders.append(torch.cat([targets for _, (targets, _) in batches]).tolist())
+        assert sorted(orders[-1]) == list(range(30))
+    assert orders[0] != orders[1]
+    assert orders[2] == list(range(30))
+
+
+# --------------------------------------------------------------------------------------
+# Targets
+# --------------------------------------------------------------------------------------
+
+
+def test_column_vector_of_labels_becomes_flat_with_a_warning():
+    X, y = classification()
+    model = FPEClassifier(**QUICK)
+    with pytest.warns(match="A column-vector y was passed"):
+        model.fit(X, y[:, None])
+    assert model.predict(X).shape == (60,)
+    assert_same_bits(FPEClassifier(**QUICK).fit(X, y), model)
+
+
+@pytest.mark.parametrize("form", [np.asarray, list, pd.DataFrame, torch.as_tensor])
+def test_indicators_of_several_labels(form):
+    X, Y = make_multilabel_classification(60, 8, n_classes=3, random_state=0)
+    plain = FPEClassifier(**QUICK).fit(X, Y)
+    other = Y.tolist() if form is list else form(Y)
+    assert_same_bits(plain, FPEClassifier(**QUICK).fit(X, other))
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", ">f8", "i4", "O"])
+def test_real_targets_of_any_type(dtype):
+    X, Y = make_regression(60, 8, n_targets=2, random_state=0)
+    Y = np.round(Y)
+    plain = FPERegressor(**QUICK).fit(X, Y)
+    assert_same_bits(plain, FPERegressor(**QUICK).fit(X, Y.astype(dtype)))
+
+
+def test_array_like_that_is_no_array():
+    class Sequence:
+        def __init__(self, array):
+            self.array = array
+
+        def __len__(self):
+            return len(self.array)
+
+        def __array__(self, dtype=None, copy=None):
+            return np.array(self.array, dtype=dtype)
+
+        @property
+        def shape(self):
+            return self.array.shape
+
+    X, y = classification()
+    model = FPEClassifier(**QUICK).fit(Sequence(X), Sequence(y))
+    assert_same_bits(FPEClassifier(**QUICK).fit(X, y), model)
