@@ -77,7 +77,3 @@ html_theme_options = {
 }
 # Pages without a section of their own need no empty column at the left.
 html_sidebars = {"index": [], "install": [], "changelog": [], "results": []}
-
-# The page of measurements is made by the benchmarks; it may not have been yet.
-if not (HERE / "results.rst").exists():
-    tags.add("no_results")  # noqa: F821

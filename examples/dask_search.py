@@ -27,6 +27,8 @@ search to a worker. Here the cluster is two processes of this machine.
 # ``random_state``. The best estimator is fitted where the search was started, after the
 # workers are done.
 
+import logging
+
 import matplotlib.pyplot as plt
 from dask.distributed import Client, LocalCluster, get_task_stream
 from joblib import parallel_config
@@ -39,7 +41,7 @@ from sklearn_fpe import FPEClassifier
 def search_on(cluster, X, y):
     """Search on a cluster; return the search and what each worker did when."""
     grid = {"expansion": [1, 2, 4], "split": ["shared", "random"]}
-    search = GridSearchCV(FPEClassifier((4,), max_iter=30, random_state=0), grid, cv=3)
+    search = GridSearchCV(FPEClassifier((4,), max_iter=20, random_state=0), grid, cv=3)
     with (
         Client(cluster) as client,
         get_task_stream(client) as stream,
@@ -56,13 +58,17 @@ def search_on(cluster, X, y):
 if __name__ == "__main__":
     X, y = load_digits(return_X_y=True)
     with LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None
+        n_workers=2,
+        threads_per_worker=1,
+        dashboard_address=None,
+        silence_logs=logging.ERROR,
     ) as cluster:
         search, tasks = search_on(cluster, X, y)
     print(search.best_params_, f"accuracy {search.best_score_:.3f}")
 
 # %%
-# Every bar is a task, a few fits that joblib bundled.
+# Every bar is a task, one fit or a few that joblib bundled. The first of a worker is
+# long: it imports the packages.
 
 if __name__ == "__main__":
     workers = sorted({task["worker"] for task in tasks})

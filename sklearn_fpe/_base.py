@@ -341,11 +341,10 @@ class BaseFPE(CallbackSupportMixin, BaseEstimator):
         return tags
 
     def __getstate__(self):
-        """Hold tensors on the CPU and no optimizer."""
+        """Hold no optimizer; the network pickles its tensors as arrays."""
         state = super().__getstate__().copy()
         state.pop("_phases", None)
         if "module_" in state:
-            state["module_"] = copy.deepcopy(state["module_"]).to("cpu")
             state["_fpe_version"] = __version__
         return state
 

@@ -36,8 +36,8 @@ def to_onnx(estimator):
     Returns
     -------
     model : onnx.ModelProto
-        A model with the input ``X``, float32 of shape (N, n_features), for any N of 1 or more.
-        Its outputs are
+        A model with the input ``X``, float32 of shape (N, n_features), for any N of 1
+        or more. Its outputs are
 
         - of a classifier: ``label``, what ``predict`` returns, int64, string, bool or
           float as the labels are (of a multi-label problem int64 of shape

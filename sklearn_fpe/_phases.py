@@ -165,9 +165,7 @@ class Phases:
         network = copy.deepcopy(self.net.module_).eval()
         network.fold_input(*self.scaler.tensors(self.device))
         if not all(bool(p.isfinite().all()) for p in network.parameters()):
-            raise _training.diverged(
-                "The weights became infinite.", self.estimator.learning_rate_init
-            )
+            raise self._diverged("The weights became infinite.")
         sizes = self.estimator._sizes
         is_split = self.phase == "fine-tune"
         attributes = {
@@ -306,6 +304,8 @@ class Phases:
             seed=(self.estimator._seeds["shuffle"], len(self.loss_curve)),
             lr=lr,
         )
+        if not math.isfinite(loss):
+            raise self._diverged(f"The training loss became {loss}.")
         self.loss_curve.append(loss)
         self.n_iter += 1
         return loss
@@ -321,11 +321,15 @@ class Phases:
                 outputs.append(network(x, gathered=rows.gathered).cpu())
         outputs = torch.cat(outputs).numpy()
         if not np.isfinite(outputs).all():
-            raise _training.diverged(
-                "The outputs for the validation rows became infinite.",
-                self.estimator.learning_rate_init,
-            )
+            raise self._diverged("The outputs for validation rows became infinite.")
         return float(self.targets.score(y, outputs, weights))
+
+    def _diverged(self, symptom):
+        return FloatingPointError(
+            f"{symptom} Lower learning_rate_init (it is "
+            f"{self.estimator.learning_rate_init:g}), keep standardize=True, and look "
+            f"for extreme values in X or y."
+        )
 
     def _print(self, message):
         if self.estimator.verbose:

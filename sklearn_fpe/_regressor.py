@@ -10,13 +10,13 @@ from sklearn_fpe._targets import RealTargets
 
 
 class FPERegressor(RegressorMixin, BaseFPE):
-    r"""Multi-layer perceptron regressor with Fixed Parameter Expansion [1]_.
+    """Multi-layer perceptron regressor with Fixed Parameter Expansion.
 
     Fixed Parameter Expansion trains an MLP with hidden layers
     ``h = act(W x + b)`` in four steps: warm up the dense parent network, split every
     hidden neuron into `expansion` children among which its input edges are
     partitioned, prune back to the budget, fine-tune. The result has as many non-zero
-    parameters as the parent, in more and less entangled neurons.
+    parameters as the parent, in more and less entangled neurons [1]_.
 
     Parameters
     ----------
@@ -181,7 +181,7 @@ class FPERegressor(RegressorMixin, BaseFPE):
     n_features_in_ : int
         Columns of X.
 
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns of X, if it has names that are strings.
 
     See Also

@@ -13,13 +13,13 @@ from sklearn_fpe._targets import ClassTargets, RealTargets
 
 
 class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE):
-    r"""Hidden activations of a network with Fixed Parameter Expansion [1]_.
+    """Hidden activations of a network with Fixed Parameter Expansion.
 
     Fixed Parameter Expansion trains an MLP with hidden layers
     ``h = act(W x + b)`` in four steps: warm up the dense parent network, split every
     hidden neuron into `expansion` children among which its input edges are
     partitioned, prune back to the budget, fine-tune. The result has as many non-zero
-    parameters as the parent, in more and less entangled neurons.
+    parameters as the parent, in more and less entangled neurons [1]_.
 
     Parameters
     ----------
@@ -189,7 +189,7 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
     n_features_in_ : int
         Columns of X.
 
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns of X, if it has names that are strings.
 
     See Also

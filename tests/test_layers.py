@@ -78,7 +78,9 @@ def block_example(rng, n_in, n_blocks, n_out, *, contiguous, unread, pads, masks
         labels = rng.permutation(labels)
     columns = [np.flatnonzero(labels == a) for a in range(n_blocks)]
     if unread:
-        columns = [np.sort(rng.permutation(c)[: max(1, len(c) - 1)]) for c in columns]
+        columns = [
+            np.sort(rng.permutation(c)[: rng.integers(1, len(c) + 1)]) for c in columns
+        ]
     if not contiguous:
         columns = [rng.permutation(c) for c in columns]
     n_outs = [n_out] * n_blocks

@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 import warnings
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from sklearn_fpe.nn import MLP, DenseLinear, expand
+from sklearn_fpe.nn import MLP, DenseLinear, _fused, expand
 from sklearn_fpe.nn._mlp import ACTIVATIONS
 
 seeds = st.integers(0, 2**32 - 1)
@@ -161,6 +162,47 @@ def test_folding_and_unfolding_compose(network, seed, offset):
     # Other statistics express the same function in other coordinates.
     network.unfold_input(mean, scale)
     assert_close(network((raw - mean) / scale), expected, rtol=1e-6, atol=1e-6)
+
+
+@given(networks(), seeds)
+def test_a_change_of_scale_keeps_the_function(network, seed):
+    rng = np.random.default_rng(seed)
+    n_in, n_out = network.layers[0].in_features, network.layers[-1].out_features
+    scales, output_scales = (
+        torch.from_numpy(rng.uniform(0.1, 10, (2, n))) for n in (n_in, n_out)
+    )
+    means, output_means = (
+        torch.from_numpy(rng.normal(size=(2, n))) for n in (n_in, n_out)
+    )
+    x = inputs(network, seed)
+    network.double()
+    before = network((x - means[0]) / scales[0]) * output_scales[0] + output_means[0]
+    network.change_input_scale(means[0], scales[0], means[1], scales[1])
+    network.change_output_scale(
+        output_means[0], output_scales[0], output_means[1], output_scales[1]
+    )
+    after = network((x - means[1]) / scales[1]) * output_scales[1] + output_means[1]
+    assert_close(after, before, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("n_rows", [0, 1, 5])
+@pytest.mark.parametrize("widths", [[6, 4, 3], [6, 4, 4, 3]])
+@pytest.mark.parametrize(
+    ("split", "prune"),
+    [("shared", "magnitude"), ("contiguous", "structured"), ("shared", "structured")],
+)
+def test_prediction_block_by_block_gives_the_same(n_rows, widths, split, prune):
+    network = MLP.dense(widths, generator=torch.Generator().manual_seed(0))
+    network, _ = expand(network, 2, split, prune=prune, rng=0)
+    x = inputs(network.double(), 0, n_rows)
+    with torch.no_grad():
+        expected = network(x)
+        with mock.patch.object(_fused, "FUSE_ABOVE", -1):
+            for _ in range(2):  # nothing is left behind
+                assert_close(network(x), expected, rtol=1e-10, atol=1e-10)
+            if network.columns is not None:
+                gathered = network(x[:, network.columns], gathered=True)
+                assert_close(gathered, expected, rtol=1e-10, atol=1e-10)
 
 
 @given(networks(), seeds)

@@ -196,10 +196,10 @@ def test_children_without_inputs_are_removed_or_the_budget_is_an_error():
 # --------------------------------------------------------------------------------------
 
 
-@given(shapes("structured", splits=["shared"]))
-def test_structured_sizes_fit_the_budget(shape):
+@given(shapes("structured", splits=["shared"]), st.floats(0, 1))
+def test_structured_sizes_fit_the_budget(shape, input_share):
     sizes, budget, _, _ = shape
-    n_reads, n_parents = _prune.structured_sizes(sizes, budget)
+    n_reads, n_parents = _prune.structured_sizes(sizes, budget, input_share)
     assert _prune.structured_count(sizes, n_reads, n_parents) <= budget
     assert sizes.expansion[0] <= n_reads <= sizes.n_inputs
     for width, least, n in zip(
@@ -216,12 +216,12 @@ def test_structured_sizes_fit_the_budget(shape):
         assert _prune.structured_count(sizes, *larger) > budget
 
 
-@given(shapes("structured", splits=["shared"]))
-def test_structured_range_is_reached_at_both_ends(shape):
+@given(shapes("structured", splits=["shared"]), st.floats(0, 1))
+def test_structured_range_is_reached_at_both_ends(shape, input_share):
     sizes, _, _, _ = shape
     least, most = _prune.budget_range(sizes, "structured")
     for budget in (least, most):
-        chosen = _prune.structured_sizes(sizes, budget)
+        chosen = _prune.structured_sizes(sizes, budget, input_share)
         assert _prune.structured_count(sizes, *chosen) == budget
     assert chosen == (sizes.n_inputs, sizes.hidden)
 

@@ -23,7 +23,7 @@ from benchmarks.experiments._grid import (
     LEARNING_RATES,
     mean,
     product,
-    run_jobs,
+    run_tuned,
     show,
     spread,
     tuned,
@@ -52,19 +52,19 @@ def cases(quick, data):
 
 
 def run(quick, data=None, n_jobs=1):
-    jobs = []
+    rates, n_seeds = (LEARNING_RATES[2:3], 2) if quick else (LEARNING_RATES, 5)
+    rows = []
     for task, neurons, expansion in cases(quick, data):
-        one_rate = quick or task == "boolean"
-        jobs += product(
+        jobs = product(
             task=[task],
             neurons=[neurons],
             expansion=[expansion],
             dealing=DEALINGS,
-            lr=[boolean.FIT["lr"]] if one_rate else LEARNING_RATES,
-            seed=range(2 if quick else 5),
             quick=[quick],
         )
-    return {"rows": run_jobs(measure, jobs, n_jobs, data)}
+        of_task = [boolean.FIT["lr"]] if task == "boolean" else rates
+        rows += run_tuned(measure, jobs, n_seeds, n_jobs, data, of_task)
+    return {"rows": rows}
 
 
 def measure(task, neurons, expansion, dealing, lr, seed, quick, data=None):

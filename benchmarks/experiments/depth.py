@@ -11,7 +11,7 @@ from benchmarks.experiments._grid import (
     LEARNING_RATES,
     mean,
     product,
-    run_jobs,
+    run_tuned,
     show,
     spread,
     tuned,
@@ -29,11 +29,10 @@ def run(quick, data=None, n_jobs=1):
         task=real_tasks(data),
         depth=[1, 3] if quick else [1, 2, 3, 4, 5],
         expansion=[1, EXPANSION],
-        lr=LEARNING_RATES[2:3] if quick else LEARNING_RATES,
-        seed=range(1 if quick else 3),
         quick=[quick],
     )
-    return {"rows": run_jobs(measure, jobs, n_jobs, data)}
+    rates, n_seeds = (LEARNING_RATES[2:3], 1) if quick else (LEARNING_RATES, 3)
+    return {"rows": run_tuned(measure, jobs, n_seeds, n_jobs, data, rates)}
 
 
 def measure(task, depth, expansion, lr, seed, quick, data=None):

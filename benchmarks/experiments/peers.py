@@ -7,7 +7,7 @@ parent's width, and with four times the neurons of which a step trains a budget'
 (it keeps all weights for prediction and so has more); dense nets with 1, 1.2 and 2
 times the parameters. All use AdamW, the same learning rate schedule, epochs and order
 of batches, and each its own best learning rate of 0.001, 0.003, 0.01 and 0.03, chosen
-on validation rows; nothing else was tuned for any of them. The peers are written out
+on validation rows with the first seed; nothing else was tuned for any of them. The peers are written out
 in ``benchmarks/experiments/_peers.py``.
 """
 
@@ -17,7 +17,7 @@ from benchmarks.experiments._grid import (
     LEARNING_RATES,
     mean,
     product,
-    run_jobs,
+    run_tuned,
     show,
     spread,
     tuned,
@@ -59,11 +59,10 @@ def run(quick, data=None, n_jobs=1):
         for task, neurons in cases(quick, data)
         for job in product(
             method=list(METHODS),
-            lr=LEARNING_RATES[2:3] if quick else LEARNING_RATES,
-            seed=range(1 if quick else 3),
         )
     ]
-    return {"rows": run_jobs(measure, jobs, n_jobs, data)}
+    rates, n_seeds = (LEARNING_RATES[2:3], 1) if quick else (LEARNING_RATES, 3)
+    return {"rows": run_tuned(measure, jobs, n_seeds, n_jobs, data, rates)}
 
 
 def measure(task, neurons, quick, method, lr, seed, data=None):

@@ -18,12 +18,12 @@ TITLE = "Gain against clauses, neurons and expansion"
 METHODS = {"dense": "random", "random": "random", "clause-aware": "groups"}
 CENTER = {"clauses": 8, "neurons": 8, "expansion": 2}
 SWEEPS = {
-    "clauses": [2, 4, 8, 12, 16, 24, 32],
+    "clauses": [2, 4, 8, 16, 24, 32],
     "neurons": [4, 6, 8, 12, 16, 32],
     "expansion": [2, 3, 4, 8],
 }
 QUICK = {"clauses": [4, 16], "neurons": [8, 32], "expansion": [2, 4]}
-EPOCHS = {"clauses": 120, "neurons": 60, "expansion": 60}
+EPOCHS = {"clauses": 60, "neurons": 30, "expansion": 30}
 TASK = {"clause_size": 2, "n_variables": 64, "density": 0.2}
 FIT = {"lr": 1e-2, "constant": True, "warmup": 0.25, "batch_size": 128}
 

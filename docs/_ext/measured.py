@@ -92,17 +92,17 @@ def _name(row):
 
 def memory(report):
     """Growth of a process's own memory while it trains on a memory map."""
-    rows = [
-        [
-            str(row["settings"]).strip("{}").replace("'", "").replace(": ", " "),
-            f"{row['map_MB']:.0f}",
-            f"{row['fit_peak_MB']:.0f}",
-            f"{row['predict_peak_MB']:.0f}",
-        ]
-        for row in report["rows"]
-    ]
-    caption = "Growth of the process's own memory, in MB."
-    return caption, ["settings", "memory map", "fit", "predict"], rows
+    rows = report["rows"]
+    largest = [max(row[k] for row in rows) for k in ("fit_peak_MB", "predict_peak_MB")]
+    settings = report["settings"]
+    size = f"{settings['rows']} × {settings['columns']}"
+    cells = [size, *(f"{mb:.0f}" for mb in (rows[0]["map_MB"], *largest))]
+    caption = (
+        f"Largest growth of the process's own memory, in MB, over {len(rows)} settings "
+        f"of the classifier. Predictions are those of all rows at once."
+    )
+    header = ["memory map", "size", "while fitting", "while predicting"]
+    return caption, header, [cells]
 
 
 TABLES = {
@@ -127,7 +127,9 @@ class Measured(SphinxDirective):
         caption, header, rows = make(json.loads(path.read_text(encoding="utf-8")))
         if not rows:
             return [_missing(file, command)]
-        return [_table(caption, header, rows)]
+        # Beside the table: it shall not scroll with it on a narrow screen.
+        below = nodes.paragraph("", caption, classes=["measured-caption"])
+        return [_table(header, rows), below]
 
 
 def _missing(file, command):
@@ -139,9 +141,8 @@ def _missing(file, command):
     return nodes.note("", text)
 
 
-def _table(caption, header, rows):
+def _table(header, rows):
     table = nodes.table(classes=["measured"])
-    table += nodes.title("", caption)
     group = nodes.tgroup(cols=len(header))
     group += [nodes.colspec(colwidth=1) for _ in header]
     group += nodes.thead("", _row(header))
@@ -155,7 +156,14 @@ def _row(cells):
     return nodes.row("", *entries)
 
 
+def _drop_missing_page(app, docname, source):
+    """Leave the page of all measurements out of the contents until it is made."""
+    if docname == "index" and not (Path(app.srcdir) / "results.rst").exists():
+        source[0] = source[0].replace("\n   results\n", "\n")
+
+
 def setup(app):
     """Register with Sphinx."""
     app.add_directive("measured", Measured)
+    app.connect("source-read", _drop_missing_page)
     return {"parallel_read_safe": True}

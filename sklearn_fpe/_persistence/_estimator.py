@@ -20,11 +20,7 @@ from sklearn_fpe._persistence._checks import (
     listing,
     record,
 )
-from sklearn_fpe._persistence._values import (
-    CannotSaveError,
-    decode,
-    encode,
-)
+from sklearn_fpe._persistence._values import CannotSaveError, decode, encode
 from sklearn_fpe._regressor import FPERegressor
 from sklearn_fpe._transformer import FPETransformer
 from sklearn_fpe.nn import DenseLinear

@@ -5,11 +5,7 @@ from itertools import pairwise
 
 from sklearn_fpe._persistence import _statistics
 from sklearn_fpe._persistence._checks import ModelFileError, choice, record
-from sklearn_fpe._persistence._values import (
-    CannotSaveError,
-    decode_array,
-    encode_array,
-)
+from sklearn_fpe._persistence._values import CannotSaveError, decode_array, encode_array
 from sklearn_fpe._targets import RealTargets
 
 

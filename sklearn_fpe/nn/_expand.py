@@ -139,6 +139,13 @@ def check_expansion(
     ------
     ValueError
         If the arguments do not fit one another; the message says what must hold.
+
+    Examples
+    --------
+    >>> from sklearn_fpe.nn import check_expansion
+    >>> sizes, budget = check_expansion([64, 8, 10], 4, "shared")
+    >>> sizes.expansion, budget
+    ((4,), 610)
     """
     n_inputs, *hidden, n_outputs = (int(w) for w in widths)
     asked = [expansion] * len(hidden) if np.ndim(expansion) == 0 else [*expansion]

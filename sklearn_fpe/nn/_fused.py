@@ -46,7 +46,7 @@ def fused_blocks(x, weight, bias, activate, output_weight, output_bias):
     outputs : tensor of shape (n_rows, n_outputs)
     """
     n_blocks, n_in, n_out = weight.shape
-    outputs = output_bias.expand(len(x), -1).contiguous()
+    outputs = output_bias.repeat(len(x), 1)
     hidden = x.new_empty(len(x), n_out)
     for a in range(n_blocks):
         inputs = x[:, a * n_in : (a + 1) * n_in]

@@ -10,16 +10,36 @@ training multiplies by the mask: that keeps their gradients at zero.
 A layer computes in the precision of its input, whatever that of its parameters.
 """
 
-import copy
-
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from sklearn_fpe.nn._pickling import PickledAsArrays
 
-class DenseLinear(nn.Linear):
-    """:class:`torch.nn.Linear` that answers what the partitioned layers answer."""
+
+class DenseLinear(PickledAsArrays, nn.Linear):
+    """:class:`torch.nn.Linear` that answers what the partitioned layers answer.
+
+    ``y = x W' + b``, all of whose positions are kept.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+        Numbers of inputs and outputs.
+    device : torch.device, default=None
+        Where to make the parameters.
+    dtype : torch.dtype, default=None
+        Their precision.
+
+    Examples
+    --------
+    >>> from sklearn_fpe.nn import DenseLinear
+    >>> DenseLinear(4, 3).n_nonzero
+    15
+    """
+
+    def __init__(self, in_features, out_features, *, device=None, dtype=None):
+        super().__init__(in_features, out_features, device=device, dtype=dtype)
 
     def forward(self, x):
         """Map x (n_rows, in_features) to (n_rows, out_features)."""
@@ -48,7 +68,7 @@ class DenseLinear(nn.Linear):
         _fold(self.weight, self.bias, scale, shift, lambda w: w @ shift)
 
 
-class MaskedLinear(nn.Module):
+class MaskedLinear(PickledAsArrays, nn.Module):
     """Affine map whose weight is zero wherever a mask is False.
 
     ``y = x (W * mask)' + b``. In training the product with the mask stands in the
@@ -63,6 +83,15 @@ class MaskedLinear(nn.Module):
         Initial bias.
     mask : bool tensor of shape (out_features, in_features)
         The kept positions.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_fpe.nn import MaskedLinear
+    >>> mask = torch.tensor([[True, False], [True, True]])
+    >>> layer = MaskedLinear(torch.ones(2, 2), torch.zeros(2), mask)
+    >>> layer(torch.ones(1, 2)).tolist(), layer.n_nonzero
+    ([[1.0, 2.0]], 5)
     """
 
     def __init__(self, weight, bias, mask):
@@ -108,18 +137,8 @@ class MaskedLinear(nn.Module):
         """Make the layer act on x where it acted on ``(x - shift) * scale``."""
         _fold(self.weight, self.bias, scale, shift, lambda w: w @ shift)
 
-    def __deepcopy__(self, memo):
-        return _copied(self, memo)
 
-    def __getstate__(self):
-        """Hold the kept values and the mask's bits, not the zeros."""
-        return _packed_state(self)
-
-    def __setstate__(self, state):
-        super().__setstate__(_unpacked_state(state))
-
-
-class BlockLinear(nn.Module):
+class BlockLinear(PickledAsArrays, nn.Module):
     """Affine map by dense blocks: every child of a block reads the block's inputs.
 
     A layer whose neurons share one partition is block diagonal up to the order of its
@@ -149,6 +168,15 @@ class BlockLinear(nn.Module):
     aligned : bool
         Whether every block reads only from its run of equal length: then columns that
         are not read cost less as zeros of the weight than as a gather of x.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_fpe.nn import BlockLinear
+    >>> inputs = torch.tensor([[0, 2], [1, 3]])
+    >>> layer = BlockLinear(torch.ones(2, 2, 1), torch.zeros(2, 1), inputs, 4)
+    >>> layer(torch.tensor([[1.0, 2.0, 3.0, 4.0]])).tolist(), layer.n_nonzero
+    ([[4.0, 6.0]], 6)
     """
 
     def __init__(self, weight, bias, inputs, in_features, mask=None, outputs=None):
@@ -182,7 +210,10 @@ class BlockLinear(nn.Module):
         return out if self.outputs is None else out.index_select(1, self.outputs)
 
     def operands(self, x, gathered=False):
-        """Return x in the order of the blocks, their weight and their bias."""
+        """Return x in the order of the blocks, their weight and their bias.
+
+        x and `gathered` are those of :meth:`forward`.
+        """
         masked = self.training and self.mask is not None
         weight = self.weight * self.mask if masked else self.weight
         if self.aligned and not gathered:
@@ -192,7 +223,7 @@ class BlockLinear(nn.Module):
         return x, weight.to(x.dtype), self.bias.to(x.dtype)
 
     def spread(self, weight):
-        """Lay columns that belong to the outputs out over all block outputs."""
+        """Lay the columns of `weight`, one an output, out over all block outputs."""
         if self.outputs is None:
             return weight
         wide = weight.new_zeros(len(weight), self.bias.numel())
@@ -242,16 +273,6 @@ class BlockLinear(nn.Module):
         scale, shift = scale[self.inputs].unsqueeze(2), shift[self.inputs].unsqueeze(2)
         _fold(self.weight, self.bias, scale, shift, lambda w: (w * shift).sum(1))
 
-    def __deepcopy__(self, memo):
-        return _copied(self, memo)
-
-    def __getstate__(self):
-        """Hold the kept values and the mask's bits, not the zeros."""
-        return _packed_state(self)
-
-    def __setstate__(self, state):
-        super().__setstate__(_unpacked_state(state))
-
 
 def _is_aligned(inputs, in_features):
     """Tell whether block a reads only the a-th run of columns, of equal lengths."""
@@ -267,46 +288,3 @@ def _fold(weight, bias, scale, shift, weighted_shift):
     scaled = weight.double() * scale
     bias.copy_(bias.double() - weighted_shift(scaled))
     weight.copy_(scaled)
-
-
-def _copied(layer, memo):
-    """Copy a layer as it is: packing serves pickles only."""
-    twin = layer.__class__.__new__(layer.__class__)
-    memo[id(layer)] = twin
-    twin.__dict__.update(copy.deepcopy(layer.__dict__, memo))
-    return twin
-
-
-def _packed_state(layer):
-    state = layer.__dict__.copy()
-    mask = state["_buffers"].get("mask")
-    if mask is None:
-        return state
-    state["_parameters"] = parameters = state["_parameters"].copy()
-    state["_buffers"] = buffers = state["_buffers"].copy()
-    weight = parameters["weight"]
-    parameters["weight"] = nn.Parameter(
-        weight.detach()[mask], requires_grad=weight.requires_grad
-    )
-    bits = np.packbits(mask.cpu().numpy().ravel())
-    buffers["mask"] = torch.from_numpy(bits).to(mask.device)
-    state["_mask_shape"] = tuple(mask.shape)
-    return state
-
-
-def _unpacked_state(state):
-    if "_mask_shape" not in state:
-        return state
-    state = state.copy()
-    shape = state.pop("_mask_shape")
-    bits = state["_buffers"]["mask"]
-    mask = np.unpackbits(bits.cpu().numpy(), count=int(np.prod(shape)))
-    mask = torch.from_numpy(mask.reshape(shape).astype(bool)).to(bits.device)
-    kept = state["_parameters"]["weight"]
-    weight = kept.new_zeros(shape)
-    weight[mask] = kept.detach()
-    state["_parameters"] = state["_parameters"] | {
-        "weight": nn.Parameter(weight, requires_grad=kept.requires_grad)
-    }
-    state["_buffers"] = state["_buffers"] | {"mask": mask}
-    return state

@@ -8,6 +8,7 @@ from torch import nn
 
 from sklearn_fpe.nn._fused import fused_blocks, worth_fusing
 from sklearn_fpe.nn._layers import BlockLinear, DenseLinear
+from sklearn_fpe.nn._pickling import PickledAsArrays
 
 ACTIVATIONS = {
     "identity": nn.Identity,
@@ -18,7 +19,7 @@ ACTIVATIONS = {
 """The activation functions, by the names that scikit-learn gives them."""
 
 
-class MLP(nn.Module):
+class MLP(PickledAsArrays, nn.Module):
     """Multi-layer perceptron over dense or partitioned layers.
 
     Parameters
@@ -37,6 +38,14 @@ class MLP(nn.Module):
         The hidden layers' affine maps.
     center : tensor of shape (n_inputs,) or None
         Vector that is subtracted from the input first, see :meth:`fold_input`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_fpe.nn import MLP
+    >>> network = MLP.dense([4, 3, 2], generator=torch.Generator().manual_seed(0))
+    >>> network(torch.zeros(5, 4)).shape, network.n_nonzero
+    (torch.Size([5, 2]), 23)
     """
 
     def __init__(self, layers, activation="relu", parents=None):
@@ -191,7 +200,7 @@ class MLP(nn.Module):
 
     @torch.no_grad()
     def change_output_scale(self, mean, scale, new_mean, new_scale):
-        """Keep ``outputs * scale + mean`` the same function for new mean and scale."""
+        """Keep ``outputs * scale + mean`` for another `new_mean` and `new_scale`."""
         last, ratio = self.layers[-1], scale / new_scale
         last.weight.copy_(last.weight.double() * ratio.unsqueeze(1))
         last.bias.copy_(last.bias.double() * ratio + (mean - new_mean) / new_scale)

@@ -115,7 +115,28 @@ def max_children(n_inputs, split, groups=None):
 
 
 def is_shared(children):
-    """Tell whether all neurons of a layer use one partition."""
+    """Tell whether all neurons of a layer use one partition.
+
+    Parameters
+    ----------
+    children : int ndarray of shape (n_neurons, n_inputs)
+        The child of each edge, see :func:`partition`.
+
+    Returns
+    -------
+    shared : bool
+        Whether all rows are equal.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_fpe.nn import is_shared, partition
+    >>> weight = np.ones((3, 8))
+    >>> is_shared(partition(weight, 2, "shared", rng=0))
+    True
+    >>> is_shared(partition(weight, 2, "random", rng=0))
+    False
+    """
     return bool((children == children[:1]).all())
 
 

@@ -1,0 +1,296 @@
+"""Bad input: which error, that it says what to do, and that nothing is trained."""
+
+import re
+
+import numpy as np
+import pytest
+from scipy import sparse
+from sklearn.datasets import make_classification, make_regression
+from sklearn.exceptions import NotFittedError
+
+from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer, _training
+
+QUICK = {"hidden_layer_sizes": (6,), "expansion": 2, "max_iter": 2, "random_state": 0}
+ESTIMATORS = [FPEClassifier, FPERegressor, FPETransformer]
+
+
+@pytest.fixture(autouse=True)
+def epochs(monkeypatch):
+    """The epochs that were trained: none, where an error is expected."""
+    trained = []
+    real = _training.run_epoch
+    monkeypatch.setattr(
+        _training, "run_epoch", lambda *a, **k: trained.append(1) or real(*a, **k)
+    )
+    return trained
+
+
+def problem():
+    return make_classification(60, 8, n_informative=6, n_classes=3, random_state=0)
+
+
+def independent(weight, n_children, rng):
+    return rng.integers(0, n_children, weight.shape)
+
+
+# What is given, and what the message says of it: the parameter, what must hold, what
+# was given.
+PARAMETERS = [
+    ({"expansion": 0}, ["'expansion'", "Interval|[1, inf)", "Got 0"]),
+    ({"expansion": -3}, ["'expansion'", "Got -3"]),
+    ({"expansion": 2.5}, ["'expansion'", "Got 2.5"]),
+    ({"expansion": None}, ["'expansion'", "Got None"]),
+    ({"expansion": True}, ["expansion must be an integer of at least 1", "True"]),
+    ({"expansion": "two"}, ["'expansion'", "an int in the range", "'two'"]),
+    ({"expansion": [2.0]}, ["expansion must be an integer of at least 1", "[2.0]"]),
+    ({"expansion": []}, ["expansion must be an integer of at least 1", "[]"]),
+    (
+        {"expansion": [2, 2]},
+        ["expansion must be", "one entry per hidden layer", "[2, 2]"],
+    ),
+    ({"expansion": [0]}, ["expansion must be an integer of at least 1", "[0]"]),
+    ({"hidden_layer_sizes": ()}, ["hidden_layer_sizes must be", "got ()"]),
+    ({"hidden_layer_sizes": (0,)}, ["hidden_layer_sizes must be", "(0,)"]),
+    ({"hidden_layer_sizes": (3.5,)}, ["hidden_layer_sizes must be", "(3.5,)"]),
+    ({"hidden_layer_sizes": "wide"}, ["'hidden_layer_sizes'", "'wide'"]),
+    ({"hidden_layer_sizes": -4}, ["'hidden_layer_sizes'", "Got -4"]),
+    ({"split": "halves"}, ["'split'", "'contiguous'", "'halves'"]),
+    ({"split": 3}, ["'split'", "Got 3"]),
+    ({"split": "groups"}, ['split="groups" needs feature_groups', "got None"]),
+    (
+        {"split": "groups", "feature_groups": ["a"] * 7},
+        ["feature_groups must have one label per column", "(8,)", "(7,)"],
+    ),
+    (
+        {"split": "groups", "feature_groups": [["a"], ["b", "c"]]},
+        ["feature_groups must have one label per column", "(8,)", "ragged"],
+    ),
+    (
+        {"split": lambda weight, n_children, rng: np.zeros((2, 2), int)},
+        ["split", "(6, 8)", "(2, 2)"],
+    ),
+    (
+        {"split": lambda weight, n_children, rng: np.full(weight.shape, n_children)},
+        ["split", "2"],
+    ),
+    (
+        {"split": "random", "prune": "structured"},
+        ['prune="structured" needs a partition that all neurons', "'random'"],
+    ),
+    (
+        {"split": independent, "prune": "structured"},
+        ['prune="structured" needs a partition that all neurons'],
+    ),
+    ({"prune": "smallest"}, ["'prune'", "'magnitude'", "'smallest'"]),
+    ({"budget": 0}, ["'budget'", "Got 0"]),
+    ({"budget": 1.5}, ["'budget'", "Got 1.5"]),
+    ({"budget": 1}, ["budget must be in [", "got 1"]),
+    ({"budget": 10**6}, ["budget must be in [", "got 1000000"]),
+    ({"device": "cuda:99"}, ["device must be 'auto' or a device that is there", "cpu"]),
+    ({"device": "gpu"}, ["device must be 'auto' or a device that is there", "'gpu'"]),
+    ({"device": "meta"}, ["device must be 'auto' or a device that is there", "'meta'"]),
+    ({"device": 0}, ["'device'", "Got 0"]),
+    (
+        {"warmup": 3},
+        ["max_iter must be at least the warm-up", "max_iter=2", "warmup=3"],
+    ),
+    ({"warmup": -1}, ["'warmup'", "Got -1"]),
+    ({"warmup": 1.5}, ["'warmup'", "Got 1.5"]),
+    ({"max_iter": 0}, ["'max_iter'", "Got 0"]),
+    ({"activation": "gelu"}, ["'activation'", "'relu'", "'gelu'"]),
+    ({"batch_size": 0}, ["'batch_size'", "Got 0"]),
+    ({"batch_size": "all"}, ["'batch_size'", "'auto'", "'all'"]),
+    ({"learning_rate": "step"}, ["'learning_rate'", "'cosine'", "'step'"]),
+    ({"learning_rate_init": 0.0}, ["'learning_rate_init'", "Got 0.0"]),
+    ({"learning_rate_init": np.nan}, ["'learning_rate_init'", "Got nan"]),
+    ({"weight_decay": -1.0}, ["'weight_decay'", "Got -1.0"]),
+    ({"validation_fraction": 1.0}, ["'validation_fraction'", "Got 1.0"]),
+    ({"n_iter_no_change": 0}, ["'n_iter_no_change'", "Got 0"]),
+    ({"tol": -1.0}, ["'tol'", "Got -1.0"]),
+    ({"precision": "float16"}, ["'precision'", "'bfloat16'", "'float16'"]),
+    ({"skorch_callbacks": "print"}, ["'skorch_callbacks'", "'print'"]),
+    ({"random_state": "luck"}, ["'random_state'", "'luck'"]),
+    ({"standardize": "yes"}, ["'standardize'", "'yes'"]),
+    ({"memory": 3}, ["'memory'", "Got 3"]),
+    (
+        {"memory": "cache", "random_state": None},
+        ["memory needs an integer random_state", "None"],
+    ),
+    (
+        {"memory": "cache", "skorch_callbacks": [object()]},
+        ["skorch_callbacks must be None with memory"],
+    ),
+]
+
+
+@pytest.mark.parametrize("kind", ESTIMATORS)
+@pytest.mark.parametrize(("settings", "parts"), PARAMETERS)
+def test_parameters(kind, settings, parts, epochs):
+    X, y = problem()
+    model = kind(**{**QUICK, **settings})
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        model.fit(X, y)
+    message = str(error.value)
+    for part in parts:
+        assert any(p in message for p in part.split("|")), message
+    assert not epochs
+    with pytest.raises(NotFittedError):
+        _use(model, X)
+
+
+def _use(model, X):
+    return model.transform(X) if isinstance(model, FPETransformer) else model.predict(X)
+
+
+def _changed(change):
+    X, y = problem()
+    return change(X, y)
+
+
+DATA = [
+    (lambda X, y: (_put(X, np.nan), y), "Input X contains NaN"),
+    (lambda X, y: (_put(X, np.inf), y), "Input X contains infinity"),
+    (lambda X, y: (_put(X, 1e39), y), "Input X contains a value too large for float32"),
+    (lambda X, y: (sparse.csr_array(_put(X, np.nan)), y), "Input X contains NaN"),
+    (lambda X, y: (sparse.csr_array(_put(X, -1e39)), y), "too large for float32"),
+    (lambda X, y: (X + 1j, y), "Complex data not supported"),
+    (lambda X, y: (X[:0], y[:0]), r"Found array with 0 sample\(s\)"),
+    (lambda X, y: (X[:, :0], y), r"Found array with 0 feature\(s\)"),
+    (lambda X, y: (X[0], y), "Expected 2D array, got 1D array"),
+    (lambda X, y: (X[None], y), "dim 3"),
+    (lambda X, y: (X, y[:-1]), "inconsistent numbers of samples"),
+    (lambda X, y: (X, None), "requires y to be passed, but the target y is None"),
+    (lambda X, y: (X.astype(str), y), "dtype='numeric' is not compatible"),
+]
+
+
+def _put(X, value):
+    X[3, 2] = value
+    return X
+
+
+@pytest.mark.parametrize("kind", ESTIMATORS)
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+@pytest.mark.parametrize(("change", "message"), DATA)
+def test_data(kind, method, change, message, epochs):
+    model = kind(**QUICK)
+    with pytest.raises(ValueError, match=message):
+        getattr(model, method)(*_changed(change))
+    assert not epochs
+    assert not hasattr(model, "module_")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda y: np.zeros(60), "y must hold at least two classes, got 1 class"),
+        (lambda y: ["one"] * 60, "y must hold at least two classes, got 1 class"),
+        (lambda y: y + 0.5, "Unknown label type: continuous"),
+        (lambda y: np.where(y == 1, np.nan, y), "Input y contains NaN"),
+        (lambda y: np.c_[y, y], r"y must be labels .* got multiclass-multioutput"),
+        (lambda y: [[1], [2, 3]] * 30, "inhomogeneous|sequence"),
+        (lambda y: y[:, None, None], "dim 3"),
+    ],
+)
+@pytest.mark.parametrize("kind", [FPEClassifier, FPETransformer])
+def test_labels(kind, change, message, epochs):
+    X, y = problem()
+    with pytest.raises(ValueError, match=message):
+        kind(**QUICK).fit(X, change(y))
+    assert not epochs
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda y: _put(y[:, None] * np.ones(4), np.nan), "Input y contains NaN"),
+        (lambda y: _put(y[:, None] * np.ones(4), np.inf), "Input y contains infinity"),
+        (lambda y: y * 1e300, "Input y contains a value too large for float32"),
+        (lambda y: ["low"] * 60, "could not convert string to float|numeric"),
+        (lambda y: y[:, None, None], "dim 3"),
+    ],
+)
+def test_real_targets(change, message, epochs):
+    X, y = make_regression(60, 8, random_state=0)
+    with pytest.raises(ValueError, match=message):
+        FPERegressor(**QUICK).fit(X, change(y))
+    assert not epochs
+
+
+@pytest.mark.parametrize("kind", ESTIMATORS)
+def test_use_before_fit(kind):
+    X, _ = problem()
+    model = kind(**QUICK)
+    for name in ("coefs_", "intercepts_", "n_nonzero_"):
+        with pytest.raises(NotFittedError, match="is not fitted yet"):
+            getattr(model, name)
+        assert not hasattr(model, name)
+    with pytest.raises(NotFittedError, match="is not fitted yet"):
+        _use(model, X)
+
+
+@pytest.mark.parametrize("kind", ESTIMATORS)
+def test_prediction_of_bad_rows(kind):
+    X, y = problem()
+    model = kind(**QUICK).fit(X, y)
+    for bad, message in [
+        (_put(X.copy(), np.nan), "Input X contains NaN"),
+        (_put(X.copy(), 1e39), "too large for float32"),
+        (X[:, :5], "X has 5 features, but .* is expecting 8 features"),
+        (X[0], "Expected 2D array, got 1D array"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            _use(model, bad)
+
+
+def test_parameter_error_leaves_an_earlier_model_alone():
+    X, y = problem()
+    model = FPEClassifier(**QUICK).fit(X, y)
+    expected = model.predict_proba(X)
+    for settings in ({"expansion": 0}, {"device": "gpu"}, {"warmup": 9}):
+        with pytest.raises(ValueError, match=next(iter(settings))):
+            model.set_params(**{**QUICK, **settings}).fit(X, y)
+        model.set_params(warmup=0.1, device="auto", **QUICK)
+        np.testing.assert_array_equal(model.predict_proba(X), expected)
+
+
+def test_failed_fit_leaves_no_earlier_model():
+    X, y = problem()
+    model = FPEClassifier(**QUICK).fit(X, y)
+    with pytest.raises(ValueError, match="NaN"):
+        model.fit(_put(X[:, :6].copy(), np.nan), y)
+    with pytest.raises(NotFittedError):
+        model.predict(X)
+    assert not [name for name in vars(model) if name.endswith("_")]
+
+
+def test_range_of_the_budget_is_that_which_can_be_had(epochs):
+    X, y = problem()
+    with pytest.raises(ValueError, match="budget must be in") as error:
+        FPEClassifier(**QUICK, budget=10**6).fit(X, y)
+    low, high = map(int, re.search(r"\[(\d+), (\d+)\]", str(error.value)).groups())
+    assert FPEClassifier(**QUICK, budget=high).fit(X, y).n_nonzero_ == high
+    with pytest.warns(UserWarning, match="cannot be had"):
+        model = FPEClassifier(**QUICK, budget=low).fit(X, y)
+    assert model.n_nonzero_ == low
+    epochs.clear()
+    for budget in (low - 1, high + 1):
+        with pytest.raises(ValueError, match=f"got {budget}"):
+            FPEClassifier(**QUICK, budget=budget).fit(X, y)
+    assert not epochs
+
+
+@pytest.mark.parametrize(
+    ("settings", "n_features", "message"),
+    [
+        ({"expansion": 9}, 8, r"expansion=\(9,\) cannot be had with 8 inputs"),
+        ({"expansion": 2}, 1, r"expansion=\(2,\) cannot be had with 1 inputs"),
+    ],
+)
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+def test_warnings_point_at_the_line_that_fits(settings, n_features, message, method):
+    X, y = problem()
+    model = FPEClassifier(**{**QUICK, **settings})
+    with pytest.warns(UserWarning, match=message) as record:
+        getattr(model, method)(X[:, :n_features], y)
+    assert [warning.filename for warning in record] == [__file__]
