@@ -110,7 +110,7 @@ def measure(cell, n_rows, args):
             fitted[i] = model
             if repetition:  # the first round warms up caches and threads
                 fits[i].append(elapsed)
-    for repetition in range(4 * args.repeats + 1):
+    for repetition in range(2 * args.repeats + 1):
         for i, model in enumerate(fitted):
             for batch, times in predicts[i].items():
                 part, n_calls = X[:batch], {1: 60, 256: 30, 4096: 8}[batch]

@@ -105,7 +105,7 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         Share of the rows that is held out if `early_stopping` and no `X_val` is
         given, stratified by class in classification.
 
-    n_iter_no_change : int, default=10
+    n_iter_no_change : int or inf, default=10
         Epochs without improvement after which `early_stopping` stops.
 
     tol : float, default=1e-4
@@ -113,7 +113,8 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
 
     warm_start : bool, default=False
         Whether `fit` goes on fine-tuning the network of an earlier `fit`, for
-        `max_iter` epochs, with its partition, its masks and its scaling.
+        `max_iter` epochs, with its partition, its masks and its scaling. What shapes
+        the network, such as `expansion`, must stay as it is.
 
     device : str or torch.device, default="auto"
         Where to compute. ``"auto"``: on a CUDA device if there is one, else on the
@@ -125,12 +126,13 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
 
     skorch_callbacks : list of skorch callbacks, default=None
         Callbacks for the skorch net that trains; they cost a synchronisation per
-        batch.
+        batch. Copies of them are used. One that stops the training stops the phase;
+        the learning rate is set anew at every epoch.
 
     memory : str or joblib.Memory, default=None
         Cache of the dense warm-up, which does not depend on `expansion`, `split`,
         `prune` and `budget`: a search over them trains it once per fold. Needs an
-        integer `random_state`.
+        integer `random_state` and no `skorch_callbacks`.
 
     random_state : int, RandomState instance or None, default=None
         Source of the initial weights, the split, the shuffling and the hold-out, as
@@ -166,7 +168,7 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         Biases, made on demand.
 
     loss_curve_ : list of float
-        Mean training loss of every epoch.
+        Mean training loss of every epoch, those before a warm start included.
 
     best_loss_ : float
         Least of `loss_curve_`.
@@ -179,7 +181,7 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         Best of `validation_scores_`, that of the kept weights.
 
     n_iter_ : int
-        Epochs that were run.
+        Epochs that the last `fit` ran, and the calls of `partial_fit` since.
 
     phase_ : {"warm-up", "fine-tune"}
         Whether the network is split yet; it may not be after `partial_fit`.
@@ -204,7 +206,8 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
 
     Notes
     -----
-    Training is in float32 by AdamW. Without `early_stopping` the schedule runs to its
+    Training is in float32 by AdamW; predictions are computed in float64 where X is of
+    higher precision than float32. Without `early_stopping` the schedule runs to its
     end. With the same seed, machine and number of threads, two fits give the same bits.
     Progress is shown by scikit-learn's callbacks, ``set_callbacks(ProgressBar())``.
 
@@ -305,7 +308,8 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         Parameters
         ----------
         X : {array-like, sparse matrix} of shape (n_samples, n_features)
-            Training input. Large memory maps and sparse matrices are read in pieces.
+            Training input. Large memory maps and sparse matrices are read in pieces,
+            tensors stay on their device.
         y : array-like of shape (n_samples,) or (n_samples, n_labels)
             Targets.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -330,6 +334,12 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
             If the training loss stops being finite.
         MemoryError
             If the memory of the device does not suffice.
+
+        Warns
+        -----
+        UserWarning
+            If a smaller expansion than asked for is used, or if Ctrl-C interrupted
+            the fine-tuning: the model is then kept as it is.
         """
         return self._fit(X, y, sample_weight, X_val, y_val, sample_weight_val)
 
@@ -388,7 +398,7 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
 
         Returns
         -------
-        proba : ndarray of float32 of shape (n_samples, n_classes)
+        proba : ndarray of shape (n_samples, n_classes)
             Probability of every class, in the order of `classes_`; for multi-label
             problems, of every label.
         """
@@ -410,7 +420,7 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
 
         Returns
         -------
-        log_proba : ndarray of float32 of shape (n_samples, n_classes)
+        log_proba : ndarray of shape (n_samples, n_classes)
             Logarithm of what :meth:`predict_proba` returns, without underflow.
         """
         logits = torch.from_numpy(self._outputs(X))
@@ -430,7 +440,7 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
 
         Returns
         -------
-        decision : ndarray of float32 of shape (n_samples,) or (n_samples, n_classes)
+        decision : ndarray of shape (n_samples,) or (n_samples, n_classes)
             Logits; of the second class only in binary problems.
         """
         logits = self._outputs(X)

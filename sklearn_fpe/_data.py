@@ -130,8 +130,8 @@ class Scaler:
     def tensors(self, device):
         """Return mean and scale as tensors on `device`."""
         return (
-            torch.from_numpy(self.mean).to(device),
-            torch.from_numpy(self.scale).to(device),
+            torch.tensor(self.mean, device=device),
+            torch.tensor(self.scale, device=device),
         )
 
 

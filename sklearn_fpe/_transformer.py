@@ -107,7 +107,7 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
         Share of the rows that is held out if `early_stopping` and no `X_val` is
         given, stratified by class in classification.
 
-    n_iter_no_change : int, default=10
+    n_iter_no_change : int or inf, default=10
         Epochs without improvement after which `early_stopping` stops.
 
     tol : float, default=1e-4
@@ -115,7 +115,8 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
 
     warm_start : bool, default=False
         Whether `fit` goes on fine-tuning the network of an earlier `fit`, for
-        `max_iter` epochs, with its partition, its masks and its scaling.
+        `max_iter` epochs, with its partition, its masks and its scaling. What shapes
+        the network, such as `expansion`, must stay as it is.
 
     device : str or torch.device, default="auto"
         Where to compute. ``"auto"``: on a CUDA device if there is one, else on the
@@ -127,12 +128,13 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
 
     skorch_callbacks : list of skorch callbacks, default=None
         Callbacks for the skorch net that trains; they cost a synchronisation per
-        batch.
+        batch. Copies of them are used. One that stops the training stops the phase;
+        the learning rate is set anew at every epoch.
 
     memory : str or joblib.Memory, default=None
         Cache of the dense warm-up, which does not depend on `expansion`, `split`,
         `prune` and `budget`: a search over them trains it once per fold. Needs an
-        integer `random_state`.
+        integer `random_state` and no `skorch_callbacks`.
 
     random_state : int, RandomState instance or None, default=None
         Source of the initial weights, the split, the shuffling and the hold-out, as
@@ -162,7 +164,7 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
         Biases, made on demand.
 
     loss_curve_ : list of float
-        Mean training loss of every epoch.
+        Mean training loss of every epoch, those before a warm start included.
 
     best_loss_ : float
         Least of `loss_curve_`.
@@ -175,7 +177,7 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
         Best of `validation_scores_`, that of the kept weights.
 
     n_iter_ : int
-        Epochs that were run.
+        Epochs that the last `fit` ran, and the calls of `partial_fit` since.
 
     phase_ : {"warm-up", "fine-tune"}
         Whether the network is split yet; it may not be after `partial_fit`.
@@ -199,7 +201,8 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
 
     Notes
     -----
-    Training is in float32 by AdamW. Without `early_stopping` the schedule runs to its
+    Training is in float32 by AdamW; predictions are computed in float64 where X is of
+    higher precision than float32. Without `early_stopping` the schedule runs to its
     end. With the same seed, machine and number of threads, two fits give the same bits.
     Progress is shown by scikit-learn's callbacks, ``set_callbacks(ProgressBar())``.
 
@@ -303,7 +306,8 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
         Parameters
         ----------
         X : {array-like, sparse matrix} of shape (n_samples, n_features)
-            Training input. Large memory maps and sparse matrices are read in pieces.
+            Training input. Large memory maps and sparse matrices are read in pieces,
+            tensors stay on their device.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Targets.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -328,6 +332,12 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
             If the training loss stops being finite.
         MemoryError
             If the memory of the device does not suffice.
+
+        Warns
+        -----
+        UserWarning
+            If a smaller expansion than asked for is used, or if Ctrl-C interrupted
+            the fine-tuning: the model is then kept as it is.
         """
         return self._fit(X, y, sample_weight, X_val, y_val, sample_weight_val)
 

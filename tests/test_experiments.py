@@ -171,14 +171,20 @@ def test_fixed_tasks_are_standardised_and_apart(name):
 # What follows from the measurements
 
 
-def test_the_rate_is_chosen_on_validation_rows():
-    rows = [
-        {"lr": lr, "seed": seed, "validation": v, "test": t}
-        for lr, v, t in [(0.1, 80.0, 70.0), (0.2, 70.0, 90.0)]
-        for seed in (0, 1)
-    ]
-    (best,) = _grid.tuned(rows).values()
-    assert {row["lr"] for row in best} == {0.1}
+def test_the_rate_is_chosen_on_validation_rows_of_the_first_seed():
+    def measure(name, lr, seed, data):
+        best = {"a": 0.1, "b": 0.2}[name]
+        return {"validation": 80.0 - abs(lr - best), "test": 100 * lr + seed}
+
+    jobs = [{"name": "a"}, {"name": "b"}]
+    rows = _grid.run_tuned(measure, jobs, 3, 1, rates=(0.1, 0.2, 0.3))
+    assert len(rows) == 2 * (3 + 2)
+    best = _grid.tuned(rows, "name")
+    for name, lr in [("a", 0.1), ("b", 0.2)]:
+        assert {row["lr"] for row in best[name,]} == {lr}
+        assert [row["seed"] for row in best[name,]] == [0, 1, 2]
+        assert _grid.mean(best[name,]) == pytest.approx(100 * lr + 1)
+        assert _grid.spread(best[name,]) == pytest.approx(1)
 
 
 def test_verdicts():

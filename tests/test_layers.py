@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from sklearn_fpe.nn import BlockLinear, DenseLinear, MaskedLinear
+from sklearn_fpe.nn import BlockLinear, DenseLinear, MaskedLinear, _layers
 
 seeds = st.integers(0, 2**32 - 1)
 exactly = {"rtol": 0, "atol": 0}
@@ -144,12 +145,18 @@ def backward(function, x, seed):
     return out.detach(), x.grad
 
 
-@given(examples(), st.integers(0, 6), st.booleans(), seeds)
-def test_values_and_gradients_are_those_of_masked_dense(example, n_rows, train, seed):
+widening = st.sampled_from([-1, 2**31])  # always or never
+
+
+@given(examples(), st.integers(0, 6), st.booleans(), widening, seeds)
+def test_values_and_gradients_are_those_of_masked_dense(
+    example, n_rows, train, widen_above, seed
+):
     layer = example.layer.train(train)
     weight, mask, bias = example.reference()
     x = normal(np.random.default_rng(seed), n_rows, layer.in_features)
-    got = backward(layer, x, seed % 1000)
+    with mock.patch.object(_layers, "WIDEN_ABOVE", widen_above):
+        got = backward(layer, x, seed % 1000)
     expected = backward(lambda x: F.linear(x, weight * mask, bias), x, seed % 1000)
     for a, b in zip(got, expected, strict=True):
         assert_close(a, b, rtol=1e-5, atol=1e-5)
@@ -217,8 +224,10 @@ OPTIMIZERS = {
 }
 
 
-@given(examples(), st.sampled_from(sorted(OPTIMIZERS)), seeds)
-def test_training_is_that_of_masked_dense_and_keeps_zeros(example, name, seed):
+@given(examples(), st.sampled_from(sorted(OPTIMIZERS)), widening, seeds)
+def test_training_is_that_of_masked_dense_and_keeps_zeros(
+    example, name, widen_above, seed
+):
     example.layer.double().train()
     weight, mask, bias = example.reference(torch.float64)
     rng = np.random.default_rng(seed)
@@ -230,7 +239,8 @@ def test_training_is_that_of_masked_dense_and_keeps_zeros(example, name, seed):
         optimizer = OPTIMIZERS[name](parameters)
         for _ in range(4):
             optimizer.zero_grad()
-            F.mse_loss(function(data[0]), data[1]).backward()
+            with mock.patch.object(_layers, "WIDEN_ABOVE", widen_above):
+                F.mse_loss(function(data[0]), data[1]).backward()
             optimizer.step()
     assert (example.layer.weight[example.place < 0] == 0).all()
     assert (example.layer.dense_weight()[~mask] == 0).all()

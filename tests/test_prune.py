@@ -165,6 +165,20 @@ def test_magnitude_depends_on_relative_magnitudes_only(shape, seed):
         assert_array_equal(got, expected)
 
 
+@pytest.mark.parametrize("hidden", [(2,), (4,), (2, 3), (1, 4), (4, 1), (2, 2, 2)])
+def test_the_smallest_budgets_leave_a_path_through_all_layers(hidden):
+    sizes = Sizes(1, hidden, 1, (1,) * len(hidden))
+    weights, children = expanded(sizes, "shared", None, 1)
+    least, most = _prune.budget_range(sizes)
+    for budget in range(least, most + 1):
+        alive, keep = _prune.prune_magnitude(weights, children, sizes, budget)
+        assert count(alive, keep, sizes) == budget
+        reached = np.ones(1, dtype=int)
+        for mask in keep:
+            reached = mask.astype(int) @ reached
+        assert reached.any()
+
+
 def test_equal_copies_are_spread_over_the_children():
     # Every outgoing weight is 1 and tied with its copies: one copy of each is kept.
     sizes = Sizes(n_inputs=40, hidden=(4,), n_outputs=4, expansion=(4,))
@@ -236,7 +250,8 @@ def blocks(draw):
     if draw(st.booleans()):
         labels = rng.permutation(np.arange(n_inputs) * n_blocks // n_inputs)
     else:  # unbalanced, as a callable may return
-        labels = rng.permutation(np.arange(n_inputs).clip(max=n_blocks - 1))
+        others = rng.integers(0, n_blocks, size=n_inputs - n_blocks) ** 2 % n_blocks
+        labels = rng.permutation(np.concatenate([np.arange(n_blocks), others]))
     return energy, labels, n_blocks
 
 

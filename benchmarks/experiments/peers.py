@@ -7,8 +7,8 @@ parent's width, and with four times the neurons of which a step trains a budget'
 (it keeps all weights for prediction and so has more); dense nets with 1, 1.2 and 2
 times the parameters. All use AdamW, the same learning rate schedule, epochs and order
 of batches, and each its own best learning rate of 0.001, 0.003, 0.01 and 0.03, chosen
-on validation rows with the first seed; nothing else was tuned for any of them. The peers are written out
-in ``benchmarks/experiments/_peers.py``.
+on validation rows with the first seed; nothing else was tuned for any of them. The
+peers are written out in ``benchmarks/experiments/_peers.py``.
 """
 
 from benchmarks.experiments import _peers

@@ -18,9 +18,9 @@ TITLE = "Gain against clauses, neurons and expansion"
 METHODS = {"dense": "random", "random": "random", "clause-aware": "groups"}
 CENTER = {"clauses": 8, "neurons": 8, "expansion": 2}
 SWEEPS = {
-    "clauses": [2, 4, 8, 16, 24, 32],
-    "neurons": [4, 6, 8, 12, 16, 32],
-    "expansion": [2, 3, 4, 8],
+    "clauses": [2, 4, 8, 16, 32],
+    "neurons": [4, 8, 16, 32],
+    "expansion": [2, 4, 8],
 }
 QUICK = {"clauses": [4, 16], "neurons": [8, 32], "expansion": [2, 4]}
 EPOCHS = {"clauses": 60, "neurons": 30, "expansion": 30}

@@ -16,6 +16,12 @@ from torch.nn import functional as F
 
 from sklearn_fpe.nn._pickling import PickledAsArrays
 
+WIDEN_ABOVE = 256
+"""Rows above which contiguous blocks multiply by zeros rather than gather columns.
+
+The zeros are laid out anew in every call, which few rows do not repay.
+"""
+
 
 class DenseLinear(PickledAsArrays, nn.Linear):
     """:class:`torch.nn.Linear` that answers what the partitioned layers answer.
@@ -216,7 +222,7 @@ class BlockLinear(PickledAsArrays, nn.Module):
         """
         masked = self.training and self.mask is not None
         weight = self.weight * self.mask if masked else self.weight
-        if self.aligned and not gathered:
+        if self.aligned and not gathered and len(x) > WIDEN_ABOVE:
             weight = self._widen(weight)
         elif self.gathers and not gathered:
             x = x.index_select(1, self.inputs.flatten())
