@@ -33,8 +33,8 @@ format: .venv/.installed ## repair style and formatting
 docs: .venv/.installed-docs ## build the documentation into docs/_build/html
 	$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
 
-experiments: .venv/.installed ## reproduce the measurements
-	$(PY) -m benchmarks.experiments
+experiments: .venv/.installed ## reproduce the paper's claims (DATA=embeddings.npz)
+	$(PY) -m benchmarks.experiments $(if $(DATA),--data $(DATA))
 
 clean: ## remove the environment and everything else that was made
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist

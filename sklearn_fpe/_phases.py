@@ -10,6 +10,7 @@ from sklearn.utils.validation import check_memory
 
 from sklearn_fpe import _training, _validation
 from sklearn_fpe._data import Moments, Scaler, make_rows
+from sklearn_fpe._version import __version__
 from sklearn_fpe.nn import MLP
 from sklearn_fpe.nn._expand import expand_to
 
@@ -200,7 +201,7 @@ class Phases:
     def _warm_up(self, rows, n_epochs, train, task):
         """Train the dense parent; take it from the cache if there is one."""
         task = task.subtask("warm-up", n_epochs)
-        if self.estimator.memory is None:
+        if self.estimator.memory is None or self.loss_curve:
             self._epochs(rows, 0, n_epochs, task)
         else:
             self._cached_warm_up(rows, n_epochs, train, task)
@@ -238,7 +239,8 @@ class Phases:
             "n_epochs": n_epochs,
             "batch_size": self._batch_size(rows),
             "device": str(self.device),
-            "torch": torch.__version__,
+            "n_threads": torch.get_num_threads(),
+            "versions": (__version__, torch.__version__),
             **{name: getattr(estimator, name) for name in WARM_UP_PARAMETERS},
         }
 
@@ -247,13 +249,14 @@ class Phases:
         n_epochs = self.estimator.max_iter - first
         task = task.subtask("fine-tune", n_epochs)
         stopping, before = None, self.n_iter
-        rows.gather(self.net.module_.columns)
         if held is not None:
-            held[0].gather(self.net.module_.columns)
             stopping = _training.EarlyStopping(
                 self.net.module_, self.estimator.n_iter_no_change, self.estimator.tol
             )
         try:
+            rows.gather(self.net.module_.columns)
+            if held is not None:
+                held[0].gather(self.net.module_.columns)
             self._epochs(rows, first, n_epochs, task, held, stopping)
         except KeyboardInterrupt:
             warnings.warn(

@@ -197,6 +197,17 @@ def test_warm_start_after_partial_fit_finishes_the_warm_up():
     assert len(model.loss_curve_) == 7
 
 
+def test_rest_of_a_warm_up_is_not_taken_from_the_cache(tmp_path):
+    X, y = classification()
+    settings = {**QUICK, "max_iter": 6, "warmup": 4, "memory": str(tmp_path)}
+    FPEClassifier(**settings).fit(X, y)
+    settings |= {"max_iter": 5, "warm_start": True}
+    one = FPEClassifier(**settings).partial_fit(X, y).fit(X, y)
+    settings["memory"] = None
+    other = FPEClassifier(**settings).partial_fit(X, y).fit(X, y)
+    assert one.loss_curve_ == other.loss_curve_
+
+
 # --------------------------------------------------------------------------------------
 # partial_fit
 # --------------------------------------------------------------------------------------

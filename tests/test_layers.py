@@ -118,7 +118,7 @@ def normal(rng, *shape):
 
 
 @st.composite
-def examples(draw, kinds=("dense", "masked", "block")):
+def examples(draw, kinds=("dense", "masked", "block", "block", "block")):
     kind = draw(st.sampled_from(kinds))
     rng = np.random.default_rng(draw(seeds))
     n_in, n_out = draw(st.integers(1, 12)), draw(st.integers(1, 5))
@@ -126,14 +126,11 @@ def examples(draw, kinds=("dense", "masked", "block")):
         return dense_example(rng, n_in, n_out)
     if kind == "masked":
         return masked_example(rng, n_in, n_out)
-    options = ("contiguous", "unread", "pads", "masks")
-    return block_example(
-        rng,
-        n_in,
-        draw(st.integers(1, n_in)),
-        n_out,
-        **{option: draw(st.booleans()) for option in options},
-    )
+    n_blocks = draw(st.integers(1, 4))
+    n_in = n_blocks * draw(st.integers(1, 4)) + draw(st.sampled_from([0, 0, 1]))
+    names = ("contiguous", "unread", "pads", "masks")
+    options = {name: draw(st.booleans()) for name in names}
+    return block_example(rng, n_in, n_blocks, n_out, **options)
 
 
 def backward(function, x, seed):

@@ -20,9 +20,6 @@ class Hook:
     def before_step(self, network, optimizer, step, n_steps):
         """Called when the gradients are there, before the optimiser uses them."""
 
-    def after_step(self, network):
-        """Called after the optimiser has moved the weights."""
-
 
 def train(
     network, task, epochs, n_epochs, *, lr, seed, batch_size, constant=False, hook=None
@@ -37,26 +34,37 @@ def train(
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=lr, weight_decay=0.0, fused=True
     )
-    starts = range(0, len(X) - batch_size + 1, batch_size)
     network.train()
+    n_batches = len(X) // batch_size
     for epoch in epochs:
-        cosine = 0.5 * (1 + math.cos(math.pi * (epoch + 0.5) / n_epochs))
         for group in optimizer.param_groups:
-            group["lr"] = lr if constant else lr * cosine
-        # The order depends on the seed and the epoch alone, whatever is trained.
-        order = torch.from_numpy(
-            np.random.default_rng([seed, epoch]).permutation(len(X))
-        )
-        X_epoch, y_epoch = X[order], y[order]
-        for batch, start in enumerate(starts):
-            rows = slice(start, start + batch_size)
+            group["lr"] = scheduled(lr, epoch, n_epochs, constant)
+        for step, rows in enumerate(batches(len(X), batch_size, seed, epoch)):
             optimizer.zero_grad()
-            loss(network(X_epoch[rows]), y_epoch[rows]).backward()
-            step = epoch * len(starts) + batch
-            hook.before_step(network, optimizer, step, n_epochs * len(starts))
+            loss(network(X[rows]), y[rows]).backward()
+            step += epoch * n_batches
+            hook.before_step(network, optimizer, step, n_epochs * n_batches)
             optimizer.step()
-            hook.after_step(network)
     return network.eval()
+
+
+def scheduled(lr, epoch, n_epochs, constant):
+    """Return the learning rate of an epoch."""
+    return (
+        lr
+        if constant
+        else lr * 0.5 * (1 + math.cos(math.pi * (epoch + 0.5) / n_epochs))
+    )
+
+
+def batches(n_rows, batch_size, seed, epoch):
+    """Return the rows of every batch of an epoch, (n_batches, batch_size).
+
+    They depend on the seed and the epoch alone, whatever is trained.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(n_rows)
+    n_batches = n_rows // batch_size
+    return torch.from_numpy(order[: n_batches * batch_size]).view(n_batches, batch_size)
 
 
 def loss(outputs, y):
@@ -93,13 +101,14 @@ def fit_fpe(
     n_warmup = round(warmup * epochs)
     settings["seed"] = seed
     train(network, task, range(n_warmup), epochs, **settings)
-    if np.max(expansion) > 1:
-        network = _expanded(network, task, expansion, split, seed)
+    network = expanded(network, task, expansion, split, seed)
     return train(network, task, range(n_warmup, epochs), epochs, **settings)
 
 
-def _expanded(network, task, expansion, split, seed):
+def expanded(network, task, expansion, split, seed):
     """Expand by a split of the library, or by one deal of groups for all neurons."""
+    if np.max(expansion) == 1:
+        return network
 
     def shared_groups(weight, n_children, rng):
         row = partition(weight[:1], n_children, "groups", groups=task.groups, rng=rng)

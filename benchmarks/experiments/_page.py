@@ -64,6 +64,9 @@ def _provenance(results):
             "\n\n.. warning::\n\n   Made with ``--quick``: too few seeds and epochs "
             "for the verdicts to mean anything."
         )
+    missing = [f"*{_module(name).TITLE}*" for name in NAMES if name not in results]
+    if missing:
+        text += "\n\nNot run yet: " + "; ".join(missing) + "."
     without = [name for name, r in results.items() if r["data"] is None]
     if without:
         text += "\n\nNo file of embeddings was given to: " + ", ".join(without) + "."

@@ -15,7 +15,8 @@ every setting that was tried.
 
 from benchmarks.experiments._claims import Claim, Table, listed, subplots, verdict
 from benchmarks.experiments._grid import group, mean, product, run_jobs, show
-from benchmarks.experiments._loop import fit_fpe, report
+from benchmarks.experiments._loop import report
+from benchmarks.experiments._stack import fit_stack
 from benchmarks.experiments._tasks import make_task
 
 TITLE = "Boolean formulas: dense, random, clause-aware"
@@ -58,26 +59,38 @@ def run(quick, data=None, n_jobs=1):
     seeds, new_seeds = (
         (range(100, 102), range(2)) if quick else (range(100, 103), range(10))
     )
-    jobs = product(setting=names, method=list(PAPER), seed=list(seeds), quick=[quick])
-    search = run_jobs(measure, jobs, n_jobs)
+    search = _measured(names, list(PAPER), list(seeds), quick, n_jobs)
     nearest = min(names, key=lambda name: deviation(group(search, "setting")[name,]))
-    jobs = product(
-        setting=[nearest], method=list(SPLITS), seed=list(new_seeds), quick=[quick]
-    )
-    return {
-        "search": search,
-        "nearest": nearest,
-        "rows": run_jobs(measure, jobs, n_jobs),
-    }
+    rows = _measured([nearest], list(SPLITS), list(new_seeds), quick, n_jobs)
+    return {"search": search, "nearest": nearest, "rows": rows}
 
 
-def measure(setting, method, seed, quick, data=None):
-    """Train one network on one formula."""
+def _measured(settings, methods, seeds, quick, n_jobs):
+    jobs = [
+        {"setting": setting, "methods": methods, "seeds": seeds, "quick": quick}
+        for setting in settings
+    ]
+    return [row for cell in run_jobs(measure, jobs, n_jobs) for row in cell["rows"]]
+
+
+def measure(setting, methods, seeds, quick, data=None):
+    """Train the networks of one setting, all methods on every formula."""
     options = TASK | FIT | (QUICK if quick else {}) | SETTINGS[setting]
     fit = {name: options.pop(name) for name in FIT}
-    task = make_task("boolean", seed=seed, **options)
-    expansion, split = SPLITS[method]
-    return report(fit_fpe(task, (8,), expansion, seed=seed, split=split, **fit), task)
+    tasks = {seed: make_task("boolean", seed=seed, **options) for seed in seeds}
+    cells = product(setting=[setting], method=methods, seed=seeds)
+    networks = fit_stack(
+        [tasks[cell["seed"]] for cell in cells],
+        8,
+        [SPLITS[cell["method"]] for cell in cells],
+        [cell["seed"] for cell in cells],
+        **fit,
+    )
+    rows = [
+        cell | report(network, tasks[cell["seed"]])
+        for cell, network in zip(cells, networks, strict=True)
+    ]
+    return {"rows": rows}
 
 
 def deviation(rows):

@@ -11,19 +11,20 @@ from scipy.stats import spearmanr
 
 from benchmarks.experiments._claims import Claim, Table, listed, subplots, verdict
 from benchmarks.experiments._grid import gains, group, mean, product, run_jobs, show
-from benchmarks.experiments._loop import fit_fpe, report
+from benchmarks.experiments._loop import report
+from benchmarks.experiments._stack import fit_stack
 from benchmarks.experiments._tasks import make_task
 
 TITLE = "Gain against clauses, neurons and expansion"
 METHODS = {"dense": "random", "random": "random", "clause-aware": "groups"}
 CENTER = {"clauses": 8, "neurons": 8, "expansion": 2}
 SWEEPS = {
-    "clauses": [2, 4, 8, 16, 32],
-    "neurons": [4, 8, 16, 32],
-    "expansion": [2, 4, 8],
+    "clauses": [2, 4, 8, 12, 16, 24, 32],
+    "neurons": [4, 6, 8, 12, 16, 32],
+    "expansion": [2, 3, 4, 8],
 }
 QUICK = {"clauses": [4, 16], "neurons": [8, 32], "expansion": [2, 4]}
-EPOCHS = {"clauses": 60, "neurons": 30, "expansion": 30}
+EPOCHS = {"clauses": 120, "neurons": 30, "expansion": 30}
 TASK = {"clause_size": 2, "n_variables": 64, "density": 0.2}
 FIT = {"lr": 1e-2, "constant": True, "warmup": 0.25, "batch_size": 128}
 
@@ -42,35 +43,41 @@ KEPT = 2 / 3
 
 
 def run(quick, data=None, n_jobs=1):
-    seeds = list(range(2 if quick else 3))
     jobs = [
-        {"sweep": sweep, "value": value, "epochs": 4 if quick else EPOCHS[sweep]} | job
+        {"sweep": sweep, "value": value, "seeds": list(range(2 if quick else 5))}
+        | {"epochs": 4 if quick else EPOCHS[sweep]}
         for sweep, values in (QUICK if quick else SWEEPS).items()
         for value in values
-        for job in product(method=list(METHODS), seed=seeds)
     ]
-    return {"rows": run_jobs(measure, jobs, n_jobs)}
+    cells = run_jobs(measure, jobs, n_jobs)
+    return {"rows": [row for cell in cells for row in cell["rows"]]}
 
 
-def measure(sweep, value, epochs, method, seed, data=None):
-    """Train one network of one sweep."""
+def measure(sweep, value, seeds, epochs, data=None):
+    """Train the networks of one value of a sweep, all methods on every formula."""
     size = CENTER | {sweep: value}
-    task = make_task(
-        "boolean",
-        seed=seed,
-        n_clauses=size["clauses"],
-        **TASK,
-    )
-    network = fit_fpe(
-        task,
-        (size["neurons"],),
-        1 if method == "dense" else size["expansion"],
-        split=METHODS[method],
-        seed=seed,
+    tasks = {
+        seed: make_task("boolean", seed=seed, n_clauses=size["clauses"], **TASK)
+        for seed in seeds
+    }
+    cells = product(sweep=[sweep], value=[value], method=list(METHODS), seed=seeds)
+    ways = [
+        (1 if cell["method"] == "dense" else size["expansion"], METHODS[cell["method"]])
+        for cell in cells
+    ]
+    networks = fit_stack(
+        [tasks[cell["seed"]] for cell in cells],
+        size["neurons"],
+        ways,
+        [cell["seed"] for cell in cells],
         epochs=epochs,
         **FIT,
     )
-    return report(network, task)
+    rows = [
+        cell | report(network, tasks[cell["seed"]])
+        for cell, network in zip(cells, networks, strict=True)
+    ]
+    return {"rows": rows}
 
 
 def gain_curve(result, sweep, method="random"):
