@@ -160,6 +160,7 @@ class BaseFPE(CallbackSupportMixin, BaseEstimator):
         _validation.resolve_expansion(self.expansion)
         if self.memory is not None:
             _validation.check_cache(self)
+        _validation.check_skorch_callbacks(self.skorch_callbacks)
         return (
             _validation.resolve_device(self.device),
             _validation.resolve_warmup(self.warmup, self.max_iter),

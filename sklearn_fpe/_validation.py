@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from sklearn.utils import check_array, check_consistent_length
 from sklearn.utils.validation import check_memory, validate_data
+from skorch.callbacks import Callback
 
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -268,3 +269,15 @@ def stack_level():
 def _is_library(frame):
     package = frame.f_globals.get("__name__", "").partition(".")[0]
     return package in ("sklearn_fpe", "sklearn", "joblib")
+
+
+def check_skorch_callbacks(callbacks):
+    """Check that a list holds skorch callbacks, plain or as (name, callback)."""
+    for entry in callbacks or ():
+        callback = entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry
+        kind = callback if isinstance(callback, type) else type(callback)
+        if not issubclass(kind, Callback):
+            raise ValueError(
+                f"skorch_callbacks must hold skorch.callbacks.Callback instances or "
+                f"classes, or pairs of a name and one of these, got {entry!r}."
+            )

@@ -109,6 +109,7 @@ PARAMETERS = [
     ({"tol": -1.0}, ["'tol'", "Got -1.0"]),
     ({"precision": "float16"}, ["'precision'", "'bfloat16'", "'float16'"]),
     ({"skorch_callbacks": "print"}, ["'skorch_callbacks'", "'print'"]),
+    ({"skorch_callbacks": [{}]}, ["skorch_callbacks must hold", "got {}"]),
     ({"random_state": "luck"}, ["'random_state'", "'luck'"]),
     ({"standardize": "yes"}, ["'standardize'", "'yes'"]),
     ({"memory": 3}, ["'memory'", "Got 3"]),

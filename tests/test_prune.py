@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
@@ -128,6 +128,8 @@ def test_magnitude_starves_no_layer(shape, seed, floor):
         assert (kept >= np.floor(floor * share * of_parent)).all()
 
 
+# Most random shapes leave some unit without a large weight: that is what is filtered.
+@settings(suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 @given(shapes(), seeds)
 def test_the_largest_weights_are_kept_where_nothing_else_matters(shape, seed):
     sizes, budget, split, groups = shape
