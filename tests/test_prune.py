@@ -155,6 +155,32 @@ def test_the_largest_weights_are_kept_where_nothing_else_matters(shape, seed):
         assert_array_equal(got, expected)
 
 
+@pytest.mark.parametrize("crowding", [1.0, 2.0, 3.0, np.inf])
+@given(seed=seeds)
+def test_crowding_leaves_the_strongest_children_of_every_run(crowding, seed):
+    n_inputs, width, n_outputs, n_children = 40, 25, 20, 8
+    sizes = Sizes(n_inputs, (width,), n_outputs, (n_children,))
+    weights, children = expanded(sizes, "shared", None, seed)
+    budget = sizes.n_parent_parameters()
+    (alive,), keep = _prune.prune_magnitude(
+        weights, children, sizes, budget, floor=0.5, crowding=crowding
+    )
+    assert count([alive], keep, sizes) == budget
+
+    def size(n_of_run):
+        return n_of_run * (n_inputs + n_children * (1 + n_outputs)) + n_outputs
+
+    # No more than `crowding` allows, unless budget or first layer need them.
+    counts = range(1, width + 1)
+    least = min(n for n in counts if size(n) >= budget and n >= 0.5 * width)
+    most = max([n for n in counts if size(n) < crowding * budget], default=least)
+    out = np.linalg.norm(weights[1][:, :width], axis=0)
+    for block, living in enumerate(alive.reshape(n_children, width)):
+        strength = out * np.linalg.norm(weights[0] * (children[0] == block), axis=1)
+        weakest = np.sort(strength)[::-1][max(least, most) - 1]
+        assert strength[living].min(initial=np.inf) >= weakest * (1 - 1e-12)
+
+
 @given(shapes(), seeds)
 def test_magnitude_depends_on_relative_magnitudes_only(shape, seed):
     sizes, budget, split, groups = shape

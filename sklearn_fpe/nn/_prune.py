@@ -192,9 +192,11 @@ def prune_magnitude(
         Shape of the network.
     budget : int
         Parameters to keep, biases included, within :func:`budget_range`.
-    floor : float in [0, 1), default=LAYER_FLOOR
+    floor : float in [0, 0.5], default=LAYER_FLOOR
         Share of its parent's weights that every layer keeps; of the weights that
         `budget` pays for, where these are fewer.
+    crowding : float >= 1, default=CROWDING
+        Most parameters to choose from, in units of `budget`.
 
     Returns
     -------
@@ -268,7 +270,8 @@ def _thin(edges, sizes, alive, strength, limit, suffice):
             units = slice(start, start := start + n_parents * n_children)
             runs = -strength[units].reshape(n_children, n_parents)
             rank = runs.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
-            kept[units] &= (rank < math.ceil(share * n_parents)).ravel()
+            # A hair less than the share: it is the inverse of a division.
+            kept[units] &= (rank < math.ceil(share * n_parents - 1e-9)).ravel()
         return edges.connected(kept)
 
     def enough(share):
