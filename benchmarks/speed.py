@@ -157,7 +157,7 @@ def binds(model):
     dense = (model._sizes.n_inputs + model._sizes.n_outputs) * model._sizes.hidden[0]
     products = sum(layer.weight.numel() for layer in network.layers) / dense
     units = len(network.parents[0]) / model._sizes.hidden[0]
-    gather = "gather" if network.columns is not None else "no gather"
+    gather = "gather" if getattr(network.layers[0], "gathers", False) else "no gather"
     return f"products {products:.2f}x, activations {units:.1f}x, {gather}"
 
 

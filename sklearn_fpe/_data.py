@@ -211,10 +211,10 @@ class Rows:
         for rows in chunks(*view.shape):
             self.x[rows] = scaler.rows(view, rows)
 
-    def gather(self, columns):
+    def gather(self, network):
         """Lay the columns out as the network's first layer reads them, once."""
-        if columns is not None:
-            self.x = self.x.index_select(1, columns.to(self.device))
+        if network.gathers:
+            self.x = network.gather(self.x)
             self.gathered = True
 
     def batches(self, batch_size, seed=None):
@@ -249,7 +249,7 @@ class StreamedRows(Rows):
     def _load(self, view, scaler):
         self.view, self.scaler = view, scaler
 
-    def gather(self, columns):
+    def gather(self, network):
         """Do nothing: the network gathers its columns from every batch."""
 
     def _iterate(self, batch_size, seed):

@@ -23,7 +23,7 @@ def to_onnx(estimator):
     r"""Export a fitted estimator as an ONNX model.
 
     The model computes what the estimator computes, layer by layer: for a layer of
-    dense blocks ``y_a = x[:, inputs[a]] W_a + b_a`` one batched product over the
+    dense blocks ``y_a = x[:, inputs[a]] W_a' + b_a`` one batched product over the
     blocks ``a``, after a gather of columns where the blocks are not runs of
     neighbours; for a masked layer one product with the matrix that is zero where it was
     pruned. It uses the default operators of opset 17 only and computes in float32.
@@ -250,14 +250,14 @@ def _add_layer(graph, x, network, level):
 
 
 def _add_blocks(graph, x, layer):
-    n_blocks, block_inputs, block_outputs = layer.weight.shape
+    n_blocks, block_outputs, block_inputs = layer.weight.shape
     if layer.gathers:
         columns = graph.constant("columns", _numpy(layer.inputs.flatten()))
         x = graph.add("Gather", x, columns, axis=1)
     # In the shapes, 0 stands for the number of rows.
     shape = graph.constant("shape", np.array([0, n_blocks, block_inputs]))
     x = graph.add("Transpose", graph.add("Reshape", x, shape), perm=[1, 0, 2])
-    x = graph.add("MatMul", x, graph.constant("blocks", _numpy(layer.weight)))
+    x = graph.add("MatMul", x, graph.constant("blocks", _numpy(layer.weight.mT)))
     x = graph.add("Add", x, graph.constant("bias", _numpy(layer.bias)[:, None]))
     x = graph.add("Transpose", x, perm=[1, 0, 2])
     shape = graph.constant("shape", np.array([0, n_blocks * block_outputs]))

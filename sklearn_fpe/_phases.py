@@ -133,7 +133,7 @@ class Phases:
     def partial_fit(self, view, y, weights):
         """Run one epoch, at a constant learning rate."""
         rows = self._rows(view, y, weights)
-        rows.gather(self.net.module_.columns)
+        rows.gather(self.net.module_)
         self.net.notify("on_train_begin", X=None, y=None)
         loss = self._epoch(rows, self.estimator.learning_rate_init)
         self._print(f"{self.phase}, epoch {self.n_iter}: loss {loss:.6f}")
@@ -254,9 +254,9 @@ class Phases:
                 self.net.module_, self.estimator.n_iter_no_change, self.estimator.tol
             )
         try:
-            rows.gather(self.net.module_.columns)
+            rows.gather(self.net.module_)
             if held is not None:
-                held[0].gather(self.net.module_.columns)
+                held[0].gather(self.net.module_)
             self._epochs(rows, first, n_epochs, task, held, stopping)
         except KeyboardInterrupt:
             warnings.warn(

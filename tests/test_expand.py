@@ -280,11 +280,15 @@ def test_structured_holds_kept_parameters_only(case):
     assert isinstance(expanded.layers[-1], DenseLinear)
     for layer, n_children in zip(expanded.hidden, expansion, strict=True):
         shapes = block_shapes(layer)
-        padded = len(set(shapes)) > 1
+        n_in, n_units = np.max(shapes, axis=0)
+        if not getattr(layer, "gathers", True):
+            # Runs of columns stand whole where nearly all are read.
+            assert sum(n for n, _ in shapes) >= 0.75 * layer.in_features
+            n_in = layer.in_features // n_children
+        padded = set(shapes) != {(n_in, n_units)}
         assert isinstance(layer, BlockLinear | DenseLinear)
         assert (getattr(layer, "mask", None) is not None) == padded
-        n_held = n_children * np.prod(np.max(shapes, axis=0))
-        assert layer.weight.numel() == n_held
+        assert layer.weight.numel() == n_children * n_in * n_units
         if not padded:
             assert sum(p.numel() for p in layer.parameters()) == layer.n_nonzero
 
@@ -393,7 +397,22 @@ def test_contiguous_blocks_need_no_gather():
     for split, gathers in [("contiguous", False), ("shared", True)]:
         expanded, _ = expand(network, 4, split, budget=most, rng=0)
         assert expanded.layers[0].gathers == gathers
-        assert (expanded.columns is not None) == gathers
+        assert expanded.gathers == gathers
+
+
+def test_contiguous_blocks_keep_columns_they_do_not_read_rather_than_gather():
+    network = dense_network([120, 16, 2])
+    expanded, _ = expand(network, 4, "contiguous", prune="structured", rng=0)
+    layer = expanded.layers[0]
+    n_read = int(layer.kept().any(0).sum())
+    assert 0.9 * 120 <= n_read < 120
+    assert not layer.gathers
+    # Rows that are used again are laid out once: then nothing is masked in training.
+    assert expanded.gathers
+    # What falls well short of that gathers.
+    small, _ = expand(network, 4, "contiguous", prune="structured", budget=200, rng=0)
+    assert int(small.layers[0].kept().any(0).sum()) < 90
+    assert small.layers[0].gathers
 
 
 # --------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from sklearn_fpe.nn import BlockLinear, DenseLinear, MaskedLinear, _layers
+from sklearn_fpe.nn import BlockLinear, DenseLinear, MaskedLinear, _blocks
 
 seeds = st.integers(0, 2**32 - 1)
 exactly = {"rtol": 0, "atol": 0}
@@ -89,19 +89,19 @@ def block_example(rng, n_in, n_blocks, n_out, *, contiguous, unread, pads, masks
         n_outs = [n_out, *rng.integers(1, n_out + 1, size=n_blocks - 1)]
     block_inputs = max(len(c) for c in columns)
     inputs = np.zeros((n_blocks, block_inputs), dtype=np.int64)
-    mask = np.zeros((n_blocks, block_inputs, n_out), dtype=bool)
+    mask = np.zeros((n_blocks, n_out, block_inputs), dtype=bool)
     for a, (c, rows) in enumerate(zip(columns, n_outs, strict=True)):
         inputs[a] = rng.choice(c)  # padding reads anything
         inputs[a, : len(c)] = c
-        mask[a, : len(c), :rows] = True
+        mask[a, :rows, : len(c)] = True
     outputs = np.concatenate([a * n_out + np.arange(n) for a, n in enumerate(n_outs)])
     if masks:
         mask &= rng.random(mask.shape) < 0.6
     n_outputs = n_blocks * n_out
     row = np.full(n_outputs, -1)
     row[outputs] = np.arange(len(outputs))
-    row = row.reshape(n_blocks, 1, n_out)
-    place = np.where(mask, row * n_in + inputs[:, :, None], -1)
+    row = row.reshape(n_blocks, n_out, 1)
+    place = np.where(mask, row * n_in + inputs[:, None, :], -1)
     layer = BlockLinear(
         normal(rng, *mask.shape),
         normal(rng, n_blocks, n_out),
@@ -142,17 +142,17 @@ def backward(function, x, seed):
     return out.detach(), x.grad
 
 
-widening = st.sampled_from([-1, 2**31])  # always or never
+few_rows = st.sampled_from([0, 2**31])  # unit by unit, or row by row
 
 
-@given(examples(), st.integers(0, 6), st.booleans(), widening, seeds)
+@given(examples(), st.integers(0, 6), st.booleans(), few_rows, seeds)
 def test_values_and_gradients_are_those_of_masked_dense(
-    example, n_rows, train, widen_above, seed
+    example, n_rows, train, few_rows, seed
 ):
     layer = example.layer.train(train)
     weight, mask, bias = example.reference()
     x = normal(np.random.default_rng(seed), n_rows, layer.in_features)
-    with mock.patch.object(_layers, "WIDEN_ABOVE", widen_above):
+    with mock.patch.object(_blocks, "FEW_ROWS", few_rows):
         got = backward(layer, x, seed % 1000)
     expected = backward(lambda x: F.linear(x, weight * mask, bias), x, seed % 1000)
     for a, b in zip(got, expected, strict=True):
@@ -164,14 +164,29 @@ def test_values_and_gradients_are_those_of_masked_dense(
         assert (layer.weight.grad[example.place < 0] == 0).all()
 
 
-@given(examples(["block"]), seeds)
-def test_blocks_take_columns_that_are_gathered_already(example, seed):
-    layer = example.layer
+@given(examples(["block"]), st.booleans(), few_rows, seeds)
+def test_gathered_columns_give_the_same_values_and_gradients(
+    example, train, few_rows, seed
+):
+    layer = example.layer.train(train)
     x = normal(np.random.default_rng(seed), 4, layer.in_features)
-    gathered = x[:, layer.inputs.flatten()]
-    assert_close(layer(gathered, gathered=True), layer(x), rtol=1e-5, atol=1e-5)
-    if not layer.gathers:
-        assert torch.equal(gathered, x)
+    before = x.clone()
+    gathered = layer.gather(x)
+    assert torch.equal(x, before)
+    read = torch.zeros(layer.inputs.numel(), dtype=torch.bool)
+    read[(example.place >= 0).any(1).flatten()] = True
+    assert torch.equal(gathered[:, read], x[:, layer.inputs.flatten()[read]])
+    with mock.patch.object(_blocks, "FEW_ROWS", few_rows):
+        expected = backward(layer, x, 0)[0]
+        weight, bias = layer.weight.grad, layer.bias.grad
+        layer.zero_grad()
+        got = backward(lambda x: layer(x, gathered=True), gathered, 0)[0]
+    assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    assert_close(layer.bias.grad, bias, rtol=1e-5, atol=1e-5)
+    kept = example.place >= 0
+    assert_close(layer.weight.grad[kept], weight[kept], rtol=1e-5, atol=1e-5)
+    if train:
+        assert (layer.weight.grad[~kept] == 0).all()
 
 
 @given(examples(), seeds)
@@ -221,9 +236,9 @@ OPTIMIZERS = {
 }
 
 
-@given(examples(), st.sampled_from(sorted(OPTIMIZERS)), widening, seeds)
+@given(examples(), st.sampled_from(sorted(OPTIMIZERS)), few_rows, seeds)
 def test_training_is_that_of_masked_dense_and_keeps_zeros(
-    example, name, widen_above, seed
+    example, name, few_rows, seed
 ):
     example.layer.double().train()
     weight, mask, bias = example.reference(torch.float64)
@@ -236,7 +251,7 @@ def test_training_is_that_of_masked_dense_and_keeps_zeros(
         optimizer = OPTIMIZERS[name](parameters)
         for _ in range(4):
             optimizer.zero_grad()
-            with mock.patch.object(_layers, "WIDEN_ABOVE", widen_above):
+            with mock.patch.object(_blocks, "FEW_ROWS", few_rows):
                 F.mse_loss(function(data[0]), data[1]).backward()
             optimizer.step()
     assert (example.layer.weight[example.place < 0] == 0).all()
@@ -295,9 +310,9 @@ def test_a_pickle_holds_the_kept_values_and_the_bits_of_the_mask(kind):
         mask = torch.from_numpy(rng.random((200, 300)) < 0.1)
         layer = MaskedLinear(normal(rng, 200, 300), normal(rng, 200), mask)
     else:
-        mask = torch.from_numpy(rng.random((4, 100, 150)) < 0.1)
+        mask = torch.from_numpy(rng.random((4, 150, 100)) < 0.1)
         inputs = torch.from_numpy(rng.permutation(400).reshape(4, 100))
-        weight, bias = normal(rng, 4, 100, 150), normal(rng, 4, 150)
+        weight, bias = normal(rng, 4, 150, 100), normal(rng, 4, 150)
         layer = BlockLinear(weight, bias, inputs, in_features=400, mask=mask)
     n_inputs = layer.inputs.numel() if kind == "block" else 0
     n_bytes = 4 * layer.n_nonzero + mask.numel() // 8 + 8 * n_inputs

@@ -4,7 +4,6 @@ import copy
 import math
 import pickle
 import warnings
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from sklearn_fpe.nn import MLP, DenseLinear, _fused, expand
+from sklearn_fpe.nn import MLP, DenseLinear, expand
 from sklearn_fpe.nn._mlp import ACTIVATIONS
 
 seeds = st.integers(0, 2**32 - 1)
@@ -99,8 +98,8 @@ def test_center_is_subtracted_first_gathered_or_not(network, seed):
     expected = network(x - center)
     network.center = center
     assert torch.equal(network(x), expected)
-    if network.columns is not None:
-        gathered = network(x[:, network.columns], gathered=True)
+    if network.gathers:
+        gathered = network(network.gather(x), gathered=True)
         assert_close(gathered, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -185,24 +184,15 @@ def test_a_change_of_scale_keeps_the_function(network, seed):
     assert_close(after, before, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("n_rows", [0, 1, 5])
-@pytest.mark.parametrize("widths", [[6, 4, 3], [6, 4, 4, 3]])
-@pytest.mark.parametrize(
-    ("split", "prune"),
-    [("shared", "magnitude"), ("contiguous", "structured"), ("shared", "structured")],
-)
-def test_prediction_block_by_block_gives_the_same(n_rows, widths, split, prune):
-    network = MLP.dense(widths, generator=torch.Generator().manual_seed(0))
-    network, _ = expand(network, 2, split, prune=prune, rng=0)
-    x = inputs(network.double(), 0, n_rows)
+@given(networks(), st.sampled_from([0, 1, 5, 40]), seeds)
+def test_prediction_in_place_gives_the_same(network, n_rows, seed):
+    x = inputs(network, seed, n_rows)
+    before = x.clone()
+    expected = network(x), network.transform(x)
     with torch.no_grad():
-        expected = network(x)
-        with mock.patch.object(_fused, "FUSE_ABOVE", -1):
-            for _ in range(2):  # nothing is left behind
-                assert_close(network(x), expected, rtol=1e-10, atol=1e-10)
-            if network.columns is not None:
-                gathered = network(x[:, network.columns], gathered=True)
-                assert_close(gathered, expected, rtol=1e-10, atol=1e-10)
+        assert torch.equal(network(x), expected[0])
+        assert torch.equal(network.transform(x), expected[1])
+    assert torch.equal(x, before)
 
 
 @given(networks(), seeds)

@@ -203,7 +203,7 @@ def operations(model):
 
 def test_blocks_run_as_one_batched_product():
     clf = fitted(FPEClassifier, CODES, split="shared", prune="structured")
-    blocks = tuple(clf.module_.layers[0].weight.shape)
+    blocks = tuple(clf.module_.layers[0].weight.mT.shape)
     model = to_onnx(clf)
     assert len(blocks) == 3
     assert blocks in matrices(model).values()

@@ -163,7 +163,7 @@ def _layer(entry, arrays, name, n_inputs):
 
 
 def _block(arrays, name, shape, n_inputs):
-    n_blocks, block_inputs, block_outputs = shape
+    n_blocks, block_outputs, block_inputs = shape
     bias = _bias(arrays, name, (n_blocks, block_outputs))
     inputs = arrays.index(f"{name}.inputs", (n_blocks, block_inputs), n_inputs)
     if f"{name}.mask" in arrays:
@@ -173,7 +173,7 @@ def _block(arrays, name, shape, n_inputs):
         mask = None
         weight = torch.from_numpy(arrays.real(f"{name}.weight", np.float32, shape))
     kept = np.broadcast_to(True, shape) if mask is None else mask
-    read = inputs[kept.any(axis=2)]
+    read = inputs[kept.any(axis=1)]
     if len(np.unique(read)) != len(read):
         raise ModelFileError(f"{name}.inputs must name no input twice.")
     outputs = None
@@ -185,7 +185,7 @@ def _block(arrays, name, shape, n_inputs):
         pruned = pruned.reshape(n_blocks, block_outputs)
         if not len(outputs) or (np.diff(outputs) <= 0).any():
             raise ModelFileError(f"{name}.outputs must increase.")
-        if (kept.any(axis=1) & pruned).any():
+        if (kept.any(axis=2) & pruned).any():
             raise ModelFileError(f"{name} must keep nothing of outputs it has not.")
     return BlockLinear(
         weight,

@@ -12,6 +12,9 @@ from sklearn_fpe.nn._layers import BlockLinear, DenseLinear, MaskedLinear
 from sklearn_fpe.nn._mlp import MLP
 from sklearn_fpe.nn._partition import is_shared, max_children, partition
 
+WHOLE_FROM = 0.75
+"""Share of read columns from which on runs of columns are multiplied whole."""
+
 
 def expand(
     network,
@@ -370,26 +373,36 @@ def _matrix_layer(weight, bias, kept):
 
 
 def _block_layer(weight, bias, labels, keep, alive):
-    """Lay a shared partition out as padded blocks."""
+    """Lay a shared partition out as padded blocks.
+
+    Where the blocks are runs of equal length, they keep columns that they do not read
+    as zeros, if these are few: that costs less than to gather the others.
+    """
     blocks = []
+    runs = np.arange(len(labels)) * len(alive) // len(labels)
+    whole = (
+        len(labels) % len(alive) == 0
+        and (labels == runs).all()
+        and keep.any(axis=0).mean() >= WHOLE_FROM
+    )
     for a, units in enumerate(alive):
         rows = np.flatnonzero(units)
         if len(rows):
             of_block = np.flatnonzero(labels == a)
-            read = keep[np.ix_(rows, of_block)].any(axis=0)
+            read = keep[np.ix_(rows, of_block)].any(axis=0) | whole
             blocks.append((rows, of_block[read]))
     n_in = max(len(columns) for _, columns in blocks)
     n_out = max(len(rows) for rows, _ in blocks)
-    shape = (len(blocks), n_in, n_out)
+    shape = (len(blocks), n_out, n_in)
     values = np.zeros(shape, dtype=weight.dtype)
     mask = np.zeros(shape, dtype=bool)
-    inputs = np.empty(shape[:2], dtype=np.int64)
+    inputs = np.empty((len(blocks), n_in), dtype=np.int64)
     biases = np.zeros((len(blocks), n_out), dtype=bias.dtype)
     exists = np.zeros((len(blocks), n_out), dtype=bool)
     for a, (rows, columns) in enumerate(blocks):
-        place = np.s_[a, : len(columns), : len(rows)]
-        values[place] = weight[np.ix_(rows, columns)].T
-        mask[place] = keep[np.ix_(rows, columns)].T
+        place = np.s_[a, : len(rows), : len(columns)]
+        values[place] = weight[np.ix_(rows, columns)]
+        mask[place] = keep[np.ix_(rows, columns)]
         # Padding reads a column of the block again, times zero.
         inputs[a] = columns[0] if len(columns) else 0
         inputs[a, : len(columns)] = columns

@@ -14,13 +14,22 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from sklearn_fpe.nn._blocks import by_unit, multiply_blocks, select_columns
 from sklearn_fpe.nn._pickling import PickledAsArrays
 
-WIDEN_ABOVE = 256
-"""Rows above which contiguous blocks multiply by zeros rather than gather columns.
+TALL = 4
+"""Inputs per output from which on other layers compute unit by unit, too.
 
-The zeros are laid out anew in every call, which few rows do not repay.
+If their input lies unit by unit; the product along the rows is then the faster one.
 """
+
+
+def linear(x, weight, bias):
+    """Compute ``x weight' + bias`` in the precision of x."""
+    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+    if by_unit(x) and weight.shape[1] >= TALL * weight.shape[0]:
+        return torch.addmm(bias.unsqueeze(1), weight, x.mT).mT
+    return F.linear(x, weight, bias)
 
 
 class DenseLinear(PickledAsArrays, nn.Linear):
@@ -49,7 +58,11 @@ class DenseLinear(PickledAsArrays, nn.Linear):
 
     def forward(self, x):
         """Map x (n_rows, in_features) to (n_rows, out_features)."""
-        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+        return linear(x, self.active_weight(), self.bias)
+
+    def active_weight(self):
+        """Return the weight that a forward pass multiplies by."""
+        return self.weight
 
     def kept(self):
         """Return the kept positions, bool (out_features, in_features): all."""
@@ -118,8 +131,11 @@ class MaskedLinear(PickledAsArrays, nn.Module):
 
     def forward(self, x):
         """Map x (n_rows, in_features) to (n_rows, out_features)."""
-        weight = self.weight * self.mask if self.training else self.weight
-        return F.linear(x, weight.to(x.dtype), self.bias.to(x.dtype))
+        return linear(x, self.active_weight(), self.bias)
+
+    def active_weight(self):
+        """Return the weight that a forward pass multiplies by."""
+        return self.weight * self.mask if self.training else self.weight
 
     def kept(self):
         """Return the kept positions, bool (out_features, in_features)."""
@@ -148,17 +164,17 @@ class BlockLinear(PickledAsArrays, nn.Module):
     """Affine map by dense blocks: every child of a block reads the block's inputs.
 
     A layer whose neurons share one partition is block diagonal up to the order of its
-    columns: child block ``a`` computes ``y_a = x[:, inputs[a]] W_a + b_a``. All blocks
+    columns: child block ``a`` computes ``y_a = x[:, inputs[a]] W_a' + b_a``. All blocks
     run as one batched product, at the cost of the un-expanded matrix.
 
     Parameters
     ----------
-    weight : tensor of shape (n_blocks, block_inputs, block_outputs)
+    weight : tensor of shape (n_blocks, block_outputs, block_inputs)
         Initial blocks.
     bias : tensor of shape (n_blocks, block_outputs)
         Initial biases.
     inputs : int tensor of shape (n_blocks, block_inputs)
-        The input that each row of a block reads. Blocks with fewer inputs than the
+        The input that each column of a block reads. Blocks with fewer inputs than the
         largest one are padded with any index, masked.
     in_features : int
         Number of inputs of the layer.
@@ -171,16 +187,16 @@ class BlockLinear(PickledAsArrays, nn.Module):
     ----------
     gathers : bool
         Whether the blocks are not just runs of neighbouring columns.
-    aligned : bool
-        Whether every block reads only from its run of equal length: then columns that
-        are not read cost less as zeros of the weight than as a gather of x.
+    dense : bool
+        Whether all outputs of a block keep the same inputs: all that is masked, if
+        anything, is whole inputs or outputs.
 
     Examples
     --------
     >>> import torch
     >>> from sklearn_fpe.nn import BlockLinear
     >>> inputs = torch.tensor([[0, 2], [1, 3]])
-    >>> layer = BlockLinear(torch.ones(2, 2, 1), torch.zeros(2, 1), inputs, 4)
+    >>> layer = BlockLinear(torch.ones(2, 1, 2), torch.zeros(2, 1), inputs, 4)
     >>> layer(torch.tensor([[1.0, 2.0, 3.0, 4.0]])).tolist(), layer.n_nonzero
     ([[4.0, 6.0]], 6)
     """
@@ -196,7 +212,7 @@ class BlockLinear(PickledAsArrays, nn.Module):
         self.gathers = not torch.equal(
             inputs.flatten().cpu(), torch.arange(in_features)
         )
-        self.aligned = self.gathers and _is_aligned(inputs.cpu(), in_features)
+        self.dense = mask is None or self._is_dense()
 
     @property
     def out_features(self):
@@ -206,50 +222,38 @@ class BlockLinear(PickledAsArrays, nn.Module):
     def forward(self, x, gathered=False):
         """Map x (n_rows, in_features) to (n_rows, out_features).
 
-        With ``gathered=True``, x is ``x[:, inputs.flatten()]`` already.
+        With ``gathered=True``, x is what :meth:`gather` returns.
         """
-        x, weight, bias = self.operands(x, gathered)
-        n_blocks, block_inputs, _ = weight.shape
-        blocks = x.view(len(x), n_blocks, block_inputs).transpose(0, 1)
-        out = torch.baddbmm(bias.unsqueeze(1), blocks, weight)
-        out = out.transpose(0, 1).flatten(1)
-        return out if self.outputs is None else out.index_select(1, self.outputs)
+        weight = self.weight
+        # What is gathered is zero where it is masked, and so is the gradient.
+        if self.training and self.mask is not None and not (gathered and self.dense):
+            weight = weight * self.mask
+        if self.gathers and not gathered:
+            x = select_columns(x, self.inputs.flatten())
+        out = multiply_blocks(x, weight.to(x.dtype), self.bias.to(x.dtype))
+        return out if self.outputs is None else select_columns(out, self.outputs)
 
-    def operands(self, x, gathered=False):
-        """Return x in the order of the blocks, their weight and their bias.
+    def gather(self, x):
+        """Lay x (n_rows, in_features) out as the blocks read it, else zeros."""
+        x = x.index_select(1, self.inputs.flatten())
+        if self.mask is not None:
+            x[:, ~self.mask.any(1).flatten()] = 0.0
+        return x
 
-        x and `gathered` are those of :meth:`forward`.
-        """
-        masked = self.training and self.mask is not None
-        weight = self.weight * self.mask if masked else self.weight
-        if self.aligned and not gathered and len(x) > WIDEN_ABOVE:
-            weight = self._widen(weight)
-        elif self.gathers and not gathered:
-            x = x.index_select(1, self.inputs.flatten())
-        return x, weight.to(x.dtype), self.bias.to(x.dtype)
-
-    def spread(self, weight):
-        """Lay the columns of `weight`, one an output, out over all block outputs."""
-        if self.outputs is None:
-            return weight
-        wide = weight.new_zeros(len(weight), self.bias.numel())
-        return wide.index_copy(1, self.outputs, weight)
-
-    def _widen(self, weight):
-        """Put zeros where inputs of a block are not read: less than a gather of x."""
-        n_blocks, _, block_outputs = weight.shape
-        wide = weight.new_zeros(self.in_features, block_outputs)
-        # Padding repeats an index with the value zero: add, not assign.
-        wide = wide.index_add(0, self.inputs.flatten(), weight.flatten(0, 1))
-        return wide.view(n_blocks, -1, block_outputs)
+    def _is_dense(self):
+        exists = torch.ones_like(self.bias, dtype=torch.bool)
+        if self.outputs is not None:
+            exists.fill_(False).view(-1)[self.outputs] = True
+        read = self.mask.any(1, keepdim=True)
+        return torch.equal(self.mask, read & exists.unsqueeze(2))
 
     def _scatter(self, blocks):
         """Lay values of the shape of `weight` out as (out_features, in_features)."""
-        n_blocks, _, block_outputs = blocks.shape
+        n_blocks, block_outputs, _ = blocks.shape
         dense = blocks.new_zeros(n_blocks, block_outputs, self.in_features)
         index = self.inputs.unsqueeze(1).expand(-1, block_outputs, -1)
         # Padding repeats an index with the value zero (or False): add, not assign.
-        dense.scatter_add_(2, index, blocks.transpose(1, 2))
+        dense.scatter_add_(2, index, blocks)
         dense = dense.flatten(0, 1)
         return dense if self.outputs is None else dense[self.outputs]
 
@@ -276,17 +280,8 @@ class BlockLinear(PickledAsArrays, nn.Module):
     @torch.no_grad()
     def fold_input(self, scale, shift):
         """Make the layer act on x where it acted on ``(x - shift) * scale``."""
-        scale, shift = scale[self.inputs].unsqueeze(2), shift[self.inputs].unsqueeze(2)
-        _fold(self.weight, self.bias, scale, shift, lambda w: (w * shift).sum(1))
-
-
-def _is_aligned(inputs, in_features):
-    """Tell whether block a reads only the a-th run of columns, of equal lengths."""
-    n_blocks = len(inputs)
-    if in_features % n_blocks:
-        return False
-    run = in_features // n_blocks
-    return bool((inputs // run == torch.arange(n_blocks).unsqueeze(1)).all())
+        scale, shift = scale[self.inputs].unsqueeze(1), shift[self.inputs].unsqueeze(1)
+        _fold(self.weight, self.bias, scale, shift, lambda w: (w * shift).sum(2))
 
 
 def _fold(weight, bias, scale, shift, weighted_shift):

@@ -6,17 +6,19 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from sklearn_fpe.nn._fused import fused_blocks, worth_fusing
 from sklearn_fpe.nn._layers import BlockLinear, DenseLinear
 from sklearn_fpe.nn._pickling import PickledAsArrays
 
 ACTIVATIONS = {
-    "identity": nn.Identity,
-    "logistic": nn.Sigmoid,
-    "tanh": nn.Tanh,
-    "relu": nn.ReLU,
+    "identity": (nn.Identity(), nn.Identity()),
+    "logistic": (torch.sigmoid, torch.sigmoid_),
+    "tanh": (torch.tanh, torch.tanh_),
+    "relu": (torch.relu, torch.relu_),
 }
-"""The activation functions, by the names that scikit-learn gives them."""
+"""The activation functions, by the names that scikit-learn gives them.
+
+Each also as one that works in place: for prediction, which has no use for its input.
+"""
 
 
 class MLP(PickledAsArrays, nn.Module):
@@ -56,7 +58,6 @@ class MLP(PickledAsArrays, nn.Module):
             )
         self.layers = nn.ModuleList(layers)
         self.activation = activation
-        self.activate = ACTIVATIONS[activation]()
         if parents is None:
             parents = [torch.arange(layer.out_features) for layer in layers[:-1]]
         for level, parent in enumerate(parents):
@@ -112,44 +113,38 @@ class MLP(PickledAsArrays, nn.Module):
         return sum(layer.n_nonzero for layer in self.layers)
 
     @property
-    def columns(self):
-        """The columns of the input, in the order in which the first layer reads them.
+    def gathers(self):
+        """Whether it saves time to :meth:`gather` rows that are used again and again.
 
-        None where it reads them as they are.
+        It does where the first layer reads columns in another order or not at all.
         """
         first = self.layers[0]
-        if isinstance(first, BlockLinear) and first.gathers:
-            return first.inputs.flatten()
-        return None
+        is_block = isinstance(first, BlockLinear)
+        return is_block and (first.gathers or (first.dense and first.mask is not None))
+
+    def gather(self, x):
+        """Lay x (n_rows, n_inputs) out as the first layer, of blocks, reads it."""
+        return self.layers[0].gather(self._centred(x))
 
     def transform(self, x, gathered=False):
         """Map x (n_rows, n_inputs) to the activations of the last hidden layer.
 
-        With ``gathered=True``, x holds :attr:`columns` of the input already.
+        With ``gathered=True``, x is what :meth:`gather` returns.
         """
-        return self._run(x, gathered, list(self.layers)[:-1])
+        function, in_place = ACTIVATIONS[self.activation]
+        activate = function if torch.is_grad_enabled() else in_place
+        x = x if gathered else self._centred(x)
+        for level, layer in enumerate(self.layers[:-1]):
+            first = gathered and level == 0
+            x = activate(layer(x, gathered=True) if first else layer(x))
+        return x
 
     def forward(self, x, gathered=False):
         """Map x (n_rows, n_inputs) to outputs (n_rows, n_outputs), without a link."""
-        *others, hidden, last = list(self.layers)
-        x = self._run(x, gathered, others)
-        gathered = gathered and not others
-        if isinstance(hidden, BlockLinear) and worth_fusing(x, hidden.weight):
-            blocks = hidden.operands(x, gathered)
-            output_weight = hidden.spread(last.weight).to(x.dtype)
-            output_bias = last.bias.to(x.dtype)
-            return fused_blocks(*blocks, self.activate, output_weight, output_bias)
-        return last(self.activate(hidden(x, True) if gathered else hidden(x)))
+        return self.layers[-1](self.transform(x, gathered))
 
-    def _run(self, x, gathered, layers):
-        """Subtract the centre and run hidden layers."""
-        if self.center is not None:
-            center = self.center[self.columns] if gathered else self.center
-            x = x - center.to(x.dtype)
-        for level, layer in enumerate(layers):
-            first = gathered and level == 0
-            x = self.activate(layer(x, gathered=True) if first else layer(x))
-        return x
+    def _centred(self, x):
+        return x if self.center is None else x - self.center.to(x.dtype)
 
     @torch.no_grad()
     def fold_input(self, mean, scale, max_offset=1e3):
