@@ -2,11 +2,14 @@
 
     python -m benchmarks.speed [--quick] [--device cuda] [--json PATH]
 
-Candidates are interleaved; a figure is the median over repetitions of the CPU time of
-the process (wall time on CUDA), and its spread the interquartile range over the median.
+Candidates take turns. A time is CPU time of the process (wall time on CUDA), the median
+over rounds; a ratio is the median of the ratios to ``expansion=1`` in the same round,
+its spread their interquartile range. Every split and prune rule is measured for the
+headline cells; for the others, with fewer rows, those that the README recommends.
 """
 
 import argparse
+import copy
 import pickle
 import statistics
 import time
@@ -22,30 +25,55 @@ from benchmarks._report import print_table, write_json
 from benchmarks._rss import peak_anonymous
 from sklearn_fpe import FPEClassifier
 
-SPLITS = (
-    ("structured", "contiguous"),
-    ("structured", "shared"),
-    ("structured", "feature"),
-    ("magnitude", "contiguous"),
-    ("magnitude", "shared"),
-    ("magnitude", "random"),
-)
+HEADLINE = [(512, 32, 100), (512, 256, 100)]
+"""Inputs, parents and classes of the cells that are measured in full."""
+
+OTHERS = [
+    (d, h, c)
+    for d in (384, 512)
+    for h in (8, 32, 256)
+    for c in (10, 100, 1000)
+    if (d, h, c) not in HEADLINE
+]
+
+METHODS = {
+    ("structured", "contiguous"): (2, 4, 8, 16),
+    ("structured", "shared"): (2, 4, 8, 16),
+    ("structured", "feature"): (4, 8),
+    ("magnitude", "contiguous"): (4, 8),
+    ("magnitude", "shared"): (4, 8),
+    ("magnitude", "random"): (4, 8),
+}
+"""Expansions that are measured of every prune rule and split."""
+
+FEW_METHODS = {
+    ("structured", "contiguous"): (4, 8),
+    ("structured", "shared"): (4, 8),
+    ("magnitude", "shared"): (4,),
+}
+"""The same, for the cells that are no headline."""
 
 
-def candidates(cell, args):
+def candidates(cell, args, methods):
     """Yield (name, prune, split, expansion, a function that makes the estimator)."""
     d, h, c = cell
-    common = {"max_iter": args.epochs, "batch_size": args.batch_size}
+    epochs, batch = args.epochs, args.batch_size
 
     def fpe(expansion, **kwargs):
         return lambda: FPEClassifier(
             (h,),
             expansion=expansion,
             learning_rate_init=1e-3,
+            max_iter=epochs,
+            batch_size=batch,
             random_state=0,
             device=args.device,
-            **common,
             **kwargs,
+        )
+
+    def mlp_classifier():
+        return MLPClassifier(
+            (h,), max_iter=epochs, batch_size=batch, n_iter_no_change=10**6
         )
 
     yield "expansion=1", None, None, 1, fpe(1)
@@ -54,29 +82,14 @@ def candidates(cell, args):
         None,
         None,
         1,
-        lambda: BareLoop(h, args.epochs, args.batch_size, 1e-3, device=args.device),
+        lambda: BareLoop(h, epochs, batch, 1e-3, device=args.device),
     )
-    yield (
-        "MLPClassifier",
-        None,
-        None,
-        1,
-        lambda: MLPClassifier(
-            (h,),
-            max_iter=args.epochs,
-            batch_size=args.batch_size,
-            n_iter_no_change=10**6,
-            random_state=0,
-        ),
-    )
-    if not args.quick or c == 100:
-        naive = (d, h, c, 8, args.epochs, args.batch_size, 1e-3)
+    yield "MLPClassifier", None, None, 1, mlp_classifier
+    if cell in HEADLINE:
+        naive = (d, h, c, 8, epochs, batch, 1e-3)
         yield "naive masked skorch", None, "random", 8, lambda: naive_masked(*naive)
-    for prune, split in SPLITS:
-        for expansion in args.expansions:
-            masked = prune == "magnitude" or split == "feature"
-            if masked and args.quick and expansion not in (4, 8):
-                continue
+    for (prune, split), expansions in methods.items():
+        for expansion in expansions:
             yield (
                 "FPE",
                 prune,
@@ -86,78 +99,89 @@ def candidates(cell, args):
             )
 
 
-def measure(cell, n_rows, args):
+def measure(cell, n_rows, args, methods):
     """Fit and predict with every candidate of a cell, in turn."""
     d, _, c = cell
     rng = np.random.default_rng(0)
     X = rng.standard_normal((n_rows, d), dtype=np.float32)
     y = rng.integers(0, c, n_rows)
     y[:c] = np.arange(c)
-    clock = time.process_time if args.device == "cpu" else time.perf_counter
-    tests = list(candidates(cell, args))
-    fits = [[] for _ in tests]
-    predicts = [{1: [], 256: [], 4096: []} for _ in tests]
+    tests = list(candidates(cell, args, methods))
     fitted = [None] * len(tests)
-    for repetition in range(args.repeats + 1):
-        for i, test in enumerate(tests):
-            # The naive way is slow, and known well enough from fewer repetitions.
-            if test[0].startswith("naive") and repetition > args.repeats // 2:
-                continue
-            model = test[-1]()
-            start = clock()
-            model.fit(X, y)
-            elapsed = clock() - start
-            fitted[i] = model
-            if repetition:  # the first round warms up caches and threads
-                fits[i].append(elapsed)
-    for repetition in range(2 * args.repeats + 1):
-        for i, model in enumerate(fitted):
-            for batch, times in predicts[i].items():
-                part, n_calls = X[:batch], {1: 60, 256: 30, 4096: 8}[batch]
+
+    def fit(i):
+        fitted[i] = tests[i][-1]()
+        fitted[i].fit(X, y)
+
+    # The naive way is slow, and known well enough from fewer rounds.
+    rounds = [
+        max(2, args.repeats // 2) if test[0].startswith("naive") else args.repeats
+        for test in tests
+    ]
+    times = {"fit": _in_turn(fit, rounds, 1, args.device)}
+    for batch, n_calls in {1: 60, 256: 30, 4096: 8}.items():
+        part = X[:batch]
+        times[f"predict_{batch}"] = _in_turn(
+            lambda i, part=part: fitted[i].predict(part),
+            [2 * args.repeats] * len(tests),
+            n_calls,
+            args.device,
+        )
+    dense = fitted[0]
+    return [
+        {"d": d, "h": cell[1], "C": c, "rows": n_rows}
+        | {"model": name, "expansion": expansion, "prune": prune, "split": split}
+        | _ratios({key: (value[i], value[0]) for key, value in times.items()})
+        | (_size(fitted[i], dense) if isinstance(fitted[i], FPEClassifier) else {})
+        for i, (name, prune, split, expansion, _) in enumerate(tests)
+    ]
+
+
+def _in_turn(function, rounds, n_calls, device):
+    """Time ``function(i)`` for every i in turn, after a round that warms up."""
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    times = [[] for _ in rounds]
+    for repetition in range(max(rounds) + 1):
+        for i, n in enumerate(rounds):
+            if repetition <= n:
                 start = clock()
                 for _ in range(n_calls):
-                    model.predict(part)
-                if repetition:
-                    times.append((clock() - start) / n_calls)
-    return [_row(cell, test, fits, predicts, fitted, i) for i, test in enumerate(tests)]
+                    function(i)
+                times[i].append((clock() - start) / n_calls)
+    return [of_one[1:] for of_one in times]
 
 
-def _row(cell, test, fits, predicts, fitted, i):
-    name, prune, split, expansion, _ = test
-    d, h, c = cell
-    row = {
-        "d": d, "h": h, "C": c, "model": name, "expansion": expansion,
-        "prune": prune, "split": split,
-        "fit_s": statistics.median(fits[i]),
-        "fit": statistics.median(fits[i]) / statistics.median(fits[0]),
-        "fit_spread": _spread(fits[i]),
-    }  # fmt: skip
-    for batch, times in predicts[i].items():
-        base = statistics.median(predicts[0][batch])
-        row[f"predict_{batch}_s"] = statistics.median(times)
-        row[f"predict_{batch}"] = statistics.median(times) / base
-    if isinstance(fitted[i], FPEClassifier):
-        size = len(pickle.dumps(fitted[i]))
-        row["pickle"] = size / len(pickle.dumps(fitted[0]))
-        row["pickle_bytes"] = size
-        row["binds"] = binds(fitted[i])
+def _ratios(times):
+    """Return medians and spreads of times and of their ratios to the first."""
+    row = {}
+    for name, (own, base) in times.items():
+        ratios = [a / b for a, b in zip(own, base, strict=False)]
+        low, _, high = statistics.quantiles(ratios, n=4)
+        row[f"{name}_s"] = statistics.median(own)
+        row[name] = statistics.median(ratios)
+        row[f"{name}_spread"] = high - low
     return row
 
 
-def _spread(times):
-    if len(times) < 2:
-        return 0.0
-    low, _, high = statistics.quantiles(times, n=4)
-    return (high - low) / statistics.median(times)
+def _size(model, dense):
+    n_bytes = len(pickle.dumps(model))
+    return {
+        "pickle": n_bytes / len(pickle.dumps(dense)),
+        "pickle_bytes": n_bytes,
+        "binds": binds(model),
+    }
 
 
 def binds(model):
-    """Name what costs: multiplications and activations against the parent's."""
-    network = model.module_
-    dense = (model._sizes.n_inputs + model._sizes.n_outputs) * model._sizes.hidden[0]
-    products = sum(layer.weight.numel() for layer in network.layers) / dense
-    units = len(network.parents[0]) / model._sizes.hidden[0]
-    gather = "gather" if getattr(network.layers[0], "gathers", False) else "no gather"
+    """Name what costs: multiplications of a step and activations, to the parent's."""
+    network, sizes = model.module_, model._sizes
+    # The first layer takes part in two products of a step, the others in three.
+    dense = (2 * sizes.n_inputs + 3 * sizes.n_outputs) * sizes.hidden[0]
+    n_weights = [layer.weight.numel() for layer in network.layers]
+    products = (2 * n_weights[0] + 3 * n_weights[1]) / dense
+    units = len(network.parents[0]) / sizes.hidden[0]
+    gathers = getattr(network.layers[0], "gathers", False)
+    gather = "gather" if gathers else "no gather"
     return f"products {products:.2f}x, activations {units:.1f}x, {gather}"
 
 
@@ -168,9 +192,8 @@ def peak_memory(cell, n_rows, args):
     X = rng.standard_normal((n_rows, d), dtype=np.float32)
     y = rng.integers(0, c, n_rows)
     rows = []
-    for name, prune, split, expansion, make in candidates(cell, args):
-        if name == "FPE" and expansion != 8:
-            continue
+    methods = dict.fromkeys(METHODS, (8,))
+    for name, prune, split, expansion, make in candidates(cell, args, methods):
         if args.device != "cpu":
             torch.cuda.reset_peak_memory_stats()
             make().fit(X, y)
@@ -188,38 +211,39 @@ def peak_memory(cell, n_rows, args):
 def main():
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the cells of the README")
+    parser.add_argument("--quick", action="store_true", help="the headline cells only")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--rows", type=int, default=12_800)
+    parser.add_argument("--rows", type=int, default=12_800, help="of headline cells")
+    parser.add_argument("--few-rows", type=int, default=4096, help="of other cells")
+    parser.add_argument("--many-rows", type=int, default=200_000)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--expansions", type=int, nargs="+", default=[2, 4, 8, 16])
-    parser.add_argument("--cells", nargs="+", help="d,h,C ...")
     parser.add_argument("--json", default="benchmarks/results/speed.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     threadpool_limits(args.threads)
     warnings.simplefilter("ignore")  # convergence, and expansions above the budget
-    if args.cells:
-        cells = [tuple(int(v) for v in cell.split(",")) for cell in args.cells]
-    elif args.quick:
-        cells = [(512, 32, 100), (512, 256, 100)]
-    else:
-        cells = [
-            (d, h, c) for d in (384, 512) for h in (8, 32, 256) for c in (10, 100, 1000)
-        ]
+    cells = [(cell, args.rows, METHODS) for cell in HEADLINE]
+    if not args.quick:
+        cells += [(cell, args.few_rows, FEW_METHODS) for cell in OTHERS]
+        only = {("structured", "contiguous"): (8,), ("structured", "shared"): (8,)}
+        cells += [((512, 32, 100), args.many_rows, only)]
     rows = []
-    columns = ["d", "h", "C", "model", "expansion", "prune", "split", "fit"]
+    columns = ["d", "h", "C", "rows", "model", "expansion", "prune", "split", "fit"]
     columns += ["fit_spread", "predict_1", "predict_256", "predict_4096", "pickle"]
     columns += ["binds"]
-    for cell in cells:
-        new = measure(cell, args.rows, args)
+    for cell, n_rows, methods in cells:
+        of_cell = copy.copy(args)
+        if n_rows > args.rows:
+            # The steps of all epochs are about as many as with fewer rows.
+            of_cell.epochs = max(2, args.epochs * args.rows // n_rows)
+        new = measure(cell, n_rows, of_cell, methods)
         print_table(new, columns)
         rows += new
         write_json(args.json, rows, settings=vars(args))
-    memory = peak_memory(cells[0], args.rows, args)
+    memory = peak_memory(HEADLINE[0], args.rows, args)
     print_table(memory, ["model", "prune", "split", "expansion", "peak_bytes"])
     write_json(args.json, rows, settings=vars(args), memory=memory)
 

@@ -58,11 +58,7 @@ class DenseLinear(PickledAsArrays, nn.Linear):
 
     def forward(self, x):
         """Map x (n_rows, in_features) to (n_rows, out_features)."""
-        return linear(x, self.active_weight(), self.bias)
-
-    def active_weight(self):
-        """Return the weight that a forward pass multiplies by."""
-        return self.weight
+        return linear(x, self.weight, self.bias)
 
     def kept(self):
         """Return the kept positions, bool (out_features, in_features): all."""
@@ -131,11 +127,8 @@ class MaskedLinear(PickledAsArrays, nn.Module):
 
     def forward(self, x):
         """Map x (n_rows, in_features) to (n_rows, out_features)."""
-        return linear(x, self.active_weight(), self.bias)
-
-    def active_weight(self):
-        """Return the weight that a forward pass multiplies by."""
-        return self.weight * self.mask if self.training else self.weight
+        weight = self.weight * self.mask if self.training else self.weight
+        return linear(x, weight, self.bias)
 
     def kept(self):
         """Return the kept positions, bool (out_features, in_features)."""
