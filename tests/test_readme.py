@@ -2,6 +2,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 from clip_checkpoint import save_clip
 from PIL import Image
 
@@ -62,3 +63,20 @@ def test_readme_runs(tmp_path, monkeypatch):
     # A folder of the checkpoint's name stands in for the download.
     save_clip(tmp_path / "openai" / "clip-vit-base-patch32", projection_dim=64)
     run_blocks(README, {"__name__": "__main__"})
+
+
+def test_figures_are_those_of_the_committed_measurements(monkeypatch):
+    monkeypatch.syspath_prepend(README.parent / "docs" / "_ext")
+    measured = pytest.importorskip("measured", reason="Sphinx is not installed")
+    known = {
+        tuple(row)
+        for make, *names in measured.TABLES.values()
+        for row in make(*(measured.load(name) for name in names))[2]
+    }
+    lines = [
+        tuple(cell.strip() for cell in line.strip("|").split("|"))
+        for line in README.read_text(encoding="utf-8").splitlines()
+        if re.match(r"\| *\d", line)
+    ]
+    assert len(lines) >= 8
+    assert [line for line in lines if line not in known] == []

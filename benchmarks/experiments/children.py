@@ -52,7 +52,7 @@ def cases(quick, data):
 
 
 def run(quick, data=None, n_jobs=1):
-    rates, n_seeds = (LEARNING_RATES[2:3], 2) if quick else (LEARNING_RATES, 4)
+    rates, n_seeds = (LEARNING_RATES[2:3], 2) if quick else (LEARNING_RATES, 8)
     rows = []
     for task, neurons, expansion in cases(quick, data):
         jobs = product(

@@ -31,7 +31,7 @@ def run(quick, data=None, n_jobs=1):
         expansion=[1, EXPANSION],
         quick=[quick],
     )
-    rates, n_seeds = (LEARNING_RATES[2:3], 1) if quick else (LEARNING_RATES, 2)
+    rates, n_seeds = (LEARNING_RATES[2:3], 1) if quick else (LEARNING_RATES, 5)
     return {"rows": run_tuned(measure, jobs, n_seeds, n_jobs, data, rates)}
 
 

@@ -61,7 +61,7 @@ def run(quick, data=None, n_jobs=1):
             method=list(METHODS),
         )
     ]
-    rates, n_seeds = (LEARNING_RATES[2:3], 1) if quick else (LEARNING_RATES, 3)
+    rates, n_seeds = (LEARNING_RATES[2:3], 1) if quick else (LEARNING_RATES, 6)
     return {"rows": run_tuned(measure, jobs, n_seeds, n_jobs, data, rates)}
 
 

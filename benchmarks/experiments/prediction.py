@@ -41,7 +41,7 @@ def run(quick, data=None, n_jobs=1):
         for neurons in (NEURONS[task][1::2] if quick else NEURONS[task])
         for job in product(
             expansion=(1, 4) if quick else (1, *EXPANSIONS),
-            seed=range(1 if quick else 2),
+            seed=range(1 if quick else 10),
         )
     ]
     return {"rows": run_jobs(measure, jobs, n_jobs, data)}

@@ -30,7 +30,7 @@ SIZES = {"boolean": (8, 2), "digits": (4, 4), "glyphs": (8, 4)}
 
 def run(quick, data=None, n_jobs=1):
     warmups = (0.1, 0.75) if quick else WARMUPS
-    rates, n_seeds = (LEARNING_RATES[2:3], 1) if quick else (LEARNING_RATES, 3)
+    rates, n_seeds = (LEARNING_RATES[2:3], 1) if quick else (LEARNING_RATES, 6)
     rows = []
     for task in ["boolean", *real_tasks(data)]:
         jobs = product(task=[task], warmup=[None, *warmups], quick=[quick])

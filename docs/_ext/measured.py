@@ -1,11 +1,12 @@
 """Tables of what the benchmarks measured, read from their JSON at every build.
 
-``.. measured:: accuracy``, ``cost`` or ``memory`` shows the figures of
-``benchmarks/results``. No figure stands in the pages themselves, and where a file is
-missing the table says which command makes it.
+``.. measured:: accuracy``, ``cost``, ``engine``, ``cells``, ``memory`` or ``caches``
+shows the figures of ``benchmarks/results``. No figure stands in the pages themselves,
+and where a file is missing the table says which command makes it.
 """
 
 import json
+import statistics
 from pathlib import Path
 
 from docutils import nodes
@@ -46,48 +47,105 @@ def _score(row):
 
 
 def cost(report):
-    """CPU or wall time of fit and predict, in units of the dense parent's."""
-    rows = []
-    for row in report["rows"]:
-        if row["expansion"] in (4, 8) and (
-            row["model"].startswith("naive") or _is_method(row)
-        ):
-            rows.append(
-                [
-                    f"{row['d']} – {row['h']} – {row['C']}",
-                    _name(row),
-                    str(row["expansion"]),
-                    *(f"{row[k]:.2f}" for k in ("fit", "predict_4096", "predict_1")),
-                ]
-            )
-    settings, hardware = report["settings"], report["hardware"]
-    device = hardware["gpu"] if settings["device"] != "cpu" else hardware["cpu"]
-    caption = (
-        f"Time relative to expansion=1 with the same parents and epochs, on {device}, "
-        f"{settings['threads']} thread(s), batches of {settings['batch_size']}."
-    )
-    header = [
-        "inputs – parents – classes",
-        "network",
-        "expansion",
-        "fit",
-        "predict 4096 rows",
-        "predict one row",
+    """Time of fit and predict by method, in units of the dense parent's."""
+    rows = [
+        [str(row["h"]), _name(row), str(row["expansion"]), *_times(row)]
+        for row in _headline(report)
+        if row["prune"] and row["expansion"] in (4, 8)
     ]
+    cell = report["rows"][0]
+    caption = (
+        f"Time relative to expansion=1 with the same parents and epochs; {cell['d']} "
+        f"inputs, {cell['C']} classes, {cell['rows']} rows, batches of "
+        f"{report['settings']['batch_size']}, {_machine(report)}."
+    )
+    return caption, ["parents", "network", "expansion", *TIMES], rows
+
+
+def engine(report):
+    """Time of a fit in units of what else one could run."""
+    rows = []
+    headline = _headline(report)
+    for h in sorted({row["h"] for row in headline}):
+        of_cell = [row for row in headline if row["h"] == h]
+        others = {row["model"]: row["fit"] for row in of_cell if row["prune"] is None}
+        structured = {
+            row["expansion"]: row["fit"]
+            for row in of_cell
+            if (row["prune"], row["split"]) == ("structured", "contiguous")
+        }
+        rows.append(
+            [
+                str(h),
+                f"{1 / others['bare torch loop']:.2f}",
+                f"{1 / others['MLPClassifier']:.2f}",
+                f"{others['naive masked skorch'] / structured[8]:.1f}",
+            ]
+        )
+    header = [
+        "parents",
+        "expansion=1, to a bare torch loop",
+        "expansion=1, to MLPClassifier (float32)",
+        "expansion=8, structured, contiguous: times faster than a masked net in skorch",
+    ]
+    caption = f"Time of a fit relative to others, {_machine(report)}."
     return caption, header, rows
 
 
-def _is_method(row):
-    return (row["prune"], row["split"]) in {
-        ("structured", "contiguous"),
-        ("structured", "shared"),
-        ("magnitude", "shared"),
-        ("magnitude", "random"),
+def cells(report):
+    """Time of fit and predict at other sizes, and what binds."""
+    headline = _headline(report)
+    rows = [
+        [
+            f"{row['d']} – {row['h']} – {row['C']}",
+            str(row["rows"]),
+            _name(row),
+            str(row["expansion"]),
+            *_times(row),
+            row["binds"].replace("no gather", "–"),
+        ]
+        for row in report["rows"]
+        if row["prune"] and row not in headline
+    ]
+    header = ["inputs – parents – classes", "rows", "network", "expansion", *TIMES]
+    caption = (
+        f"Time relative to expansion=1 at other sizes, {_machine(report)}; "
+        "multiplications of a training step and activations relative to the dense "
+        "parent's, and whether columns are gathered for predictions."
+    )
+    return caption, [*header, "what binds"], rows
+
+
+TIMES = ["fit", "predict 4096 rows", "predict one row"]
+
+
+def _times(row):
+    return [f"{row[key]:.2f}" for key in ("fit", "predict_4096", "predict_1")]
+
+
+def _headline(report):
+    """Rows of the cells that were measured in full: the naive way is in them."""
+    full = {
+        (row["d"], row["h"], row["C"], row["rows"])
+        for row in report["rows"]
+        if row["model"].startswith("naive")
     }
+    full = {cell for cell in full if cell[3] == report["settings"]["rows"]}
+    return [
+        row
+        for row in report["rows"]
+        if (row["d"], row["h"], row["C"], row["rows"]) in full
+    ]
+
+
+def _machine(report):
+    settings, hardware = report["settings"], report["hardware"]
+    device = hardware["gpu"] if settings["device"] != "cpu" else hardware["cpu"]
+    return f"{device}, {settings['threads']} thread(s)"
 
 
 def _name(row):
-    return f"{row['prune']}, {row['split']}" if row["prune"] else row["model"]
+    return f"{row['prune']}, {row['split']}"
 
 
 def memory(report):
@@ -105,11 +163,39 @@ def memory(report):
     return caption, header, [cells]
 
 
+def caches(cache, embeddings):
+    """Time with a cache in units of the time without."""
+    rows = [
+        ["a search, dense warm-ups from memory", *_spanned(cache["rows"])],
+        ["embedding the same images again", *_spanned(embeddings["rows"])],
+    ]
+    caption = (
+        "Time with the cache relative to the time without, median and range of "
+        f"{len(cache['rows'])} runs. The search has 4 expansions, 2 splits and 3 folds "
+        "and warms up for half of the epochs; hashing and writing are included."
+    )
+    return caption, ["what", "median", "least", "most"], rows
+
+
+def _spanned(rows):
+    ratios = sorted(row["ratio"] for row in rows)
+    return [f"{r:.3g}" for r in (statistics.median(ratios), ratios[0], ratios[-1])]
+
+
 TABLES = {
-    "accuracy": ("accuracy.json", accuracy, "python -m benchmarks.accuracy"),
-    "cost": ("speed.json", cost, "python -m benchmarks.speed"),
-    "memory": ("memory.json", memory, "python -m benchmarks.memory"),
+    "accuracy": (accuracy, "accuracy"),
+    "cost": (cost, "speed"),
+    "engine": (engine, "speed"),
+    "cells": (cells, "speed"),
+    "memory": (memory, "memory"),
+    "caches": (caches, "cache", "embedding_cache"),
 }
+"""Functions, and the benchmarks whose files they take."""
+
+
+def load(name):
+    """Read what the benchmark of that name wrote."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 class Measured(SphinxDirective):
@@ -119,24 +205,24 @@ class Measured(SphinxDirective):
 
     def run(self):
         """Return the nodes of the table."""
-        file, make, command = TABLES[self.arguments[0]]
-        path = RESULTS / file
-        self.env.note_dependency(str(path))
-        if not path.exists():
-            return [_missing(file, command)]
-        caption, header, rows = make(json.loads(path.read_text(encoding="utf-8")))
-        if not rows:
-            return [_missing(file, command)]
+        make, *names = TABLES[self.arguments[0]]
+        paths = [RESULTS / f"{name}.json" for name in names]
+        for path in paths:
+            self.env.note_dependency(str(path))
+        missing = [path.stem for path in paths if not path.exists()]
+        if missing:
+            return [_missing(name) for name in missing]
+        caption, header, rows = make(*map(load, names))
         # Beside the table: it shall not scroll with it on a narrow screen.
         below = nodes.paragraph("", caption, classes=["measured-caption"])
         return [_table(header, rows), below]
 
 
-def _missing(file, command):
+def _missing(name):
     text = nodes.paragraph("", "Not measured in this checkout: ")
-    text += nodes.literal("", command)
+    text += nodes.literal("", f"python -m benchmarks.{name}")
     text += nodes.Text(" writes ")
-    text += nodes.literal("", f"benchmarks/results/{file}")
+    text += nodes.literal("", f"benchmarks/results/{name}.json")
     text += nodes.Text(", from which this table is made.")
     return nodes.note("", text)
 
