@@ -209,7 +209,7 @@ def _classes(found):
         for neurons, curve in curves.items()
     }
     text = listed(
-        [f"{listed(g, '{:+.1f}')} at {n} neurons" for n, g in ordered.items()]
+        [f"{listed(g, '{:+.1f}')} points at {n} neurons" for n, g in ordered.items()]
     )
     rises = [gain == sorted(gain) for gain in ordered.values()]
     last = [gain[-1] > gain[0] for gain in ordered.values()]
@@ -219,5 +219,5 @@ def _classes(found):
         "Holds if at expansion 4 the gain rises with the number of classes at every "
         "width; partly if it is larger for all classes than for the fewest at some.",
         verdict(all(rises), any(last)),
-        f"On {task}, with 16, 32 and all classes, expansion 4 gains {text} points.",
+        f"On {task}, with 16, 32 and all classes, expansion 4 gains {text}.",
     )
