@@ -41,7 +41,7 @@ def search(X, y, epochs, memory):
 def main():
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=9000)
+    parser.add_argument("--rows", type=int, default=24_800)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", default="benchmarks/results/cache.json")

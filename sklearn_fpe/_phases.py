@@ -4,6 +4,7 @@ import copy
 import math
 import warnings
 
+import joblib
 import numpy as np
 import torch
 from sklearn.utils.validation import check_memory
@@ -233,7 +234,8 @@ class Phases:
         X = view.X.cpu().numpy() if isinstance(view.X, torch.Tensor) else view.X
         estimator = self.estimator
         return {
-            "data": (X, view.index, y, weights),
+            # Digested here: SHA-1 takes less than half the time of Memory's MD5.
+            "data": joblib.hash((X, view.index, y, weights), hash_name="sha1"),
             "loss": self.targets.loss,
             "widths": (estimator._sizes.hidden, estimator._sizes.n_outputs),
             "n_epochs": n_epochs,
