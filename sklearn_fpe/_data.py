@@ -265,7 +265,7 @@ class StreamedRows(Rows):
         """Yield row numbers and a function that reads a part of them."""
         n = len(self)
         if seed is None:
-            yield torch.arange(n), lambda part, rows: self.scaler.rows(self.view, rows)
+            yield torch.arange(n), lambda part, rows: self.scaler.rows(self.view, part)
         elif sparse.issparse(self.view.X):
             yield (
                 _permutation(n, seed),

@@ -179,7 +179,8 @@ class Phases:
             "best_loss_": min(self.loss_curve, default=math.inf),
             "n_layers_": len(network.layers) + 1,
             "n_outputs_": sizes.n_outputs,
-            "_targets": self.targets,
+            # A copy: what comes of further rows must not change what was kept.
+            "_targets": copy.deepcopy(self.targets),
             "_scaler": self.scaler,
         }
         if self.moments.weight:

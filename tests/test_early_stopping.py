@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from scipy import sparse
+from sklearn.base import clone
 from sklearn.datasets import (
     make_classification,
     make_multilabel_classification,
@@ -11,7 +13,7 @@ from sklearn.metrics import accuracy_score, r2_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer
+from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer, _data
 
 QUICK = {
     "hidden_layer_sizes": (8,),
@@ -275,3 +277,32 @@ def test_too_few_rows_to_hold_out():
         FPERegressor(**QUICK).fit(X, y)
     with pytest.raises(ValueError, match=r"validation_fraction=0\.25 of 1 rows"):
         FPERegressor(**QUICK).fit(X[:1], y[:1])
+
+
+@pytest.mark.parametrize("n_held", [1, 2, 30])
+@pytest.mark.parametrize("split", ["shared", "contiguous", "random"])
+def test_validation_rows_may_be_sparse(n_held, split):
+    X, y = classification()
+    model = FPEClassifier(**{**QUICK, "split": split})
+    held, rest = slice(0, n_held), slice(n_held, None)
+    dense = clone(model).fit(X[rest], y[rest], X_val=X[held], y_val=y[held])
+    csr = sparse.csr_array(X)
+    got = model.fit(csr[rest], y[rest], X_val=csr[held], y_val=y[held])
+    assert got.validation_scores_ == dense.validation_scores_
+
+
+@pytest.mark.parametrize("split", ["shared", "random"])
+def test_the_last_batch_of_streamed_validation_rows_may_be_one_row(
+    split, tmp_path, monkeypatch
+):
+    X, y = classification(4400)
+    path = tmp_path / "X.f64"
+    X.tofile(path)
+    mapped = np.memmap(path, X.dtype, "r", shape=X.shape)
+    model = FPEClassifier(**{**QUICK, "split": split, "max_iter": 2})
+    held, rest = slice(0, 4097), slice(4097, None)
+    loaded = clone(model).fit(mapped[rest], y[rest], X_val=mapped[held], y_val=y[held])
+    monkeypatch.setattr(_data, "STREAM_ABOVE", 0)
+    model.fit(mapped[rest], y[rest], X_val=mapped[held], y_val=y[held])
+    assert model.validation_scores_[-1] > 0
+    assert len(model.validation_scores_) == len(loaded.validation_scores_)

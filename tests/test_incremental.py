@@ -435,3 +435,16 @@ def test_call_that_fails_changes_nothing():
             model.partial_fit(X, y).predict_proba(X),
             twin.partial_fit(X, y).predict_proba(X),
         )
+
+
+def test_a_call_of_a_regressor_that_fails_changes_no_prediction():
+    X, y = regression()
+    model = FPERegressor(**QUICK, learning_rate_init=0.01)
+    for _ in range(2):
+        model.partial_fit(X, y)
+    expected, twin = model.predict(X), copy.copy(model)
+    model.set_params(learning_rate_init=1e30)
+    with pytest.raises(FloatingPointError):
+        model.partial_fit(X, 100 * y + 1000)
+    np.testing.assert_array_equal(model.predict(X), expected)
+    np.testing.assert_array_equal(twin.predict(X), expected)
