@@ -11,6 +11,7 @@ import argparse
 import itertools
 import statistics
 import warnings
+from pathlib import Path
 
 import numpy as np
 from joblib import Parallel, delayed, parallel_config
@@ -127,7 +128,8 @@ def main():
             }
         )
     print_table(rows, ["parents", "net", "accuracy", "spread", "learning_rate"])
-    write_json(args.json, rows, settings=vars(args))
+    data_name = args.data and Path(args.data).name
+    write_json(args.json, rows, settings=vars(args) | {"data": data_name})
 
 
 if __name__ == "__main__":

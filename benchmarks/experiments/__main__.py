@@ -1,6 +1,6 @@
 """Run the experiments and make the results page.
 
-    python -m benchmarks.experiments --data ../shared/data/glyph_embeddings.npz
+    python -m benchmarks.experiments --data embeddings.npz
 
 ``--quick`` runs a small version of each, to see that everything works; it writes into
 ``build/experiments`` unless told otherwise, never over the published results.

@@ -4,9 +4,10 @@ Boolean formulas, here with clauses of 2 literals among 64 variables, true with
 probability 0.2: up to 32 clauses fit, and 8 neurons learn enough of them to tell the
 methods apart. The *gain* is the accuracy of the expanded net less that of the dense one
 with the same non-zeros, in points, seed by seed. One of three sizes varies, the others
-are 8 clauses, 8 neurons and expansion 2. Formulas of many clauses take many rows to
-learn, so the clauses vary twice: with 30 000 training rows, by which the claim is
-judged, and with 10 000, as the other sizes do.
+are 8 clauses, 8 neurons and expansion 2. The clauses vary twice: with 10 000 training
+rows, as the other sizes do, and with 30 000. The second setting was added when the
+first had been seen not to saturate, and chosen of four that were tried on four of the
+ten seeds; the claim is judged by both.
 """
 
 from scipy.stats import spearmanr
@@ -129,17 +130,21 @@ def claims(result):
 
 def _clauses(result):
     values, gain = gain_curve(result, "clauses")
-    near = values.index(min(values, key=lambda value: abs(value - SATURATION)))
-    rises = spearmanr(values[: near + 1], gain[: near + 1]).statistic >= RANK
     most = values[gain.index(max(gain))]
     fewer = gain_curve(result, "clauses, fewer rows")[1]
-    stays = min(gain[near:]) >= KEPT * gain[near]
+    near = values.index(min(values, key=lambda value: abs(value - SATURATION)))
+    curves = (gain, fewer)
+    rises = all(
+        spearmanr(values[: near + 1], curve[: near + 1]).statistic >= RANK
+        for curve in curves
+    )
+    stays = all(min(curve[near:]) >= KEPT * curve[near] for curve in curves)
     return Claim(
         "The gain grows with clauses per neuron, then saturates",
         PAPER_ON_CLAUSES,
         f"Holds if the gain of the random split rises up to {SATURATION} clauses (rank "
         f"correlation of at least {RANK}) and then stays at {KEPT:.0%} or more of what "
-        "it is there; partly if it rises.",
+        "it is there, with either number of rows; partly if it rises with both.",
         verdict(rises and stays, rises),
         f"With {listed(values)} clauses on {CENTER['neurons']} neurons the random "
         f"split gains {listed(gain, '{:.1f}')} points: most at {most} clauses, "

@@ -63,32 +63,35 @@ def cost(report):
 
 
 def engine(report):
-    """Time of a fit in units of what else one could run."""
+    """Time of a fit in units of what else one could run, at every size."""
+    by_cell = {}
+    for row in report["rows"]:
+        by_cell.setdefault(_cell(row), []).append(row)
     rows = []
-    headline = _headline(report)
-    for h in sorted({row["h"] for row in headline}):
-        of_cell = [row for row in headline if row["h"] == h]
+    for cell, of_cell in by_cell.items():
         others = {row["model"]: row["fit"] for row in of_cell if row["prune"] is None}
-        structured = {
-            row["expansion"]: row["fit"]
+        structured = next(
+            row["fit"]
             for row in of_cell
-            if (row["prune"], row["split"]) == ("structured", "contiguous")
-        }
+            if (row["prune"], row["split"], row["expansion"])
+            == ("structured", "contiguous", 8)
+        )
+        naive = others.get("naive masked skorch")
         rows.append(
             [
-                str(h),
+                *cell,
                 f"{1 / others['bare torch loop']:.2f}",
                 f"{1 / others['MLPClassifier']:.2f}",
-                f"{others['naive masked skorch'] / structured[8]:.1f}",
+                "–" if naive is None else f"{naive / structured:.1f}",
             ]
         )
-    header = [
-        "parents",
-        "expansion=1, to a bare torch loop",
-        "expansion=1, to MLPClassifier (float32)",
-        "expansion=8, structured, contiguous: times faster than a masked net in skorch",
-    ]
-    caption = f"Time of a fit relative to others, {_machine(report)}."
+    header = [*CELL, "bare torch loop", "MLPClassifier", "masked net, times faster"]
+    caption = (
+        "Time of a fit with expansion=1, divided by that of a bare loop in torch and "
+        "of MLPClassifier in float32 (below 1: faster), and how many times faster than "
+        "a masked net in skorch a fit with expansion=8, structured, contiguous is; "
+        f"{_machine(report)}."
+    )
     return caption, header, rows
 
 
@@ -97,8 +100,7 @@ def cells(report):
     headline = _headline(report)
     rows = [
         [
-            f"{row['d']} – {row['h']} – {row['C']}",
-            str(row["rows"]),
+            *_cell(row),
             _name(row),
             str(row["expansion"]),
             *_times(row),
@@ -107,7 +109,7 @@ def cells(report):
         for row in report["rows"]
         if row["prune"] and row not in headline
     ]
-    header = ["inputs – parents – classes", "rows", "network", "expansion", *TIMES]
+    header = [*CELL, "network", "expansion", *TIMES]
     caption = (
         f"Time relative to expansion=1 at other sizes, {_machine(report)}; "
         "multiplications of a training step and activations relative to the dense "
@@ -116,7 +118,12 @@ def cells(report):
     return caption, [*header, "what binds"], rows
 
 
+CELL = ["inputs – parents – classes", "rows"]
 TIMES = ["fit", "predict 4096 rows", "predict one row"]
+
+
+def _cell(row):
+    return f"{row['d']} – {row['h']} – {row['C']}", str(row["rows"])
 
 
 def _times(row):
@@ -165,20 +172,21 @@ def memory(report):
 
 def caches(cache, embeddings):
     """Time with a cache in units of the time without."""
+    sizes = dict.fromkeys(row["rows"] for row in cache["rows"])
     rows = [
-        ["a search, dense warm-ups from memory", *_spanned(cache["rows"])],
-        ["embedding the same images again", *_spanned(embeddings["rows"])],
+        [f"a search over {n} rows", *_spanned(cache["rows"], rows=n)] for n in sizes
     ]
+    rows.append(["embedding the same images again", *_spanned(embeddings["rows"])])
     caption = (
-        "Time with the cache relative to the time without, median and range of "
-        f"{len(cache['rows'])} runs. The search has 4 expansions, 2 splits and 3 folds "
-        "and warms up for half of the epochs; hashing and writing are included."
+        "Time with the cache relative to the time without, median and range of runs. "
+        "The search has 4 expansions, 2 splits and 3 folds and warms up for half of "
+        "the epochs; hashing and writing are included."
     )
     return caption, ["what", "median", "least", "most"], rows
 
 
-def _spanned(rows):
-    ratios = sorted(row["ratio"] for row in rows)
+def _spanned(runs, **of):
+    ratios = sorted(r["ratio"] for r in runs if of.items() <= r.items())
     return [f"{r:.3g}" for r in (statistics.median(ratios), ratios[0], ratios[-1])]
 
 

@@ -10,7 +10,7 @@ import torch
 from sklearn_fpe.nn import _prune
 from sklearn_fpe.nn._layers import BlockLinear, DenseLinear, MaskedLinear
 from sklearn_fpe.nn._mlp import MLP
-from sklearn_fpe.nn._partition import is_shared, max_children, partition
+from sklearn_fpe.nn._partition import deal, is_shared, max_children, partition
 
 WHOLE_FROM = 0.75
 """Share of read columns from which on runs of columns are multiplied whole."""
@@ -379,10 +379,10 @@ def _block_layer(weight, bias, labels, keep, alive):
     as zeros, if these are few: that costs less than to gather the others.
     """
     blocks = []
-    runs = np.arange(len(labels)) * len(alive) // len(labels)
     whole = (
         len(labels) % len(alive) == 0
-        and (labels == runs).all()
+        and alive.any(axis=1).all()
+        and (labels == deal(len(labels), len(alive))).all()
         and keep.any(axis=0).mean() >= WHOLE_FROM
     )
     for a, units in enumerate(alive):

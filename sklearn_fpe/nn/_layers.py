@@ -5,7 +5,8 @@ which positions are kept, what is the dense matrix, how many non-zeros. Which on
 a layer is decided where a network is expanded.
 
 Pruned positions are zero when a layer is made and stay zero in training, so only
-training multiplies by the mask: that keeps their gradients at zero.
+training multiplies by the mask: that keeps their gradients at zero. It need not where
+the input was laid out with zeros for what is masked.
 
 A layer computes in the precision of its input, whatever that of its parameters.
 """
@@ -227,7 +228,7 @@ class BlockLinear(PickledAsArrays, nn.Module):
         return out if self.outputs is None else select_columns(out, self.outputs)
 
     def gather(self, x):
-        """Lay x (n_rows, in_features) out as the blocks read it, else zeros."""
+        """Lay x (n_rows, in_features) out by blocks, zero where all is masked."""
         x = x.index_select(1, self.inputs.flatten())
         if self.mask is not None:
             x[:, ~self.mask.any(1).flatten()] = 0.0

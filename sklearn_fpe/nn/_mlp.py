@@ -116,7 +116,8 @@ class MLP(PickledAsArrays, nn.Module):
     def gathers(self):
         """Whether it saves time to :meth:`gather` rows that are used again and again.
 
-        It does where the first layer reads columns in another order or not at all.
+        It does where the first layer reads columns in another order, or where rows laid
+        out spare it the mask in training.
         """
         first = self.layers[0]
         is_block = isinstance(first, BlockLinear)

@@ -82,14 +82,14 @@ def partition(weight, n_children, split="shared", *, groups=None, rng=None):
             split(weight, n_children, rng), weight.shape, n_children
         )
     if split == "random":
-        deal = np.tile(_deal(n_inputs, n_children), (n_neurons, 1))
-        return rng.permuted(deal, axis=1)
+        rows = np.tile(deal(n_inputs, n_children), (n_neurons, 1))
+        return rng.permuted(rows, axis=1)
     if split == "groups":
         return _deal_groups(np.asarray(groups), n_neurons, n_children, rng)
     if split == "shared":
-        row = rng.permutation(_deal(n_inputs, n_children))
+        row = rng.permutation(deal(n_inputs, n_children))
     elif split == "contiguous":
-        row = _deal(n_inputs, n_children)
+        row = deal(n_inputs, n_children)
     else:
         row = _cluster_inputs(weight, n_children, rng)
     return np.tile(row, (n_neurons, 1))
@@ -140,7 +140,7 @@ def is_shared(children):
     return bool((children == children[:1]).all())
 
 
-def _deal(n_inputs, n_children):
+def deal(n_inputs, n_children):
     """Deal 0, 1, ... in runs whose lengths differ by at most one."""
     return np.arange(n_inputs) * n_children // n_inputs
 
@@ -189,7 +189,7 @@ def _assign_balanced(points, centers):
     distance = (
         (points**2).sum(1)[:, None] - 2 * points @ centers.T + (centers**2).sum(1)
     )
-    room = np.bincount(_deal(n_points, n_centers), minlength=n_centers)
+    room = np.bincount(deal(n_points, n_centers), minlength=n_centers)
     nearest = np.sort(distance, axis=1)
     regret = nearest[:, min(1, n_centers - 1)] - nearest[:, 0]
     labels = np.empty(n_points, dtype=np.intp)

@@ -32,8 +32,8 @@ weights that every child keeps a few edges only.
 INPUT_SHARE = {"contiguous": 0.9, "other": 0.75}
 """Least share of its inputs that structured pruning leaves every block, if it can.
 
-What the budget then does not pay for comes off the parents. Contiguous blocks predict
-from all their columns, read or not, because that is cheaper than a gather.
+What the budget then does not pay for comes off the parents. Contiguous blocks of
+equal length predict from all their columns, read or not: that is cheaper than a gather.
 """
 
 
