@@ -31,8 +31,11 @@ from sklearn_fpe.nn._mlp import ACTIVATIONS
 from sklearn_fpe.nn._partition import SPLITS
 from sklearn_fpe.nn._prune import PRUNES
 
-ACTIVATION_BYTES = 2**22
-"""Bytes, as float64, of the widest layer's input that are predicted at a time."""
+CACHE_BYTES = 3 * 2**20
+"""Bytes of rows, activations included, that are predicted at a time.
+
+They are to stay near the core between one layer and the next.
+"""
 
 
 FIXED = (
@@ -289,16 +292,19 @@ class BaseFPE(CallbackSupportMixin, BaseEstimator):
         It is double if X is of higher precision than float32, else float32.
         """
         check_is_fitted(self)
-        X = _validation.check_X(self, X, reset=False)
+        X = _validation.check_X(self, X, reset=False, values=False)
         dtype = _validation.predict_dtype(X)
         device = self.module_.layers[0].weight.device
         function = self.module_.transform if transform else self.module_
         view = View(X)
-        widest = max(layer.in_features for layer in self.module_.layers)
+        width = sum(layer.in_features for layer in self.module_.layers)
         outputs = None
         with torch.inference_mode():
-            for rows in chunks(len(view), widest, ACTIVATION_BYTES):
-                part = function(as_tensor(view.read(rows), dtype).to(device)).cpu()
+            for rows in chunks(len(view), width, CACHE_BYTES, dtype.itemsize):
+                part = view.read(rows)
+                if not isinstance(part, torch.Tensor):
+                    _validation.check_values(self, X, part)
+                part = function(as_tensor(part, dtype).to(device)).cpu()
                 if outputs is None:
                     outputs = part.new_empty(len(view), part.shape[1])
                 outputs[rows] = part

@@ -30,9 +30,9 @@ SHUFFLE_BYTES = 2**26
 """Bytes, as float32, of the blocks whose rows are shuffled among one another."""
 
 
-def chunks(n_rows, n_columns, n_bytes=CHUNK_BYTES):
-    """Yield slices that cut `n_rows` into pieces of at most `n_bytes` as float64."""
-    step = max(1, n_bytes // (8 * max(1, n_columns)))
+def chunks(n_rows, n_columns, n_bytes=CHUNK_BYTES, itemsize=8):
+    """Yield slices that cut `n_rows` into pieces of at most `n_bytes`."""
+    step = max(1, n_bytes // (itemsize * max(1, n_columns)))
     for start in range(0, n_rows, step):
         yield slice(start, min(start + step, n_rows))
 

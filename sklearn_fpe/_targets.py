@@ -7,7 +7,7 @@ from sklearn.utils import column_or_1d, compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 
 from sklearn_fpe._data import ROUNDING, Moments, View
-from sklearn_fpe._validation import check_range
+from sklearn_fpe._validation import LARGEST, check_range
 
 
 class ClassTargets:
@@ -224,7 +224,15 @@ class RealTargets:
         y = y.reshape(len(y), -1) - self.mean
         # What rounding left of a constant is nothing to be learned.
         y[np.abs(y) <= ROUNDING * np.abs(self.mean)] = 0.0
-        return torch.from_numpy((y / self.scale).astype(np.float32))
+        y /= self.scale
+        largest = np.abs(y).max(initial=0.0)
+        if largest > LARGEST:
+            # Rows held out, or of a later batch: the scale is that of others.
+            raise ValueError(
+                f"y must be within {LARGEST:.3g} standard deviations of the targets "
+                f"learned from, to fit float32; got {largest:.3g}."
+            )
+        return torch.from_numpy(y.astype(np.float32))
 
     def decide(self, outputs):
         """Turn raw outputs into predictions, in double precision."""

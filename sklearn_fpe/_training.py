@@ -7,6 +7,8 @@ import torch
 from skorch import NeuralNet
 from torch.nn import functional as F
 
+from sklearn_fpe.nn._gradients import backpropagate, flatten_parameters
+
 
 class WeightedLoss(torch.nn.Module):
     """Mean over rows of weight times loss.
@@ -36,6 +38,30 @@ class WeightedLoss(torch.nn.Module):
             losses = 0.5 * (outputs - targets).square().mean(dim=1)
         return torch.dot(losses, weights) / len(weights)
 
+    def differentiate(self, outputs, target):
+        """Compute the loss and its gradient with respect to the outputs.
+
+        The outputs may be overwritten.
+        """
+        targets, weights = target
+        shares = weights / len(weights)
+        of_row = shares.unsqueeze(1)
+        if self.kind == "softmax":
+            classes = targets.unsqueeze(1)
+            log_p = torch.log_softmax(outputs, dim=1)
+            losses = -log_p.gather(1, classes).squeeze(1)
+            gradient = log_p.exp_().mul_(of_row).scatter_add_(1, classes, -of_row)
+        elif self.kind == "sigmoid":
+            losses = F.binary_cross_entropy_with_logits(
+                outputs, targets, reduction="none"
+            ).sum(dim=1)
+            gradient = outputs.sigmoid_().sub_(targets).mul_(of_row)
+        else:
+            gradient = outputs.sub_(targets)
+            losses = 0.5 * gradient.square().mean(dim=1)
+            gradient.mul_(of_row / outputs.shape[1])
+        return torch.dot(losses, shares), gradient
+
 
 class Net(NeuralNet):
     """skorch's loop over batches that are tensors on the device already.
@@ -43,16 +69,34 @@ class Net(NeuralNet):
     Different from :class:`skorch.NeuralNet`: the "dataset" is the iterable of batches;
     losses are read from the device once an epoch unless callbacks want each of them;
     a callback that stops training (skorch's way is to raise KeyboardInterrupt) sets
-    ``stop_``; Ctrl-C is not swallowed.
+    ``stop_``; Ctrl-C is not swallowed. Without callbacks, gradients come from
+    :func:`backpropagate` instead of autograd, and the optimizer sees all parameters as
+    one vector, ``vector_``.
     """
 
     stop_ = False
     gathered = False
     autocast = False
+    vector_ = None
 
     @property
     def _default_callbacks(self):
         return []
+
+    def initialize_optimizer(self):
+        """Make the optimizer, of one vector where nobody looks at the parameters."""
+        parameters = list(self.module_.parameters())
+        frozen = not all(p.requires_grad for p in parameters)
+        by_autograd = self.callbacks or self.autocast or frozen
+        self.vector_ = None if by_autograd else flatten_parameters(self.module_)
+        return super().initialize_optimizer()
+
+    def get_all_learnable_params(self):
+        """Yield names and parameters for the optimizer."""
+        if self.vector_ is None:
+            yield from super().get_all_learnable_params()
+        else:
+            yield "vector", self.vector_
 
     def get_split_datasets(self, X, y=None, **fit_params):
         """Take the batches as they are."""
@@ -74,6 +118,15 @@ class Net(NeuralNet):
     def train_step(self, batch, **fit_params):
         """Do one step of the optimizer."""
         x, target = batch
+        if self.vector_ is not None:
+            loss = backpropagate(
+                self.module_,
+                x,
+                lambda outputs: self.criterion_.differentiate(outputs, target),
+                gathered=self.gathered,
+            )
+            self.optimizer_.step()
+            return {"loss": loss}
         self.optimizer_.zero_grad()
         if self.autocast:
             with torch.autocast(x.device.type, torch.bfloat16):
@@ -132,9 +185,8 @@ def make_net(module, loss, *, lr, weight_decay, device, callbacks=None, bfloat16
         device=device,
         verbose=0,
     )
-    net.initialize()
     net.autocast = bfloat16
-    return net
+    return net.initialize()
 
 
 def learning_rate(schedule, initial, epoch, n_epochs):

@@ -6,7 +6,8 @@ from numbers import Integral
 
 import numpy as np
 import torch
-from sklearn.utils import check_array, check_consistent_length
+from sklearn import get_config
+from sklearn.utils import assert_all_finite, check_array, check_consistent_length
 from sklearn.utils.validation import check_memory, validate_data
 from skorch.callbacks import Callback
 
@@ -18,12 +19,13 @@ LARGEST = float(np.finfo(np.float32).max)
 # --------------------------------------------------------------------------------------
 
 
-def check_X(estimator, X, *, reset, name="X"):
+def check_X(estimator, X, *, reset, name="X", values=True):
     """Check X and keep its dtype, so that nothing large is converted whole.
 
-    A tensor stays a tensor, where it is.
+    A tensor stays a tensor, where it is. With ``values=False`` the values of an array
+    or a sparse matrix are left to :func:`check_values`.
     """
-    options = {"accept_sparse": "csr", "dtype": "numeric"}
+    options = {"accept_sparse": "csr", "dtype": "numeric", "ensure_all_finite": values}
     if isinstance(X, torch.Tensor):
         checked = _check_tensor(X.detach(), name)
         validate_data(estimator, checked, reset=reset, skip_check_array=True)
@@ -32,8 +34,26 @@ def check_X(estimator, X, *, reset, name="X"):
     else:
         checked = check_array(X, estimator=estimator, input_name=name, **options)
         validate_data(estimator, X, reset=reset, skip_check_array=True)
-    check_range(checked.data if hasattr(checked, "indptr") else checked, name)
+    if values or isinstance(X, torch.Tensor):
+        check_range(checked.data if hasattr(checked, "indptr") else checked, name)
     return checked
+
+
+def check_values(estimator, X, rows):
+    """Check the values of some rows of X, an array, just before they are used.
+
+    So a large X is read from memory, or from a file, once instead of twice. An error
+    says of X what :func:`check_X` says of it.
+    """
+    if rows.dtype.kind != "f" or get_config()["assume_finite"]:
+        return
+    with np.errstate(over="ignore", invalid="ignore"):
+        maybe_not_finite = not np.isfinite(rows.sum())
+    if maybe_not_finite and not np.isfinite(rows).all():
+        name = type(estimator).__name__
+        assert_all_finite(X, estimator_name=name, input_name="X")
+    if _above_single(rows):
+        check_range(X.data if hasattr(X, "indptr") else X, "X")
 
 
 def check_X_y(estimator, X, y, *, reset, suffix="", y_numeric=False):
@@ -83,17 +103,24 @@ def check_weights(sample_weight, X, name="sample_weight"):
 
 def check_range(values, name):
     """Check that float32, in which training computes, can hold the values."""
+    if _above_single(values):
+        largest = max(values.max(), -values.min())
+        raise ValueError(
+            f"Input {name} contains a value too large for float32: its absolute "
+            f"values must be at most {LARGEST:.3g}, got {largest:.3g}."
+        )
+
+
+def _above_single(values):
     if isinstance(values, torch.Tensor):
         wide = values.dtype == torch.float64
     else:
         wide = values.dtype.kind == "f" and values.dtype.itemsize > 4
-    if wide and 0 not in values.shape:
-        largest = max(values.max(), -values.min())
-        if largest > LARGEST:
-            raise ValueError(
-                f"Input {name} contains a value too large for float32: its absolute "
-                f"values must be at most {LARGEST:.3g}, got {largest:.3g}."
-            )
+    return (
+        wide
+        and 0 not in values.shape
+        and (values.max() > LARGEST or values.min() < -LARGEST)
+    )
 
 
 def _check_tensor(X, name):

@@ -356,7 +356,10 @@ def test_skorch_callbacks_are_called(calls):
     assert [call for call in calls if isinstance(call, float)] == pytest.approx(
         model.loss_curve_
     )
-    np.testing.assert_array_equal(model.predict_proba(X), plain.predict_proba(X))
+    # With callbacks, gradients come of autograd: sums are taken in another order.
+    np.testing.assert_allclose(
+        model.predict_proba(X), plain.predict_proba(X), atol=1e-4
+    )
 
 
 def test_skorch_callback_that_stops_the_warm_up_goes_on_to_the_split(calls):

@@ -217,7 +217,8 @@ def test_prediction_in_pieces_is_that_at_once(monkeypatch, dtype):
     X = X.astype(dtype)
     model = FPEClassifier((6,), max_iter=2, random_state=0).fit(X, y)
     whole = model.predict_proba(X)
-    monkeypatch.setattr("sklearn_fpe._base.ACTIVATION_BYTES", 8 * X.shape[1] * 7)
+    # Rows of X, of 24 activations at most, in pieces of a few.
+    monkeypatch.setattr("sklearn_fpe._base.CACHE_BYTES", 8 * (X.shape[1] + 24) * 7)
     np.testing.assert_allclose(model.predict_proba(X), whole, rtol=1e-5)
     rows = np.concatenate([model.predict_proba(X[i : i + 1]) for i in range(9)])
     np.testing.assert_allclose(rows, whole[:9], rtol=1e-5)

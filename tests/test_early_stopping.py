@@ -306,3 +306,11 @@ def test_the_last_batch_of_streamed_validation_rows_may_be_one_row(
     model.fit(mapped[rest], y[rest], X_val=mapped[held], y_val=y[held])
     assert model.validation_scores_[-1] > 0
     assert len(model.validation_scores_) == len(loaded.validation_scores_)
+
+
+def test_validation_targets_beyond_float32_are_an_error():
+    X, y = regression()
+    y_val = np.append(y[:9], 3e38)
+    model = FPERegressor(**QUICK)
+    with pytest.raises(ValueError, match=r"y must be within 3.4e\+38 standard dev"):
+        model.fit(X, y / y.std() / 10, X_val=X[:10], y_val=y_val)

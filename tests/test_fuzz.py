@@ -65,7 +65,8 @@ def odd_arrays():
         ),
         arrays("f8", (N, 5)).map(sparse.csr_array),
         arrays("f8", (N, 5)).map(pd.DataFrame),
-        arrays(DTYPES, (N,)).map(pd.Series),
+        # Not of dates: pandas itself refuses those that are far away.
+        arrays(DTYPES.filter(lambda name: name[0] != "M"), (N,)).map(pd.Series),
     )
 
 

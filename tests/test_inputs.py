@@ -192,8 +192,8 @@ def test_sparse_is_never_made_dense_whole(monkeypatch, kind):
         return real(self, *args, **kwargs)
 
     monkeypatch.setattr(sparse.csr_array, "toarray", toarray)
-    monkeypatch.setattr("sklearn_fpe._base.ACTIVATION_BYTES", 8 * 8 * 50)
-    monkeypatch.setattr(_data.chunks, "__defaults__", (8 * 8 * 50,))
+    monkeypatch.setattr("sklearn_fpe._base.CACHE_BYTES", 8 * 8 * 50)
+    monkeypatch.setattr(_data.chunks, "__defaults__", (8 * 8 * 50, 8))
     model = kind(**QUICK, batch_size=40, early_stopping=True).fit(X, y)
     getattr(model, "transform" if kind is FPETransformer else "predict")(X)
     assert rows

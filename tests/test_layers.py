@@ -143,6 +143,7 @@ def backward(function, x, seed):
 
 
 few_rows = st.sampled_from([0, 2**31])  # unit by unit, or row by row
+narrow = st.sampled_from([range(0), range(100)])  # no block is narrow, or every one
 
 
 @given(examples(), st.integers(0, 6), st.booleans(), few_rows, seeds)
@@ -162,6 +163,51 @@ def test_values_and_gradients_are_those_of_masked_dense(
     assert_close(bias_grad, bias.grad, rtol=1e-5, atol=1e-5)
     if train:
         assert (layer.weight.grad[example.place < 0] == 0).all()
+
+
+@given(examples(), st.integers(0, 6), few_rows, narrow, seeds)
+def test_values_are_the_same_where_no_gradients_are_recorded(
+    example, n_rows, few_rows, narrow, seed
+):
+    weight, _, bias = example.reference()
+    x = normal(np.random.default_rng(seed), n_rows, example.layer.in_features)
+    with (
+        torch.no_grad(),
+        mock.patch.object(_blocks, "FEW_ROWS", few_rows),
+        mock.patch.object(_blocks, "NARROW", narrow),
+    ):
+        got = example.layer(x)
+    assert_close(got, F.linear(x, weight, bias).detach(), rtol=1e-5, atol=1e-5)
+
+
+@given(examples(), st.integers(0, 6), *[st.booleans()] * 3, few_rows, seeds)
+def test_backward_is_that_of_autograd(
+    example, n_rows, gathered, first, by_unit, few_rows, seed
+):
+    layer = example.layer
+    gathered &= isinstance(layer, BlockLinear)
+    first |= gathered  # what is gathered is the input of the network
+    options = {"gathered": True} if gathered else {}
+    rng = np.random.default_rng(seed)
+    x = normal(rng, n_rows, layer.in_features)
+    x = layer.gather(x) if gathered else x
+    gradient = normal(rng, n_rows, layer.out_features)
+    if by_unit:
+        x, gradient = x.T.contiguous().T, gradient.T.contiguous().T
+    with mock.patch.object(_blocks, "FEW_ROWS", few_rows):
+        x.requires_grad_()
+        (layer(x, **options) * gradient).sum().backward()
+        expected = [x.grad, layer.weight.grad.clone(), layer.bias.grad.clone()]
+        layer.weight.grad.fill_(torch.nan)
+        layer.bias.grad.fill_(torch.nan)
+        with torch.no_grad():
+            got = layer.backward(x.detach(), gradient, first=first, gathered=gathered)
+    if first:
+        assert got is None
+        got = x.grad
+    for a, b in zip((got, layer.weight.grad, layer.bias.grad), expected, strict=True):
+        assert_close(a, b, rtol=1e-5, atol=1e-5)
+    assert (layer.weight.grad[example.place < 0] == 0).all()
 
 
 @given(examples(["block"]), st.booleans(), few_rows, seeds)

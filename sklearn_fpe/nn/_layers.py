@@ -5,17 +5,28 @@ which positions are kept, what is the dense matrix, how many non-zeros. Which on
 a layer is decided where a network is expanded.
 
 Pruned positions are zero when a layer is made and stay zero in training, so only
-training multiplies by the mask: that keeps their gradients at zero. It need not where
-the input was laid out with zeros for what is masked.
+gradients are multiplied by the mask, or the weight where gradients are recorded. They
+need not be where the input was laid out with zeros for what is masked.
 
 A layer computes in the precision of its input, whatever that of its parameters.
+
+Each layer has a method ``backward``, which does what autograd does, at once: it writes
+the gradients of a loss over those of the parameters and returns that of the input, None
+for the first layer, which needs none. It is to be called without recording gradients.
 """
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sklearn_fpe.nn._blocks import by_unit, multiply_blocks, select_columns
+from sklearn_fpe.nn._blocks import (
+    block_gradients,
+    block_input_gradient,
+    by_unit,
+    multiply_blocks,
+    scatter_columns,
+    select_columns,
+)
 from sklearn_fpe.nn._pickling import PickledAsArrays
 
 TALL = 4
@@ -31,6 +42,17 @@ def linear(x, weight, bias):
     if by_unit(x) and weight.shape[1] >= TALL * weight.shape[0]:
         return torch.addmm(bias.unsqueeze(1), weight, x.mT).mT
     return F.linear(x, weight, bias)
+
+
+def linear_backward(x, gradient, weight, bias, first):
+    """Write the gradients of weight and bias; return that of x, in memory like x."""
+    torch.mm(gradient.mT, x, out=weight.grad)
+    torch.sum(gradient, 0, out=bias.grad)
+    if first:
+        return None
+    if by_unit(x):
+        return torch.mm(weight.mT, gradient.mT).mT
+    return torch.mm(gradient, weight)
 
 
 class DenseLinear(PickledAsArrays, nn.Linear):
@@ -61,6 +83,14 @@ class DenseLinear(PickledAsArrays, nn.Linear):
         """Map x (n_rows, in_features) to (n_rows, out_features)."""
         return linear(x, self.weight, self.bias)
 
+    def backward(self, x, gradient, first=False, gathered=False):
+        """Write the gradients of the parameters; return that of x.
+
+        `gradient` (n_rows, out_features) is that of what ``forward`` made of x and
+        `gathered`. With ``first=True``, x needs none, and None is returned.
+        """
+        return linear_backward(x, gradient, self.weight, self.bias, first)
+
     def kept(self):
         """Return the kept positions, bool (out_features, in_features): all."""
         return torch.ones_like(self.weight, dtype=torch.bool)
@@ -87,9 +117,8 @@ class DenseLinear(PickledAsArrays, nn.Linear):
 class MaskedLinear(PickledAsArrays, nn.Module):
     """Affine map whose weight is zero wherever a mask is False.
 
-    ``y = x (W * mask)' + b``. In training the product with the mask stands in the
-    forward pass, so the gradient of a pruned weight is exactly zero and, starting from
-    zero, it stays zero under momentum and weight decay.
+    ``y = x (W * mask)' + b``. The gradient of a pruned weight is exactly zero, so,
+    starting from zero, it stays zero under momentum and weight decay.
 
     Parameters
     ----------
@@ -128,8 +157,19 @@ class MaskedLinear(PickledAsArrays, nn.Module):
 
     def forward(self, x):
         """Map x (n_rows, in_features) to (n_rows, out_features)."""
-        weight = self.weight * self.mask if self.training else self.weight
+        recorded = torch.is_grad_enabled()
+        weight = self.weight * self.mask if recorded else self.weight
         return linear(x, weight, self.bias)
+
+    def backward(self, x, gradient, first=False, gathered=False):
+        """Write the gradients of the parameters; return that of x.
+
+        `gradient` (n_rows, out_features) is that of what ``forward`` made of x and
+        `gathered`. With ``first=True``, x needs none, and None is returned.
+        """
+        back = linear_backward(x, gradient, self.weight, self.bias, first)
+        self.weight.grad.mul_(self.mask)
+        return back
 
     def kept(self):
         """Return the kept positions, bool (out_features, in_features)."""
@@ -219,13 +259,37 @@ class BlockLinear(PickledAsArrays, nn.Module):
         With ``gathered=True``, x is what :meth:`gather` returns.
         """
         weight = self.weight
-        # What is gathered is zero where it is masked, and so is the gradient.
-        if self.training and self.mask is not None and not (gathered and self.dense):
+        if torch.is_grad_enabled() and self._masks_gradients(gathered):
             weight = weight * self.mask
         if self.gathers and not gathered:
             x = select_columns(x, self.inputs.flatten())
         out = multiply_blocks(x, weight.to(x.dtype), self.bias.to(x.dtype))
         return out if self.outputs is None else select_columns(out, self.outputs)
+
+    def backward(self, x, gradient, first=False, gathered=False):
+        """Write the gradients of the parameters; return that of x.
+
+        `gradient` (n_rows, out_features) is that of what ``forward`` made of x and
+        `gathered`. With ``first=True``, x needs none, and None is returned.
+        """
+        weight, bias = self.weight, self.bias
+        if self.outputs is not None:
+            gradient = scatter_columns(gradient, self.outputs, bias.numel())
+        if self.gathers and not gathered:
+            x = select_columns(x, self.inputs.flatten())
+        block_gradients(x, gradient, weight, out=(weight.grad, bias.grad))
+        if self._masks_gradients(gathered):
+            weight.grad.mul_(self.mask)
+        if first:
+            return None
+        back = block_input_gradient(x, gradient, weight)
+        if self.gathers:
+            back = scatter_columns(back, self.inputs.flatten(), self.in_features)
+        return back
+
+    def _masks_gradients(self, gathered):
+        # What is gathered is zero where it is masked, and so is the gradient.
+        return self.mask is not None and not (gathered and self.dense)
 
     def gather(self, x):
         """Lay x (n_rows, in_features) out by blocks, zero where all is masked."""

@@ -10,14 +10,15 @@ from sklearn_fpe.nn._layers import BlockLinear, DenseLinear
 from sklearn_fpe.nn._pickling import PickledAsArrays
 
 ACTIVATIONS = {
-    "identity": (nn.Identity(), nn.Identity()),
-    "logistic": (torch.sigmoid, torch.sigmoid_),
-    "tanh": (torch.tanh, torch.tanh_),
-    "relu": (torch.relu, torch.relu_),
+    "identity": (nn.Identity(), nn.Identity(), None),
+    "logistic": (torch.sigmoid, torch.sigmoid_, lambda a: a.addcmul_(a, a, value=-1)),
+    "tanh": (torch.tanh, torch.tanh_, lambda a: a.square_().neg_().add_(1)),
+    "relu": (torch.relu, torch.relu_, torch.Tensor.sign_),
 }
 """The activation functions, by the names that scikit-learn gives them.
 
-Each also as one that works in place: for prediction, which has no use for its input.
+Each is followed by the one that works in place, for where its input has no further use,
+and by what turns activations into derivatives, in place; None: they are all one.
 """
 
 
@@ -125,16 +126,16 @@ class MLP(PickledAsArrays, nn.Module):
 
     def gather(self, x):
         """Lay x (n_rows, n_inputs) out as the first layer, of blocks, reads it."""
-        return self.layers[0].gather(self._centred(x))
+        return self.layers[0].gather(self.centred(x))
 
     def transform(self, x, gathered=False):
         """Map x (n_rows, n_inputs) to the activations of the last hidden layer.
 
         With ``gathered=True``, x is what :meth:`gather` returns.
         """
-        function, in_place = ACTIVATIONS[self.activation]
+        function, in_place, _ = ACTIVATIONS[self.activation]
         activate = function if torch.is_grad_enabled() else in_place
-        x = x if gathered else self._centred(x)
+        x = x if gathered else self.centred(x)
         for level, layer in enumerate(self.layers[:-1]):
             first = gathered and level == 0
             x = activate(layer(x, gathered=True) if first else layer(x))
@@ -144,7 +145,8 @@ class MLP(PickledAsArrays, nn.Module):
         """Map x (n_rows, n_inputs) to outputs (n_rows, n_outputs), without a link."""
         return self.layers[-1](self.transform(x, gathered))
 
-    def _centred(self, x):
+    def centred(self, x):
+        """Subtract :attr:`center` from x (n_rows, n_inputs), if there is one."""
         return x if self.center is None else x - self.center.to(x.dtype)
 
     @torch.no_grad()
