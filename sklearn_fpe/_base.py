@@ -31,7 +31,7 @@ from sklearn_fpe.nn._mlp import ACTIVATIONS
 from sklearn_fpe.nn._partition import SPLITS
 from sklearn_fpe.nn._prune import PRUNES
 
-CACHE_BYTES = 3 * 2**20
+CACHE_BYTES = 2**22
 """Bytes of rows, activations included, that are predicted at a time.
 
 They are to stay near the core between one layer and the next.
@@ -146,7 +146,7 @@ class BaseFPE(CallbackSupportMixin, BaseEstimator):
         # Taken off: if training fails, the next call starts from what was kept.
         phases = vars(self).pop("_phases", None)
         with _training.readable_memory_errors(device, self.batch_size):
-            if phases is None or phases.device != device:
+            if phases is None or not phases.made_for(self, device):
                 phases = Phases(self, device)
             if phases.phase == "warm-up":
                 phases.learn_scale(view, y, weights)
@@ -229,10 +229,11 @@ class BaseFPE(CallbackSupportMixin, BaseEstimator):
         )
         level = 1 + _validation.stack_level()
         warn_expansion(self._sizes, expansion, self.budget_, stacklevel=level)
+        values = {name: getattr(self, name) for name in FIXED if hasattr(self, name)}
         self._made_with = {
-            name: copy.deepcopy(getattr(self, name))
-            for name in FIXED
-            if hasattr(self, name)
+            # Functions may be equal to nothing but themselves.
+            name: value if callable(value) else copy.deepcopy(value)
+            for name, value in values.items()
         }
         self._seeds = self._random_seeds()
 
@@ -276,8 +277,9 @@ class BaseFPE(CallbackSupportMixin, BaseEstimator):
         return train, held
 
     def _keep(self, phases):
+        for name in ("validation_scores_", "best_validation_score_", "_phases"):
+            vars(self).pop(name, None)
         vars(self).update(phases.attributes())
-        vars(self).pop("_phases", None)
 
     # ----------------------------------------------------------------------------------
     # Using what was fitted
@@ -294,20 +296,24 @@ class BaseFPE(CallbackSupportMixin, BaseEstimator):
         check_is_fitted(self)
         X = _validation.check_X(self, X, reset=False, values=False)
         dtype = _validation.predict_dtype(X)
-        device = self.module_.layers[0].weight.device
-        function = self.module_.transform if transform else self.module_
+        network = self.module_
+        device = network.layers[0].weight.device
         view = View(X)
-        width = sum(layer.in_features for layer in self.module_.layers)
-        outputs = None
+        n_columns = network.layers[-1].in_features if transform else self.n_outputs_
+        outputs = torch.empty(len(view), n_columns, dtype=dtype)
+        width = sum(layer.in_features for layer in network.layers)
         with torch.inference_mode():
             for rows in chunks(len(view), width, CACHE_BYTES, dtype.itemsize):
                 part = view.read(rows)
                 if not isinstance(part, torch.Tensor):
                     _validation.check_values(self, X, part)
-                part = function(as_tensor(part, dtype).to(device)).cpu()
-                if outputs is None:
-                    outputs = part.new_empty(len(view), part.shape[1])
-                outputs[rows] = part
+                x = as_tensor(part, dtype).to(device)
+                if transform:
+                    outputs[rows] = network.transform(x)
+                elif device.type == "cpu":
+                    network(x, out=outputs[rows])
+                else:
+                    outputs[rows] = network(x)
         return outputs.numpy()
 
     @property

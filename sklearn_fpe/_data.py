@@ -214,7 +214,7 @@ class Rows:
     def gather(self, network):
         """Lay the columns out as the network's first layer reads them, once."""
         if network.gathers:
-            self.x = network.gather(self.x)
+            self.x = network.gather(self.x, in_place=True)
             self.gathered = True
 
     def batches(self, batch_size, seed=None):

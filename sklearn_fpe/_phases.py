@@ -40,6 +40,7 @@ class Phases:
     def __init__(self, estimator, device):
         self.estimator = estimator
         self.device = device
+        self._engine = _engine(estimator, device)
         learned = vars(estimator)
         n_features = estimator._sizes.n_inputs
         self.phase = learned.get("phase_", "warm-up")
@@ -116,6 +117,10 @@ class Phases:
             )
         self.moments, self.scaler = moments, scaler
 
+    def made_for(self, estimator, device):
+        """Tell whether the net that trains is what the parameters ask for."""
+        return self._engine == _engine(estimator, device)
+
     def fit(self, train, held, n_warmup, task):
         """Run all epochs of a fit; train and held are (view, targets, weights)."""
         rows = self._rows(*train)
@@ -123,12 +128,13 @@ class Phases:
         n_warmup = max(0, n_warmup - len(self.loss_curve))
         self.n_iter = 0
         self.net.notify("on_train_begin", X=None, y=None)
-        if self.phase == "warm-up":
+        resumed = self.phase == "fine-tune"
+        if resumed:
+            n_warmup = 0
+        else:
             self._warm_up(rows, n_warmup, train, task)
             self.split()
-        else:
-            n_warmup = 0
-        self._fine_tune(rows, held, n_warmup, task)
+        self._fine_tune(rows, held, n_warmup, task, resumed)
         self.net.notify("on_train_end", X=None, y=None)
 
     def partial_fit(self, view, y, weights):
@@ -247,7 +253,7 @@ class Phases:
             **{name: getattr(estimator, name) for name in WARM_UP_PARAMETERS},
         }
 
-    def _fine_tune(self, rows, held, first, task):
+    def _fine_tune(self, rows, held, first, task, resumed):
         """Train what was expanded; keep the best weights if rows are held out."""
         n_epochs = self.estimator.max_iter - first
         task = task.subtask("fine-tune", n_epochs)
@@ -260,6 +266,8 @@ class Phases:
             rows.gather(self.net.module_)
             if held is not None:
                 held[0].gather(self.net.module_)
+                if resumed:  # the weights so far may be the best
+                    stopping.update(self._score(*held))
             self._epochs(rows, first, n_epochs, task, held, stopping)
         except KeyboardInterrupt:
             warnings.warn(
@@ -340,6 +348,11 @@ class Phases:
     def _print(self, message):
         if self.estimator.verbose:
             print(message)
+
+
+def _engine(estimator, device):
+    """Return the parameters that the net which trains was made with."""
+    return device, estimator.precision, list(estimator.skorch_callbacks or ())
 
 
 class _StoppedError(Exception):

@@ -48,7 +48,7 @@ class WeightedLoss(torch.nn.Module):
         of_row = shares.unsqueeze(1)
         if self.kind == "softmax":
             classes = targets.unsqueeze(1)
-            log_p = torch.log_softmax(outputs, dim=1)
+            log_p = _log_softmax(outputs)
             losses = -log_p.gather(1, classes).squeeze(1)
             gradient = log_p.exp_().mul_(of_row).scatter_add_(1, classes, -of_row)
         elif self.kind == "sigmoid":
@@ -61,6 +61,16 @@ class WeightedLoss(torch.nn.Module):
             losses = 0.5 * gradient.square().mean(dim=1)
             gradient.mul_(of_row / outputs.shape[1])
         return torch.dot(losses, shares), gradient
+
+
+def _log_softmax(outputs):
+    """Take the logarithm of the softmax of every row.
+
+    torch works through short rows entry by entry, through columns by vectors.
+    """
+    if outputs.shape[1] < 32:
+        return torch.log_softmax(outputs.mT.contiguous(), dim=0).mT
+    return torch.log_softmax(outputs, dim=1)
 
 
 class Net(NeuralNet):

@@ -380,6 +380,10 @@ def test_skorch_callbacks_in_partial_fit(calls):
     for _ in range(3):
         model.partial_fit(X, y)
     assert calls.count("train begin") == calls.count("train end") == 3
+    model.set_params(skorch_callbacks=None).partial_fit(X, y)
+    assert calls.count("train begin") == 3
+    model.set_params(skorch_callbacks=[SkorchRecorder()]).partial_fit(X, y)
+    assert calls.count("train begin") == 4
 
 
 def test_skorch_callback_that_clips_gradients():

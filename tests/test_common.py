@@ -16,7 +16,7 @@ WEIGHT_EQUIVALENCE = {
 # Few and large steps, so that the checks take seconds.
 QUICK = {"max_iter": 12, "batch_size": 128, "learning_rate_init": 0.05}
 STRUCTURED = {"prune": "structured"}
-INDEPENDENT = {"split": "random", "hidden_layer_sizes": (8, 4), "expansion": 2}
+INDEPENDENT = {"split": "random", "hidden_layer_sizes": (8, 8), "expansion": 2}
 
 ESTIMATORS = [
     FPEClassifier(**QUICK),

@@ -1,6 +1,7 @@
 """warm_start and partial_fit."""
 
 import copy
+import functools
 import pickle
 
 import numpy as np
@@ -173,7 +174,44 @@ def test_warm_start_with_early_stopping():
     model.fit(X, y)
     assert model.validation_scores_[: len(first)] == first
     assert len(model.validation_scores_) == len(first) + 3
-    assert model.best_validation_score_ == max(model.validation_scores_[len(first) :])
+    assert model.best_validation_score_ >= max(model.validation_scores_[len(first) :])
+    # What is gone on with without scores is not what was scored.
+    model.set_params(early_stopping=False).fit(X, y)
+    assert not hasattr(model, "validation_scores_")
+    assert not hasattr(model, "best_validation_score_")
+
+
+def test_weights_that_were_better_before_a_warm_start_are_kept():
+    X, y = classification(160)
+    held = {"X_val": X[120:], "y_val": y[120:]}
+    model = FPEClassifier(**QUICK, max_iter=20, warm_start=True, early_stopping=True)
+    before = model.fit(X[:120], y[:120], **held).predict_proba(X)
+    best = model.best_validation_score_
+    n_before = len(model.validation_scores_)
+    model.set_params(learning_rate_init=30.0).fit(X[:120], y[:120], **held)
+    assert max(model.validation_scores_[n_before:]) < best
+    assert model.best_validation_score_ == best
+    np.testing.assert_allclose(model.predict_proba(X), before, atol=1e-5)
+
+
+class HalfAndHalf:
+    """A split that is equal to nothing but itself."""
+
+    def __call__(self, weight, n_children, rng):
+        return np.tile(np.arange(weight.shape[1]) % n_children, (len(weight), 1))
+
+
+def by_offset(offset, weight, n_children, rng):
+    row = (np.arange(weight.shape[1]) + offset) % n_children
+    return np.tile(row, (len(weight), 1))
+
+
+@pytest.mark.parametrize("split", [functools.partial(by_offset, 1), HalfAndHalf()])
+def test_training_goes_on_with_any_callable_split(split):
+    X, y = classification()
+    model = FPEClassifier(**QUICK, max_iter=2, split=split, warm_start=True)
+    assert model.fit(X, y).fit(X, y).partial_fit(X, y).n_iter_ == 3
+    assert pickle.loads(pickle.dumps(model)).partial_fit(X, y).n_iter_ == 4
 
 
 def test_warm_start_of_a_loaded_model():

@@ -219,6 +219,10 @@ def test_gathered_columns_give_the_same_values_and_gradients(
     before = x.clone()
     gathered = layer.gather(x)
     assert torch.equal(x, before)
+    in_place = x.clone()
+    laid_out = layer.gather(in_place, in_place=True)
+    assert torch.equal(laid_out, gathered)
+    assert layer.gathers or laid_out is in_place
     read = torch.zeros(layer.inputs.numel(), dtype=torch.bool)
     read[(example.place >= 0).any(1).flatten()] = True
     assert torch.equal(gathered[:, read], x[:, layer.inputs.flatten()[read]])
@@ -242,6 +246,20 @@ def test_strides_of_the_input_do_not_matter(example, seed):
     wide = torch.cat([x, x], dim=1)[:, : x.shape[1]]
     for other in (strided, wide):
         assert_close(example.layer(other), example.layer(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_dense_layer_takes_any_leading_dimensions():
+    layer = DenseLinear(40, 3)
+    x = torch.randn(2, 20, 40).permute(1, 0, 2).contiguous().permute(1, 0, 2)
+    expected = F.linear(x, layer.weight, layer.bias)
+    assert_close(layer(x), expected)
+    assert_close(layer(x[0, 0]), expected[0, 0])
+
+
+@given(examples())
+def test_input_without_a_precision_is_an_error(example):
+    with pytest.raises(TypeError, match=r"floating-point dtype, got torch\.int64"):
+        example.layer(torch.ones(2, example.layer.in_features, dtype=torch.int64))
 
 
 @given(examples(), seeds)

@@ -52,7 +52,7 @@ def multiply_blocks(x, weight, bias):
 
 def by_unit(x):
     """Tell whether x (n_rows, n_units) lies in memory unit by unit."""
-    return x.stride(0) == 1 and len(x) >= FEW_ROWS
+    return x.ndim == 2 and x.stride(0) == 1 and len(x) >= FEW_ROWS
 
 
 def select_columns(x, columns):

@@ -36,12 +36,22 @@ If their input lies unit by unit; the product along the rows is then the faster 
 """
 
 
-def linear(x, weight, bias):
-    """Compute ``x weight' + bias`` in the precision of x."""
-    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+def in_precision_of(x, *parameters):
+    """Return parameters in the precision of x, which must have one."""
+    if not x.is_floating_point():
+        raise TypeError(f"The input must be of a floating-point dtype, got {x.dtype}.")
+    return (parameter.to(x.dtype) for parameter in parameters)
+
+
+def linear(x, weight, bias, out=None):
+    """Compute ``x weight' + bias`` in the precision of x, into `out` if it is given."""
+    weight, bias = in_precision_of(x, weight, bias)
     if by_unit(x) and weight.shape[1] >= TALL * weight.shape[0]:
-        return torch.addmm(bias.unsqueeze(1), weight, x.mT).mT
-    return F.linear(x, weight, bias)
+        by_output = torch.addmm(bias.unsqueeze(1), weight, x.mT).mT
+        return by_output if out is None else out.copy_(by_output)
+    if out is None:
+        return F.linear(x, weight, bias)
+    return torch.mm(x, weight.mT, out=out).add_(bias)
 
 
 def linear_backward(x, gradient, weight, bias, first):
@@ -79,9 +89,9 @@ class DenseLinear(PickledAsArrays, nn.Linear):
     def __init__(self, in_features, out_features, *, device=None, dtype=None):
         super().__init__(in_features, out_features, device=device, dtype=dtype)
 
-    def forward(self, x):
-        """Map x (n_rows, in_features) to (n_rows, out_features)."""
-        return linear(x, self.weight, self.bias)
+    def forward(self, x, out=None):
+        """Map x (n_rows, in_features) to (n_rows, out_features), that of `out`."""
+        return linear(x, self.weight, self.bias, out)
 
     def backward(self, x, gradient, first=False, gathered=False):
         """Write the gradients of the parameters; return that of x.
@@ -155,11 +165,11 @@ class MaskedLinear(PickledAsArrays, nn.Module):
         """Number of outputs."""
         return self.weight.shape[0]
 
-    def forward(self, x):
-        """Map x (n_rows, in_features) to (n_rows, out_features)."""
+    def forward(self, x, out=None):
+        """Map x (n_rows, in_features) to (n_rows, out_features), that of `out`."""
         recorded = torch.is_grad_enabled()
         weight = self.weight * self.mask if recorded else self.weight
-        return linear(x, weight, self.bias)
+        return linear(x, weight, self.bias, out)
 
     def backward(self, x, gradient, first=False, gathered=False):
         """Write the gradients of the parameters; return that of x.
@@ -258,12 +268,12 @@ class BlockLinear(PickledAsArrays, nn.Module):
 
         With ``gathered=True``, x is what :meth:`gather` returns.
         """
-        weight = self.weight
+        weight, bias = in_precision_of(x, self.weight, self.bias)
         if torch.is_grad_enabled() and self._masks_gradients(gathered):
             weight = weight * self.mask
         if self.gathers and not gathered:
             x = select_columns(x, self.inputs.flatten())
-        out = multiply_blocks(x, weight.to(x.dtype), self.bias.to(x.dtype))
+        out = multiply_blocks(x, weight, bias)
         return out if self.outputs is None else select_columns(out, self.outputs)
 
     def backward(self, x, gradient, first=False, gathered=False):
@@ -291,9 +301,15 @@ class BlockLinear(PickledAsArrays, nn.Module):
         # What is gathered is zero where it is masked, and so is the gradient.
         return self.mask is not None and not (gathered and self.dense)
 
-    def gather(self, x):
-        """Lay x (n_rows, in_features) out by blocks, zero where all is masked."""
-        x = x.index_select(1, self.inputs.flatten())
+    def gather(self, x, in_place=False):
+        """Lay x (n_rows, in_features) out by blocks, zero where all is masked.
+
+        With ``in_place=True``, x itself may be what is returned.
+        """
+        if self.gathers:
+            x = x.index_select(1, self.inputs.flatten())
+        elif not in_place:
+            x = x.clone()
         if self.mask is not None:
             x[:, ~self.mask.any(1).flatten()] = 0.0
         return x

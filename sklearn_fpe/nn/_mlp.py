@@ -124,9 +124,12 @@ class MLP(PickledAsArrays, nn.Module):
         is_block = isinstance(first, BlockLinear)
         return is_block and (first.gathers or (first.dense and first.mask is not None))
 
-    def gather(self, x):
-        """Lay x (n_rows, n_inputs) out as the first layer, of blocks, reads it."""
-        return self.layers[0].gather(self.centred(x))
+    def gather(self, x, in_place=False):
+        """Lay x (n_rows, n_inputs) out as the first layer, of blocks, reads it.
+
+        With ``in_place=True``, x itself may be what is returned.
+        """
+        return self.layers[0].gather(self.centred(x), in_place)
 
     def transform(self, x, gathered=False):
         """Map x (n_rows, n_inputs) to the activations of the last hidden layer.
@@ -136,14 +139,19 @@ class MLP(PickledAsArrays, nn.Module):
         function, in_place, _ = ACTIVATIONS[self.activation]
         activate = function if torch.is_grad_enabled() else in_place
         x = x if gathered else self.centred(x)
-        for level, layer in enumerate(self.layers[:-1]):
-            first = gathered and level == 0
-            x = activate(layer(x, gathered=True) if first else layer(x))
+        first, *others, _ = self.layers
+        x = activate(first(x, gathered=True) if gathered else first(x))
+        for layer in others:
+            x = activate(layer(x))
         return x
 
-    def forward(self, x, gathered=False):
-        """Map x (n_rows, n_inputs) to outputs (n_rows, n_outputs), without a link."""
-        return self.layers[-1](self.transform(x, gathered))
+    def forward(self, x, gathered=False, out=None):
+        """Map x (n_rows, n_inputs) to outputs (n_rows, n_outputs), without a link.
+
+        They are written into `out`, if it is given; no gradients are recorded then.
+        """
+        x = self.transform(x, gathered)
+        return self.layers[-1](x) if out is None else self.layers[-1](x, out=out)
 
     def centred(self, x):
         """Subtract :attr:`center` from x (n_rows, n_inputs), if there is one."""
