@@ -293,15 +293,16 @@ class BaseFPE(CallbackSupportMixin, BaseEstimator):
 
         It is double if X is of higher precision than float32, else float32.
         """
-        check_is_fitted(self)
+        if not self.__sklearn_is_fitted__():
+            check_is_fitted(self)  # raises; it takes long to find that all is well
         X = _validation.check_X(self, X, reset=False, values=False)
         dtype = _validation.predict_dtype(X)
-        network = self.module_
-        device = network.layers[0].weight.device
+        network, layers = self.module_, list(self.module_.layers)
+        device = layers[0].weight.device
         view = View(X)
-        n_columns = network.layers[-1].in_features if transform else self.n_outputs_
+        n_columns = layers[-1].in_features if transform else layers[-1].out_features
         outputs = torch.empty(len(view), n_columns, dtype=dtype)
-        width = sum(layer.in_features for layer in network.layers)
+        width = sum(layer.in_features for layer in layers)
         with torch.inference_mode():
             for rows in chunks(len(view), width, CACHE_BYTES, dtype.itemsize):
                 part = view.read(rows)

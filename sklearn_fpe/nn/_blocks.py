@@ -36,13 +36,13 @@ def multiply_blocks(x, weight, bias):
         From :data:`FEW_ROWS` rows on it lies in memory unit by unit.
     """
     n_blocks, block_outputs, block_inputs = weight.shape
-    blocks = x.unflatten(1, (n_blocks, block_inputs)).transpose(0, 1)
+    blocks = x.view(len(x), n_blocks, block_inputs).transpose(0, 1)
     if len(x) < FEW_ROWS:
         out = torch.baddbmm(bias.unsqueeze(1), blocks, weight.mT)
         return out.transpose(0, 1).flatten(1)
     if block_outputs in NARROW and not torch.is_grad_enabled():
         out = x.new_empty(len(x), bias.numel())
-        by_block = out.unflatten(1, (n_blocks, block_outputs)).transpose(0, 1)
+        by_block = out.view(len(x), n_blocks, block_outputs).transpose(0, 1)
         torch.bmm(blocks, weight.mT, out=by_block)
         return out.add_(bias.flatten())
     # Adding in place spares a copy of the bias as large as the output.
@@ -85,15 +85,15 @@ def block_gradients(x, gradient, weight, out):
         Where to write, of the shapes of weight and bias.
     """
     n_blocks, block_outputs, block_inputs = weight.shape
-    blocks = x.unflatten(1, (n_blocks, block_inputs)).transpose(0, 1)
-    gradients = gradient.unflatten(1, (n_blocks, block_outputs)).permute(1, 2, 0)
+    blocks = x.view(len(x), n_blocks, block_inputs).transpose(0, 1)
+    gradients = gradient.view(len(x), n_blocks, block_outputs).permute(1, 2, 0)
     torch.bmm(gradients, blocks, out=out[0])
     torch.sum(gradients, 2, out=out[1])
 
 
 def block_input_gradient(x, gradient, weight):
     """Return the gradient with respect to x, in memory like x."""
-    gradients = gradient.unflatten(1, weight.shape[:2]).transpose(0, 1)
+    gradients = gradient.view(len(x), *weight.shape[:2]).transpose(0, 1)
     if by_unit(x):
         return torch.bmm(weight.mT, gradients.mT).flatten(0, 1).mT
     return torch.bmm(gradients, weight).transpose(0, 1).flatten(1)

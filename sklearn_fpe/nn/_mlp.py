@@ -150,8 +150,9 @@ class MLP(PickledAsArrays, nn.Module):
 
         They are written into `out`, if it is given; no gradients are recorded then.
         """
+        *_, last = self.layers
         x = self.transform(x, gathered)
-        return self.layers[-1](x) if out is None else self.layers[-1](x, out=out)
+        return last(x) if out is None else last(x, out=out)
 
     def centred(self, x):
         """Subtract :attr:`center` from x (n_rows, n_inputs), if there is one."""
