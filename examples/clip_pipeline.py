@@ -25,7 +25,6 @@ import transformers
 from PIL import Image, ImageDraw
 from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from sklearn_fpe import FPEClassifier
 from sklearn_fpe.embeddings import CLIPEmbedder, load_image_folder
@@ -149,7 +148,6 @@ model = checkpoint
 cache = Path(folder.name, "cache")
 pipeline = make_pipeline(
     CLIPEmbedder(model, memory=cache / "embeddings"),
-    StandardScaler(),
     FPEClassifier((4,), max_iter=25, memory=str(cache / "warm-up"), random_state=0),
 )
 

@@ -15,17 +15,18 @@ search to a worker. Here the cluster is two processes of this machine.
 # itself.
 #
 # **How data get there.** ``scatter=[X, y]`` sends the arrays to the workers once; each
-# of the fits then names them. Without it they would travel with every task. Data that
-# do not fit into a worker's memory go on storage that all of them see, as a memory map.
+# of the fits then names them. Without it they would travel with every task. Large data
+# go on storage that all workers see, as a memory map; scikit-learn still copies the
+# rows of each fold into the worker's memory.
 #
 # **Which device.** ``device="auto"`` takes the first GPU that the worker sees, or its
 # CPU. Give each worker one GPU by starting it with its own ``CUDA_VISIBLE_DEVICES``;
 # ``dask_cuda.LocalCUDACluster`` does that on one machine. One thread per worker keeps
 # two fits from sharing a device.
 #
-# **What comes back** is the same as from a search on one machine, for the same
-# ``random_state``. The best estimator is fitted where the search was started, after the
-# workers are done.
+# **What comes back** is what a search on one machine finds, for the same
+# ``random_state``, to the bit where processors and numbers of threads are the same. The
+# best estimator is fitted where the search was started, after the workers are done.
 
 import logging
 

@@ -56,7 +56,8 @@ class FPERegressor(RegressorMixin, BaseFPE):
           layer share.
 
     warmup : int or float in [0, 1], default=0.1
-        Epochs before the split: a number, or a fraction of `max_iter`.
+        Epochs before the split: a number, or a fraction of `max_iter`; 1 is one epoch,
+        1.0 all of them. For ``partial_fit``, calls.
 
     budget : int, default=None
         Non-zero parameters in all, biases included. None: as many as the dense
@@ -97,7 +98,8 @@ class FPERegressor(RegressorMixin, BaseFPE):
         given, stratified by class in classification.
 
     n_iter_no_change : int or inf, default=10
-        Epochs without improvement after which `early_stopping` stops.
+        Epochs in a row without improvement that `early_stopping` bears; it stops at the
+        next one.
 
     tol : float, default=1e-4
         Least improvement of the score that counts for `early_stopping`.
@@ -117,8 +119,8 @@ class FPERegressor(RegressorMixin, BaseFPE):
 
     skorch_callbacks : list of skorch callbacks, default=None
         Callbacks for the skorch net that trains; they cost a synchronisation per
-        batch. Copies of them are used. One that stops the training stops the phase;
-        the learning rate is set anew at every epoch.
+        batch, and gradients by autograd. Copies of them are used. One that stops the
+        training stops the phase; the learning rate is set anew at every epoch.
 
     memory : str or joblib.Memory, default=None
         Cache of the dense warm-up, which does not depend on `expansion`, `split`,

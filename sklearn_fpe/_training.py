@@ -49,7 +49,7 @@ class WeightedLoss(torch.nn.Module):
         if self.kind == "softmax":
             classes = targets.unsqueeze(1)
             log_p = _log_softmax(outputs)
-            losses = -log_p.gather(1, classes).squeeze(1)
+            losses = log_p.gather(1, classes).squeeze(1).neg_()
             gradient = log_p.exp_().mul_(of_row).scatter_add_(1, classes, -of_row)
         elif self.kind == "sigmoid":
             losses = F.binary_cross_entropy_with_logits(

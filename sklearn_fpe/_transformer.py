@@ -62,7 +62,8 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
           layer share.
 
     warmup : int or float in [0, 1], default=0.1
-        Epochs before the split: a number, or a fraction of `max_iter`.
+        Epochs before the split: a number, or a fraction of `max_iter`; 1 is one epoch,
+        1.0 all of them. For ``partial_fit``, calls.
 
     budget : int, default=None
         Non-zero parameters in all, biases included. None: as many as the dense
@@ -108,7 +109,8 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
         given, stratified by class in classification.
 
     n_iter_no_change : int or inf, default=10
-        Epochs without improvement after which `early_stopping` stops.
+        Epochs in a row without improvement that `early_stopping` bears; it stops at the
+        next one.
 
     tol : float, default=1e-4
         Least improvement of the score that counts for `early_stopping`.
@@ -128,8 +130,8 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
 
     skorch_callbacks : list of skorch callbacks, default=None
         Callbacks for the skorch net that trains; they cost a synchronisation per
-        batch. Copies of them are used. One that stops the training stops the phase;
-        the learning rate is set anew at every epoch.
+        batch, and gradients by autograd. Copies of them are used. One that stops the
+        training stops the phase; the learning rate is set anew at every epoch.
 
     memory : str or joblib.Memory, default=None
         Cache of the dense warm-up, which does not depend on `expansion`, `split`,
@@ -215,11 +217,10 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
     >>> from sklearn.datasets import load_digits
     >>> from sklearn.linear_model import LogisticRegression
     >>> from sklearn.pipeline import make_pipeline
-    >>> from sklearn.preprocessing import StandardScaler
     >>> from sklearn_fpe import FPETransformer
     >>> X, y = load_digits(return_X_y=True)
     >>> hidden = FPETransformer((8,), expansion=4, max_iter=20, random_state=0)
-    >>> model = make_pipeline(StandardScaler(), hidden, LogisticRegression(C=0.1))
+    >>> model = make_pipeline(hidden, LogisticRegression(C=0.1))
     >>> model.fit(X, y).score(X, y) > 0.9
     True
     """

@@ -311,7 +311,8 @@ class BlockLinear(PickledAsArrays, nn.Module):
         elif not in_place:
             x = x.clone()
         if self.mask is not None:
-            x[:, ~self.mask.any(1).flatten()] = 0.0
+            unread = ~self.mask.any(1).flatten()
+            x.index_fill_(1, unread.nonzero().squeeze(1), 0.0)
         return x
 
     def _is_dense(self):
