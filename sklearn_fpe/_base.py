@@ -123,7 +123,7 @@ class BaseFPE(CallbackSupportMixin, BaseEstimator):
         if X_val is not None:
             val = self._check_data(X_val, y_val, sample_weight_val, suffix="_val")
         train, held = self._split_validation(data, val)
-        with _training.readable_memory_errors(device, self.batch_size):
+        with _training.training(device, self.batch_size):
             phases = Phases(self, device)
             if not resume:
                 phases.learn_scale(*train)
@@ -145,7 +145,7 @@ class BaseFPE(CallbackSupportMixin, BaseEstimator):
             self._plan(view.shape[1])
         # Taken off: if training fails, the next call starts from what was kept.
         phases = vars(self).pop("_phases", None)
-        with _training.readable_memory_errors(device, self.batch_size):
+        with _training.training(device, self.batch_size):
             if phases is None or not phases.made_for(self, device):
                 phases = Phases(self, device)
             if phases.phase == "warm-up":
@@ -231,7 +231,7 @@ class BaseFPE(CallbackSupportMixin, BaseEstimator):
         warn_expansion(self._sizes, expansion, self.budget_, stacklevel=level)
         values = {name: getattr(self, name) for name in FIXED if hasattr(self, name)}
         self._made_with = {
-            # Functions may be equal to nothing but themselves.
+            # A function, and so a copy of it, may be equal to nothing but itself.
             name: value if callable(value) else copy.deepcopy(value)
             for name, value in values.items()
         }
@@ -277,9 +277,10 @@ class BaseFPE(CallbackSupportMixin, BaseEstimator):
         return train, held
 
     def _keep(self, phases):
+        attributes = phases.attributes()
         for name in ("validation_scores_", "best_validation_score_", "_phases"):
             vars(self).pop(name, None)
-        vars(self).update(phases.attributes())
+        vars(self).update(attributes)
 
     # ----------------------------------------------------------------------------------
     # Using what was fitted
@@ -301,9 +302,9 @@ class BaseFPE(CallbackSupportMixin, BaseEstimator):
         device = layers[0].weight.device
         view = View(X)
         n_columns = layers[-1].in_features if transform else layers[-1].out_features
-        outputs = torch.empty(len(view), n_columns, dtype=dtype)
+        outputs = torch.empty(len(view), n_columns, dtype=dtype, device="cpu")
         width = sum(layer.in_features for layer in layers)
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
             for rows in chunks(len(view), width, CACHE_BYTES, dtype.itemsize):
                 part = view.read(rows)
                 if not isinstance(part, torch.Tensor):

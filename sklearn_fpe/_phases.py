@@ -40,14 +40,14 @@ class Phases:
     def __init__(self, estimator, device):
         self.estimator = estimator
         self.device = device
-        self._engine = _engine(estimator, device)
+        self._made_with = _net_parameters(estimator, device)
         learned = vars(estimator)
         n_features = estimator._sizes.n_inputs
         self.phase = learned.get("phase_", "warm-up")
         self.n_iter = learned.get("n_iter_", 0)
         self.loss_curve = list(learned.get("loss_curve_", []))
         self.validation_scores = list(learned.get("validation_scores_", []))
-        self.best_validation_score = -math.inf
+        self.best_validation_score = learned.get("best_validation_score_", -math.inf)
         self.targets = copy.deepcopy(estimator._targets)
         self.moments = learned.get("_moments", Moments(n_features))
         self.scaler = learned.get("_scaler", Scaler.identity(n_features))
@@ -119,7 +119,7 @@ class Phases:
 
     def made_for(self, estimator, device):
         """Tell whether the net that trains is what the parameters ask for."""
-        return self._engine == _engine(estimator, device)
+        return self._made_with == _net_parameters(estimator, device)
 
     def fit(self, train, held, n_warmup, task):
         """Run all epochs of a fit; train and held are (view, targets, weights)."""
@@ -128,13 +128,12 @@ class Phases:
         n_warmup = max(0, n_warmup - len(self.loss_curve))
         self.n_iter = 0
         self.net.notify("on_train_begin", X=None, y=None)
-        resumed = self.phase == "fine-tune"
-        if resumed:
-            n_warmup = 0
-        else:
+        if self.phase == "warm-up":
             self._warm_up(rows, n_warmup, train, task)
             self.split()
-        self._fine_tune(rows, held, n_warmup, task, resumed)
+        else:
+            n_warmup = 0
+        self._fine_tune(rows, held, n_warmup, task)
         self.net.notify("on_train_end", X=None, y=None)
 
     def partial_fit(self, view, y, weights):
@@ -253,7 +252,7 @@ class Phases:
             **{name: getattr(estimator, name) for name in WARM_UP_PARAMETERS},
         }
 
-    def _fine_tune(self, rows, held, first, task, resumed):
+    def _fine_tune(self, rows, held, first, task):
         """Train what was expanded; keep the best weights if rows are held out."""
         n_epochs = self.estimator.max_iter - first
         task = task.subtask("fine-tune", n_epochs)
@@ -266,8 +265,11 @@ class Phases:
             rows.gather(self.net.module_)
             if held is not None:
                 held[0].gather(self.net.module_)
-                if resumed:  # the weights so far may be the best
-                    stopping.update(self._score(*held))
+                if self.best_validation_score > -math.inf:
+                    # The best weights so far, scored on the rows held out now.
+                    score = self._score(*held)
+                    stopping.update(score)
+                    self._print(f"warm start: validation score {score:.6f}")
             self._epochs(rows, first, n_epochs, task, held, stopping)
         except KeyboardInterrupt:
             warnings.warn(
@@ -350,7 +352,7 @@ class Phases:
             print(message)
 
 
-def _engine(estimator, device):
+def _net_parameters(estimator, device):
     """Return the parameters that the net which trains was made with."""
     return device, estimator.precision, list(estimator.skorch_callbacks or ())
 

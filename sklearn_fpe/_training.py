@@ -95,9 +95,11 @@ class Net(NeuralNet):
 
     def initialize_optimizer(self):
         """Make the optimizer, of one vector where nobody looks at the parameters."""
-        parameters = list(self.module_.parameters())
-        frozen = not all(p.requires_grad for p in parameters)
-        by_autograd = self.callbacks or self.autocast or frozen
+        plain = all(
+            p.requires_grad and p.dtype == torch.float32
+            for p in self.module_.parameters()
+        )
+        by_autograd = self.callbacks or self.autocast or not plain
         self.vector_ = None if by_autograd else flatten_parameters(self.module_)
         return super().initialize_optimizer()
 
@@ -217,6 +219,18 @@ def run_epoch(net, rows, *, batch_size, seed, lr):
     net.gathered = rows.gathered
     net.fit_loop(rows.batches(batch_size, seed), epochs=1)
     return net.history[-1, "train_loss"]
+
+
+@contextmanager
+def training(device, batch_size):
+    """Train alike in whatever mode of torch the caller is; explain a lack of memory."""
+    with (
+        readable_memory_errors(device, batch_size),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),
+    ):
+        yield
 
 
 @contextmanager

@@ -176,7 +176,8 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
         `early_stopping`.
 
     best_validation_score_ : float
-        Best of `validation_scores_`, that of the kept weights.
+        Best of `validation_scores_` and, after a warm start, of what the best weights
+        before score now; that of the kept weights.
 
     n_iter_ : int
         Epochs that the last `fit` ran, and the calls of `partial_fit` since.

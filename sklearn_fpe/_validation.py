@@ -45,13 +45,14 @@ def check_values(estimator, X, rows):
     So a large X is read from memory, or from a file, once instead of twice. An error
     says of X what :func:`check_X` says of it.
     """
-    if rows.dtype.kind != "f" or get_config()["assume_finite"]:
+    if rows.dtype.kind != "f":
         return
-    with np.errstate(over="ignore", invalid="ignore"):
-        maybe_not_finite = not np.isfinite(rows.sum())
-    if maybe_not_finite and not np.isfinite(rows).all():
-        name = type(estimator).__name__
-        assert_all_finite(X, estimator_name=name, input_name="X")
+    if not get_config()["assume_finite"]:
+        with np.errstate(over="ignore", invalid="ignore"):
+            if not np.isfinite(rows.sum()) and not np.isfinite(rows).all():
+                name = type(estimator).__name__
+                for values in (X, rows):
+                    assert_all_finite(values, estimator_name=name, input_name="X")
     if _above_single(rows):
         check_range(X.data if hasattr(X, "indptr") else X, "X")
 

@@ -244,6 +244,50 @@ def test_prediction_of_bad_rows(kind):
             _use(model, bad)
 
 
+@pytest.mark.parametrize(
+    ("form", "dtype"),
+    [
+        (np.asarray, np.float16),
+        (np.asarray, np.float32),
+        (np.asarray, np.float64),
+        (sparse.csr_array, np.float32),
+    ],
+)
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([np.nan], "contains NaN"),
+        ([np.inf], "contains infinity"),
+        ([np.inf, -np.inf], "contains infinity"),
+    ],
+)
+def test_bad_values_are_found_in_any_piece(monkeypatch, form, dtype, values, message):
+    X, y = problem()
+    model = FPEClassifier(**QUICK).fit(X, y)
+    monkeypatch.setattr("sklearn_fpe._base.CACHE_BYTES", 8 * X.shape[1] * 16)
+    bad = X.astype(dtype)
+    assert np.isfinite(model.predict_proba(form(bad))).all()
+    bad[-1, : len(values)] = values
+    with pytest.raises(ValueError, match=f"Input X {message}"):
+        model.predict(form(bad))
+
+
+def test_values_that_add_up_to_infinity_are_an_error():
+    X, y = problem()
+    model = FPEClassifier(**QUICK).fit(X, y)
+    entries = np.full(2, 3e38, dtype=np.float32), (np.zeros(2, int), np.zeros(2, int))
+    twice = sparse.coo_array(entries, shape=(1, X.shape[1]))
+    with pytest.raises(ValueError, match="contains infinity"):
+        model.predict(twice)
+
+
+def test_a_large_sum_is_no_error():
+    X, y = problem()
+    model = FPEClassifier(**QUICK).fit(X, y)
+    large = np.full((3, X.shape[1]), 6e4, dtype=np.float16)
+    assert np.isfinite(model.predict_proba(large)).all()
+
+
 def test_parameter_error_leaves_an_earlier_model_alone():
     X, y = problem()
     model = FPEClassifier(**QUICK).fit(X, y)

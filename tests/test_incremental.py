@@ -192,6 +192,12 @@ def test_weights_that_were_better_before_a_warm_start_are_kept():
     assert max(model.validation_scores_[n_before:]) < best
     assert model.best_validation_score_ == best
     np.testing.assert_allclose(model.predict_proba(X), before, atol=1e-5)
+    # Weights that were never scored do not compete with those that are.
+    model.set_params(early_stopping=False).fit(X[:120], y[:120])
+    n_before = len(model.loss_curve_)
+    model.set_params(early_stopping=True).fit(X[:120], y[:120], **held)
+    scores = model.validation_scores_[-(len(model.loss_curve_) - n_before) :]
+    assert model.best_validation_score_ == max(scores)
 
 
 class HalfAndHalf:
@@ -473,6 +479,17 @@ def test_call_that_fails_changes_nothing():
             model.partial_fit(X, y).predict_proba(X),
             twin.partial_fit(X, y).predict_proba(X),
         )
+
+
+def test_a_call_that_fails_at_its_end_keeps_the_scores_of_before():
+    X, y = classification()
+    model = FPEClassifier(**QUICK, early_stopping=True, max_iter=3).fit(X, y)
+    before = dict(vars(model))
+    model.set_params(early_stopping=False, learning_rate_init=1e38, batch_size=80)
+    with pytest.raises(FloatingPointError, match="weights became infinite"):
+        model.partial_fit(X, y)
+    assert vars(model).keys() == before.keys()
+    assert model.validation_scores_ == before["validation_scores_"]
 
 
 def test_a_call_of_a_regressor_that_fails_changes_no_prediction():

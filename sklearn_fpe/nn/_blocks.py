@@ -12,9 +12,9 @@ FEW_ROWS = 16
 """Rows below which blocks compute row by row: the product is then the faster one."""
 
 NARROW = range(12, 65)
-"""Outputs of a block for which predictions compute row by row, however many rows.
+"""Outputs of a block for which it computes row by row, however many rows there are.
 
-The products then write into one matrix, which they cannot where gradients are recorded.
+The products then write into one matrix, which they cannot where autograd records.
 """
 
 

@@ -74,9 +74,9 @@ def backpropagate(network, x, differentiate, gathered=False):
         outputs = layer(inputs[-1])
     loss, gradient = differentiate(outputs)
     for layer, x in zip(reversed(others), reversed(inputs), strict=False):
-        gradient = layer.backward(x, gradient)
+        gradient = layer._backward(x, gradient)
         if derive is not None:
             # The activations have had their use: their derivatives take their place.
             gradient.mul_(derive(x))
-    first.backward(inputs[0], gradient, first=True, gathered=gathered)
+    first._backward(inputs[0], gradient, first=True, gathered=gathered)
     return loss

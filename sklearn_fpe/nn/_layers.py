@@ -4,15 +4,15 @@ They hold kept positions only as trainable freedom, and answer the same question
 which positions are kept, what is the dense matrix, how many non-zeros. Which one runs
 a layer is decided where a network is expanded.
 
-Pruned positions are zero when a layer is made and stay zero in training, so only
-gradients are multiplied by the mask, or the weight where gradients are recorded. They
-need not be where the input was laid out with zeros for what is masked.
+Pruned positions are zero when a layer is made and stay zero in training. So a mask is
+needed for gradients only: it multiplies them, or the weight where autograd records.
+That, too, is spared where the input was laid out with zeros for what is masked.
 
 A layer computes in the precision of its input, whatever that of its parameters.
 
-Each layer has a method ``backward``, which does what autograd does, at once: it writes
-the gradients of a loss over those of the parameters and returns that of the input, None
-for the first layer, which needs none. It is to be called without recording gradients.
+Each layer has a method ``_backward``, which does what autograd does, at once: it writes
+the gradients of a loss over those of the parameters, which are there already, and
+returns that of the input. It is for :mod:`sklearn_fpe.nn._gradients`.
 """
 
 import torch
@@ -93,12 +93,8 @@ class DenseLinear(PickledAsArrays, nn.Linear):
         """Map x (n_rows, in_features) to (n_rows, out_features), that of `out`."""
         return linear(x, self.weight, self.bias, out)
 
-    def backward(self, x, gradient, first=False, gathered=False):
-        """Write the gradients of the parameters; return that of x.
-
-        `gradient` (n_rows, out_features) is that of what ``forward`` made of x and
-        `gathered`. With ``first=True``, x needs none, and None is returned.
-        """
+    def _backward(self, x, gradient, first=False, gathered=False):
+        # gradient: of what forward made of x; that of x is None for the first layer.
         return linear_backward(x, gradient, self.weight, self.bias, first)
 
     def kept(self):
@@ -171,12 +167,8 @@ class MaskedLinear(PickledAsArrays, nn.Module):
         weight = self.weight * self.mask if recorded else self.weight
         return linear(x, weight, self.bias, out)
 
-    def backward(self, x, gradient, first=False, gathered=False):
-        """Write the gradients of the parameters; return that of x.
-
-        `gradient` (n_rows, out_features) is that of what ``forward`` made of x and
-        `gathered`. With ``first=True``, x needs none, and None is returned.
-        """
+    def _backward(self, x, gradient, first=False, gathered=False):
+        # gradient: of what forward made of x; that of x is None for the first layer.
         back = linear_backward(x, gradient, self.weight, self.bias, first)
         self.weight.grad.mul_(self.mask)
         return back
@@ -263,8 +255,8 @@ class BlockLinear(PickledAsArrays, nn.Module):
         """Number of outputs."""
         return self.bias.numel() if self.outputs is None else len(self.outputs)
 
-    def forward(self, x, gathered=False):
-        """Map x (n_rows, in_features) to (n_rows, out_features).
+    def forward(self, x, gathered=False, out=None):
+        """Map x (n_rows, in_features) to (n_rows, out_features), that of `out`.
 
         With ``gathered=True``, x is what :meth:`gather` returns.
         """
@@ -273,15 +265,13 @@ class BlockLinear(PickledAsArrays, nn.Module):
             weight = weight * self.mask
         if self.gathers and not gathered:
             x = select_columns(x, self.inputs.flatten())
-        out = multiply_blocks(x, weight, bias)
-        return out if self.outputs is None else select_columns(out, self.outputs)
+        outputs = multiply_blocks(x, weight, bias)
+        if self.outputs is not None:
+            outputs = select_columns(outputs, self.outputs)
+        return outputs if out is None else out.copy_(outputs)
 
-    def backward(self, x, gradient, first=False, gathered=False):
-        """Write the gradients of the parameters; return that of x.
-
-        `gradient` (n_rows, out_features) is that of what ``forward`` made of x and
-        `gathered`. With ``first=True``, x needs none, and None is returned.
-        """
+    def _backward(self, x, gradient, first=False, gathered=False):
+        # gradient: of what forward made of x; that of x is None for the first layer.
         weight, bias = self.weight, self.bias
         if self.outputs is not None:
             gradient = scatter_columns(gradient, self.outputs, bias.numel())

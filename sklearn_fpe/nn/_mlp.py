@@ -88,7 +88,7 @@ class MLP(PickledAsArrays, nn.Module):
         gain = 2.0 if activation == "logistic" else 6.0
         for n_in, n_out in pairwise(widths):
             # skip_init: the default initialisation would move the global generator.
-            layer = nn.utils.skip_init(DenseLinear, n_in, n_out)
+            layer = nn.utils.skip_init(DenseLinear, n_in, n_out, dtype=torch.float32)
             bound = math.sqrt(gain / (n_in + n_out))
             with torch.no_grad():
                 layer.weight.uniform_(-bound, bound, generator=generator)
@@ -139,16 +139,16 @@ class MLP(PickledAsArrays, nn.Module):
         function, in_place, _ = ACTIVATIONS[self.activation]
         activate = function if torch.is_grad_enabled() else in_place
         x = x if gathered else self.centred(x)
-        first, *others, _ = self.layers
-        x = activate(first(x, gathered=True) if gathered else first(x))
-        for layer in others:
-            x = activate(layer(x))
+        *hidden, _ = self.layers
+        for level, layer in enumerate(hidden):
+            first = gathered and level == 0
+            x = activate(layer(x, gathered=True) if first else layer(x))
         return x
 
     def forward(self, x, gathered=False, out=None):
         """Map x (n_rows, n_inputs) to outputs (n_rows, n_outputs), without a link.
 
-        They are written into `out`, if it is given; no gradients are recorded then.
+        They are written into `out`, if it is given; only without recording gradients.
         """
         *_, last = self.layers
         x = self.transform(x, gathered)
