@@ -7,6 +7,7 @@ import torch
 from skorch import NeuralNet
 from torch.nn import functional as F
 
+from sklearn_fpe._optimizer import VectorAdamW
 from sklearn_fpe.nn._gradients import backpropagate, flatten_parameters
 
 
@@ -137,7 +138,7 @@ class Net(NeuralNet):
                 lambda outputs: self.criterion_.differentiate(outputs, target),
                 gathered=self.gathered,
             )
-            self.optimizer_.step()
+            self.optimizer_.update()
             return {"loss": loss}
         self.optimizer_.zero_grad()
         if self.autocast:
@@ -188,7 +189,7 @@ def make_net(module, loss, *, lr, weight_decay, device, callbacks=None, bfloat16
     net = Net(
         module=module,
         criterion=WeightedLoss(loss),
-        optimizer=torch.optim.AdamW,
+        optimizer=VectorAdamW,
         optimizer__weight_decay=weight_decay,
         optimizer__fused=True,
         lr=lr,
