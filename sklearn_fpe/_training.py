@@ -82,13 +82,14 @@ class Net(NeuralNet):
     a callback that stops training (skorch's way is to raise KeyboardInterrupt) sets
     ``stop_``; Ctrl-C is not swallowed. Without callbacks, gradients come from
     :func:`backpropagate` instead of autograd, and the optimizer sees all parameters as
-    one vector, ``vector_``.
+    one vector, ``vector_``, of which the entries are kept where ``kept_`` is 1.
     """
 
     stop_ = False
     gathered = False
     autocast = False
     vector_ = None
+    kept_ = None
 
     @property
     def _default_callbacks(self):
@@ -101,7 +102,9 @@ class Net(NeuralNet):
             for p in self.module_.parameters()
         )
         by_autograd = self.callbacks or self.autocast or not plain
-        self.vector_ = None if by_autograd else flatten_parameters(self.module_)
+        self.vector_, self.kept_ = (
+            (None, None) if by_autograd else flatten_parameters(self.module_)
+        )
         return super().initialize_optimizer()
 
     def get_all_learnable_params(self):
@@ -138,6 +141,8 @@ class Net(NeuralNet):
                 lambda outputs: self.criterion_.differentiate(outputs, target),
                 gathered=self.gathered,
             )
+            if self.kept_ is not None:
+                self.vector_.grad.mul_(self.kept_)
             self.optimizer_.update()
             return {"loss": loss}
         self.optimizer_.zero_grad()

@@ -81,10 +81,12 @@ def test_backpropagation_is_that_of_autograd(network, kind, n_rows, gather, seed
     twin = copy.deepcopy(network)
     expected = loss(twin(x, gathered=gathered), target)
     expected.backward()
-    flatten_parameters(network)
+    vector, kept = flatten_parameters(network)
     value = backpropagate(
         network, x, lambda outputs: loss.differentiate(outputs, target), gathered
     )
+    if kept is not None:
+        vector.grad.mul_(kept)
     assert torch.equal(x, before)
     assert_close(value, expected.detach(), rtol=1e-5, atol=1e-6)
     for p, q in zip(network.parameters(), twin.parameters(), strict=True):
@@ -97,10 +99,17 @@ def test_parameters_are_views_of_one_vector(network, seed):
     values = {name: p.clone() for name, p in network.named_parameters()}
     parameters = dict(network.named_parameters())
     twin = copy.deepcopy(network)
-    vector = flatten_parameters(network)
+    vector, kept = flatten_parameters(network)
     sizes = [-(-p.numel() // ALIGNMENT) * ALIGNMENT for p in parameters.values()]
     assert vector.numel() == sum(sizes)
     assert (vector.grad == 0).all()
+    masked = [n for n, b in network.named_buffers() if n.endswith("mask")]
+    assert (kept is None) == (not masked)
+    if masked:
+        n_masked = sum(int((~network.get_buffer(name)).sum()) for name in masked)
+        assert (kept == 0).sum() == n_masked
+        assert ((kept == 0) | (kept == 1)).all()
+        assert not (vector * (1 - kept)).any()
     for name, p in network.named_parameters():
         assert p is parameters[name]
         assert torch.equal(p, values[name])
@@ -132,9 +141,11 @@ def test_backpropagation_on_the_gpu():
     gradients = []
     for device in ("cpu", "cuda"):
         twin = copy.deepcopy(network).to(device)
-        flatten_parameters(twin)
+        vector, kept = flatten_parameters(twin)
         there = tuple(t.to(device) for t in target)
         backpropagate(twin, x.to(device), lambda o, t=there: loss.differentiate(o, t))
+        if kept is not None:
+            vector.grad.mul_(kept)
         gradients.append([p.grad.cpu() for p in twin.parameters()])
     for a, b in zip(*gradients, strict=True):
         assert_close(a, b, rtol=1e-3, atol=1e-3)

@@ -5,6 +5,8 @@ parameters one by one, than to multiply matrices. Here a gradient goes back thro
 layers at once, in place, into gradients that lie in one vector, like the parameters.
 """
 
+import itertools
+
 import torch
 from torch import nn
 
@@ -22,7 +24,7 @@ def flatten_parameters(network):
 
     Parameters
     ----------
-    network : torch.nn.Module
+    network : MLP
         Network whose parameters have one device and one precision.
 
     Returns
@@ -30,23 +32,30 @@ def flatten_parameters(network):
     vector : torch.nn.Parameter of shape (n,)
         All parameters, each padded with zeros to a multiple of :data:`ALIGNMENT`; its
         gradient is zero.
+    kept : tensor of shape (n,) or None
+        1.0 where an entry is kept, 0.0 where it is masked; None: nothing is masked.
     """
     parameters = list(network.parameters())
     lengths = [-(-p.numel() // ALIGNMENT) * ALIGNMENT for p in parameters]
     vector = nn.Parameter(parameters[0].new_zeros(sum(lengths)))
     vector.grad = torch.zeros_like(vector)
-    values = vector.detach().split(lengths)
-    gradients = vector.grad.split(lengths)
-    for p, value, gradient in zip(parameters, values, gradients, strict=True):
-        value = value[: p.numel()].view(p.shape)
-        p.data = value.copy_(p.detach())
-        p.grad = gradient[: p.numel()].view(p.shape)
-    return vector
+    kept = torch.ones_like(vector, requires_grad=False)
+    masks = {layer.weight: getattr(layer, "mask", None) for layer in network.layers}
+    starts = [0, *itertools.accumulate(lengths)]
+    for p, start in zip(parameters, starts, strict=False):
+        place = slice(start, start + p.numel())
+        p.data = vector.detach()[place].view(p.shape).copy_(p.detach())
+        p.grad = vector.grad[place].view(p.shape)
+        if masks.get(p) is not None:
+            kept[place] = masks[p].flatten()
+    return vector, kept if any(mask is not None for mask in masks.values()) else None
 
 
 @torch.no_grad()
 def backpropagate(network, x, differentiate, gathered=False):
     """Compute a loss, and write its gradients over those of the parameters.
+
+    What is written where a weight is masked has no meaning.
 
     Parameters
     ----------

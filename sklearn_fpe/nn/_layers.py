@@ -5,14 +5,15 @@ which positions are kept, what is the dense matrix, how many non-zeros. Which on
 a layer is decided where a network is expanded.
 
 Pruned positions are zero when a layer is made and stay zero in training. So a mask is
-needed for gradients only: it multiplies them, or the weight where autograd records.
-That, too, is spared where the input was laid out with zeros for what is masked.
+needed for gradients only: it multiplies the weight where autograd records, unless the
+input was laid out with zeros for what is masked.
 
 A layer computes in the precision of its input, whatever that of its parameters.
 
 Each layer has a method ``_backward``, which does what autograd does, at once: it writes
 the gradients of a loss over those of the parameters, which are there already, and
-returns that of the input. It is for :mod:`sklearn_fpe.nn._gradients`.
+returns that of the input. It leaves masks to :mod:`sklearn_fpe.nn._gradients`, which
+calls it.
 """
 
 import torch
@@ -169,9 +170,7 @@ class MaskedLinear(PickledAsArrays, nn.Module):
 
     def _backward(self, x, gradient, first=False, gathered=False):
         # gradient: of what forward made of x; that of x is None for the first layer.
-        back = linear_backward(x, gradient, self.weight, self.bias, first)
-        self.weight.grad.mul_(self.mask)
-        return back
+        return linear_backward(x, gradient, self.weight, self.bias, first)
 
     def kept(self):
         """Return the kept positions, bool (out_features, in_features)."""
@@ -261,7 +260,9 @@ class BlockLinear(PickledAsArrays, nn.Module):
         With ``gathered=True``, x is what :meth:`gather` returns.
         """
         weight, bias = in_precision_of(x, self.weight, self.bias)
-        if torch.is_grad_enabled() and self._masks_gradients(gathered):
+        # What is gathered is zero where all is masked, and so is the gradient.
+        masked = self.mask is not None and not (gathered and self.dense)
+        if masked and torch.is_grad_enabled():
             weight = weight * self.mask
         if self.gathers and not gathered:
             x = select_columns(x, self.inputs.flatten())
@@ -278,18 +279,12 @@ class BlockLinear(PickledAsArrays, nn.Module):
         if self.gathers and not gathered:
             x = select_columns(x, self.inputs.flatten())
         block_gradients(x, gradient, weight, out=(weight.grad, bias.grad))
-        if self._masks_gradients(gathered):
-            weight.grad.mul_(self.mask)
         if first:
             return None
         back = block_input_gradient(x, gradient, weight)
         if self.gathers:
             back = scatter_columns(back, self.inputs.flatten(), self.in_features)
         return back
-
-    def _masks_gradients(self, gathered):
-        # What is gathered is zero where it is masked, and so is the gradient.
-        return self.mask is not None and not (gathered and self.dense)
 
     def gather(self, x, in_place=False):
         """Lay x (n_rows, in_features) out by blocks, zero where all is masked.
