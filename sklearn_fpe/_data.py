@@ -180,7 +180,7 @@ class Moments:
 
 
 class Rows:
-    """Training rows in memory, standardised, on the device.
+    """Training rows, standardised, in the device's memory from their first use on.
 
     Parameters
     ----------
@@ -197,31 +197,42 @@ class Rows:
     """
 
     def __init__(self, view, targets, weights, scaler, device):
+        self.view, self.scaler = view, scaler
         self.targets = targets.to(device)
         self.weights = torch.from_numpy(weights.astype(np.float32)).to(device)
         self.device = device
         self.gathered = False
-        self._load(view, scaler)
+        self.x = None
 
     def __len__(self):
         return len(self.targets)
 
-    def _load(self, view, scaler):
-        self.x = torch.empty(view.shape, dtype=torch.float32, device=self.device)
-        for rows in chunks(*view.shape):
-            self.x[rows] = scaler.rows(view, rows)
+    def _load(self, lay_out=lambda x: x):
+        x = None
+        for rows in chunks(*self.view.shape):
+            part = lay_out(self.scaler.rows(self.view, rows).to(self.device))
+            if x is None:
+                x = part.new_empty(len(self), part.shape[1])
+            x[rows] = part
+        return x
 
     def gather(self, network):
         """Lay the columns out as the network's first layer reads them, once."""
-        if network.gathers:
+        if not network.gathers:
+            return
+        if self.x is None:
+            self.x = self._load(lambda part: network.gather(part, in_place=True))
+        else:
             self.x = network.gather(self.x, in_place=True)
-            self.gathered = True
+        self.gathered = True
 
     def batches(self, batch_size, seed=None):
         """Return an iterable of (x, (targets, weights)), shuffled if seeded."""
         return _Batches(self, batch_size, seed)
 
     def _iterate(self, batch_size, seed):
+        if self.x is None:
+            self.x = self._load()
         n = len(self)
         if seed is None:
             for start in range(0, n, batch_size):
@@ -245,9 +256,6 @@ class StreamedRows(Rows):
     random order, and some :data:`SHUFFLE_BYTES` worth of them are shuffled among one
     another at a time, so that the map is read in runs and not row by row.
     """
-
-    def _load(self, view, scaler):
-        self.view, self.scaler = view, scaler
 
     def gather(self, network):
         """Do nothing: the network gathers its columns from every batch."""
