@@ -13,6 +13,7 @@ from sklearn.datasets import (
 )
 
 from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer, _data
+from sklearn_fpe.nn import MLP, expand
 
 QUICK = {"hidden_layer_sizes": (6,), "expansion": 2, "max_iter": 3, "random_state": 0}
 
@@ -378,6 +379,33 @@ def test_streaming_sees_every_row_once_an_epoch(monkeypatch, tmp_path):
         assert sorted(orders[-1]) == list(range(30))
     assert orders[0] != orders[1]
     assert orders[2] == list(range(30))
+
+
+@pytest.mark.parametrize("split", ["shared", "contiguous"])
+@pytest.mark.parametrize("prune", ["magnitude", "structured"])
+def test_rows_are_laid_out_alike_before_and_after_their_first_use(
+    monkeypatch, split, prune
+):
+    X, _ = rounded()
+    monkeypatch.setattr(_data.chunks, "__defaults__", (8 * 8 * 7, 8))
+    network, _ = expand(MLP.dense([8, 6, 3]), 2, split, prune=prune, rng=0)
+    before, after = (
+        _data.make_rows(
+            _data.View(X),
+            torch.arange(60),
+            np.ones(60),
+            _data.Scaler(X.mean(axis=0), X.std(axis=0)),
+            torch.device("cpu"),
+        )
+        for _ in range(2)
+    )
+    (plain,) = [x for x, _ in after.batches(60)]
+    expected = network.gather(plain) if network.gathers else plain
+    for rows in (before, after):
+        rows.gather(network)
+        batches = list(rows.batches(60))
+        assert rows.gathered == network.gathers
+        assert torch.equal(batches[0][0], expected)
 
 
 # --------------------------------------------------------------------------------------
