@@ -5,6 +5,8 @@ whole batches are sliced. Memory maps above :data:`STREAM_ABOVE` and sparse matr
 never copied whole: their batches are made as they are asked for.
 """
 
+import math
+
 import numpy as np
 import torch
 from scipy import sparse
@@ -220,10 +222,11 @@ class Rows:
         """Lay the columns out as the network's first layer reads them, once."""
         if not network.gathers:
             return
-        if self.x is None:
-            self.x = self._load(lambda part: network.gather(part, in_place=True))
-        else:
-            self.x = network.gather(self.x, in_place=True)
+
+        def lay_out(part):
+            return network.gather(part, in_place=True)
+
+        self.x = self._load(lay_out) if self.x is None else _replace(self.x, lay_out)
         self.gathered = True
 
     def batches(self, batch_size, seed=None):
@@ -293,6 +296,22 @@ class StreamedRows(Rows):
                     order[shuffle],
                     lambda part, rows, x=x, s=shuffle: x.index_select(0, s[part]),
                 )
+
+
+def _replace(x, lay_out):
+    """Replace rows by what they are laid out to, in their memory if it has room."""
+    n_rows, width = x.shape
+    out = None
+    for rows in chunks(n_rows, width):
+        part = lay_out(x[rows])
+        if out is None:
+            shape = (n_rows, part.shape[1])
+            # Narrower rows end before the first of those that are yet to be read.
+            is_room = shape[1] <= width
+            out = x.view(-1)[: math.prod(shape)] if is_room else x.new_empty(shape)
+            out = out.view(shape)
+        out[rows] = part
+    return out
 
 
 def make_rows(view, targets, weights, scaler, device):

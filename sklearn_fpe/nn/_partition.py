@@ -189,12 +189,14 @@ def _assign_balanced(points, centers):
     distance = (
         (points**2).sum(1)[:, None] - 2 * points @ centers.T + (centers**2).sum(1)
     )
-    room = np.bincount(deal(n_points, n_centers), minlength=n_centers)
-    nearest = np.sort(distance, axis=1)
-    regret = nearest[:, min(1, n_centers - 1)] - nearest[:, 0]
+    room = np.bincount(deal(n_points, n_centers), minlength=n_centers).tolist()
+    nearest = np.argsort(distance, axis=1, kind="stable")
+    two = np.take_along_axis(distance, nearest[:, :2], axis=1)
+    regret = two[:, -1] - two[:, 0]
+    choices = nearest.tolist()
     labels = np.empty(n_points, dtype=np.intp)
-    for point in np.argsort(-regret, kind="stable"):
-        labels[point] = center = np.where(room > 0, distance[point], np.inf).argmin()
+    for point in np.argsort(-regret, kind="stable").tolist():
+        labels[point] = center = next(c for c in choices[point] if room[c])
         room[center] -= 1
     return labels
 
