@@ -12,7 +12,8 @@ class PickledAsArrays:
 
     A tensor's own pickle holds addresses and a device. Arrays do not: equal modules
     have equal bytes, and tensors come back on the CPU. Of a masked weight the kept
-    values and the mask's bits are held, not the zeros. A copy is a copy as it is.
+    values and the mask's bits are held, not the zeros, and indices in as few bytes as
+    they need. A copy is a copy as it is.
     """
 
     def __deepcopy__(self, memo):
@@ -24,7 +25,9 @@ class PickledAsArrays:
     def __getstate__(self):
         state = self.__dict__.copy()
         arrays = {name: _array(tensor) for name, tensor in self._parameters.items()}
-        buffers = {name: _array(tensor) for name, tensor in self._buffers.items()}
+        buffers = {
+            name: _compact(_array(tensor)) for name, tensor in self._buffers.items()
+        }
         mask = buffers.get("mask")
         if mask is not None:
             arrays["weight"] = arrays["weight"][mask]
@@ -56,7 +59,7 @@ class PickledAsArrays:
             for name, array in arrays.items()
         }
         state["_buffers"] = {
-            name: None if array is None else _tensor(array)
+            name: None if array is None else _tensor(_wide(array))
             for name, array in buffers.items()
         }
         super().__setstate__(state)
@@ -64,6 +67,17 @@ class PickledAsArrays:
 
 def _array(tensor):
     return None if tensor is None else tensor.detach().cpu().numpy()
+
+
+def _compact(array):
+    """Return indices, which torch wants as int64, in as few bytes as they need."""
+    if array is None or array.dtype != np.int64 or not array.size or array.min() < 0:
+        return array
+    return array.astype(np.min_scalar_type(array.max()))
+
+
+def _wide(array):
+    return array.astype(np.int64) if array.dtype.kind in "iu" else array
 
 
 def _tensor(array):
