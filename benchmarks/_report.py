@@ -32,7 +32,8 @@ def hardware():
 
 
 def write_json(path, rows, settings, **more):
-    """Write rows and how they were made."""
+    """Write rows and how they were made; where to is no part of that."""
+    settings = {name: value for name, value in settings.items() if name != "json"}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     report = {"settings": settings, "hardware": hardware(), "rows": rows, **more}
