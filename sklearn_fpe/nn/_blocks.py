@@ -1,9 +1,10 @@
 """The products of all blocks of a layer, and the order of activations in memory.
 
-Blocks compute activations unit by unit: the result is (n_rows, n_units) like any other,
-but lies in memory as (n_units, n_rows). So the outputs of all blocks are one matrix
-without being copied together, and the product runs along the rows, however few outputs
-a block has. The layers after them take their input as it lies.
+The outputs of all blocks are to be one matrix without being copied together. So blocks
+compute activations unit by unit: the result is (n_rows, n_units) like any other, but
+lies in memory as (n_units, n_rows). Only where there are few rows, or where blocks are
+narrow and autograd does not record, they compute row by row. The layers after them take
+their input as it lies.
 """
 
 import torch
@@ -33,7 +34,7 @@ def multiply_blocks(x, weight, bias):
     Returns
     -------
     outputs : tensor of shape (n_rows, n_blocks * block_outputs)
-        From :data:`FEW_ROWS` rows on it lies in memory unit by unit.
+        It may lie in memory unit by unit, see :func:`by_unit`.
     """
     n_blocks, block_outputs, block_inputs = weight.shape
     blocks = x.view(len(x), n_blocks, block_inputs).transpose(0, 1)
