@@ -3,20 +3,18 @@
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_fpe._classifier import FPEClassifier
-from sklearn_fpe._regressor import FPERegressor
-from sklearn_fpe._transformer import FPETransformer
+from sklearn_fpe._estimators._classifier import FPEClassifier
+from sklearn_fpe._estimators._regressor import FPERegressor
+from sklearn_fpe._estimators._transformer import FPETransformer
 from sklearn_fpe._version import __version__
 from sklearn_fpe.nn import BlockLinear
+from sklearn_fpe.nn._arrays import to_numpy
 
 OPSET = 17
 """Version of ONNX's default operators in an exported model."""
 
 IR_VERSION = 8
 """Version of ONNX's file format, the oldest that knows :data:`OPSET`."""
-
-ACTIVATION_OPS = {"logistic": "Sigmoid", "tanh": "Tanh", "relu": "Relu"}
-"""The activations' operators; the identity has none."""
 
 
 def to_onnx(estimator):
@@ -73,14 +71,15 @@ def to_onnx(estimator):
         FPERegressor: _add_regressor,
         FPETransformer: _add_transformer,
     }
-    if type(estimator) not in exporters:
+    export = next((exporters[k] for k in exporters if isinstance(estimator, k)), None)
+    if export is None:
         names = ", ".join(kind.__name__ for kind in exporters)
         raise TypeError(
             f"estimator must be one of {names}, got a {type(estimator).__name__}."
         )
     check_is_fitted(estimator)
     graph = _Graph(_import_onnx())
-    exporters[type(estimator)](graph, estimator)
+    export(graph, estimator)
     return graph.model(type(estimator).__name__, estimator.n_features_in_)
 
 
@@ -114,6 +113,10 @@ class _Graph:
         array = np.ascontiguousarray(array)
         self.constants.append(self.onnx.numpy_helper.from_array(array, name))
         return name
+
+    def scalar(self, name, value):
+        """Add a number; return the name."""
+        return self.constant(name, np.float32(value))
 
     def add(self, op, *inputs, output=None, **attributes):
         """Add an operation; return the name of what it computes."""
@@ -151,7 +154,7 @@ class _Graph:
 
 
 def _add_classifier(graph, estimator):
-    targets = estimator._targets
+    targets = estimator.learned_.targets
     logits = _add_layer(graph, _add_hidden(graph, estimator), estimator.module_, -1)
     n_classes = len(targets.classes)
     proba = np.empty((0, n_classes), np.float32)
@@ -181,14 +184,15 @@ def _add_classifier(graph, estimator):
 
 
 def _add_regressor(graph, estimator):
-    targets = estimator._targets
+    targets = estimator.learned_.targets
     y = _add_layer(graph, _add_hidden(graph, estimator), estimator.module_, -1)
     with np.errstate(over="ignore"):
-        scale, shift = (a.astype(np.float32) for a in targets.output_affine())
+        affine = targets.output_affine()
+        scale, shift = affine.scale.astype(np.float32), affine.mean.astype(np.float32)
     if not (np.isfinite(shift) & np.isfinite(scale) & (scale > 0)).all():
         raise ValueError(
             "The targets must have a mean and a standard deviation that float32 can "
-            f"hold, got {targets.mean} and {targets.scale}."
+            f"hold, got {affine.mean} and {affine.scale}."
         )
     y = graph.add("Mul", y, graph.constant("scale", scale))
     shift = graph.constant("mean", shift)
@@ -202,7 +206,8 @@ def _add_regressor(graph, estimator):
 
 
 def _add_transformer(graph, estimator):
-    like = np.empty((0, estimator._n_features_out), np.float32)
+    n_units = estimator.module_.layers[-1].in_features
+    like = np.empty((0, n_units), np.float32)
     x = _add_hidden(graph, estimator)
     graph.result("Identity", x, output="activations", array=like)
 
@@ -230,13 +235,22 @@ def _labels(classes):
 def _add_hidden(graph, estimator):
     """Add the hidden layers; return the name of the last one's activations."""
     network = estimator.module_
+    activation = network.activation
+    if activation.onnx is None:
+        raise ValueError(
+            f"The activation {activation.name!r} cannot be exported: its `onnx` is "
+            f"None."
+        )
     x = "X"
-    if network.center is not None:
-        x = graph.add("Sub", x, graph.constant("center", _numpy(network.center)))
+    if network.input_mean is not None:
+        double, single = graph.onnx.TensorProto.DOUBLE, graph.onnx.TensorProto.FLOAT
+        mean, scale = network.input_mean, network.input_scale
+        x = graph.add("Cast", x, to=double)
+        x = graph.add("Sub", x, graph.constant("mean", to_numpy(mean)))
+        x = graph.add("Div", x, graph.constant("scale", to_numpy(scale)))
+        x = graph.add("Cast", x, to=single)
     for level in range(len(network.hidden)):
-        x = _add_layer(graph, x, network, level)
-        if network.activation in ACTIVATION_OPS:
-            x = graph.add(ACTIVATION_OPS[network.activation], x)
+        x = activation.onnx(graph, _add_layer(graph, x, network, level))
     return x
 
 
@@ -244,29 +258,25 @@ def _add_layer(graph, x, network, level):
     layer = network.layers[level]
     if isinstance(layer, BlockLinear):
         return _add_blocks(graph, x, layer)
-    weight = graph.constant("weight", _numpy(layer.weight).T)
-    bias = graph.constant("bias", _numpy(layer.bias))
+    weight = graph.constant("weight", to_numpy(layer.weight).T)
+    bias = graph.constant("bias", to_numpy(layer.bias))
     return graph.add("Add", graph.add("MatMul", x, weight), bias)
 
 
 def _add_blocks(graph, x, layer):
     n_blocks, block_outputs, block_inputs = layer.weight.shape
-    if layer.gathers:
-        columns = graph.constant("columns", _numpy(layer.inputs.flatten()))
+    if layer.reorders_columns:
+        columns = graph.constant("columns", to_numpy(layer.inputs.flatten()))
         x = graph.add("Gather", x, columns, axis=1)
     # In the shapes, 0 stands for the number of rows.
     shape = graph.constant("shape", np.array([0, n_blocks, block_inputs]))
     x = graph.add("Transpose", graph.add("Reshape", x, shape), perm=[1, 0, 2])
-    x = graph.add("MatMul", x, graph.constant("blocks", _numpy(layer.weight.mT)))
-    x = graph.add("Add", x, graph.constant("bias", _numpy(layer.bias)[:, None]))
+    x = graph.add("MatMul", x, graph.constant("blocks", to_numpy(layer.weight.mT)))
+    x = graph.add("Add", x, graph.constant("bias", to_numpy(layer.bias)[:, None]))
     x = graph.add("Transpose", x, perm=[1, 0, 2])
     shape = graph.constant("shape", np.array([0, n_blocks * block_outputs]))
     x = graph.add("Reshape", x, shape)
     if layer.outputs is None:
         return x
-    outputs = graph.constant("outputs", _numpy(layer.outputs))
+    outputs = graph.constant("outputs", to_numpy(layer.outputs))
     return graph.add("Gather", x, outputs, axis=1)
-
-
-def _numpy(tensor):
-    return tensor.detach().cpu().numpy()

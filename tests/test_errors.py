@@ -89,6 +89,7 @@ PARAMETERS = [
     ({"device": "cuda:99"}, ["device must be 'auto' or a device that is there", "cpu"]),
     ({"device": "gpu"}, ["device must be 'auto' or a device that is there", "'gpu'"]),
     ({"device": "meta"}, ["device must be 'auto' or a device that is there", "'meta'"]),
+    ({"device": "hpu"}, ["device must be 'auto' or a device that is there", "'hpu'"]),
     ({"device": 0}, ["'device'", "Got 0"]),
     (
         {"warmup": 3},
@@ -162,6 +163,12 @@ DATA = [
     (lambda X, y: (X, y[:-1]), "inconsistent numbers of samples"),
     (lambda X, y: (X, None), "requires y to be passed, but the target y is None"),
     (lambda X, y: (X.astype(str), y), "dtype='numeric' is not compatible"),
+    (lambda X, y: (X.astype("M8[s]"), y), "X must hold real numbers, got .* dates"),
+    (lambda X, y: (X.astype("m8[s]"), y), "X must hold real numbers, got .* dates"),
+    (lambda X, y: (np.zeros((60, 2), "f8,i4"), y), "X must hold real numbers"),
+    (lambda X, y: ([[10**400]] * 60, y), "X must hold numbers of float64"),
+    (lambda X, y: ([[None, 1.0]] * 60, y), "Input X contains NaN"),
+    (lambda X, y: ([[1.0], [1.0, 2.0]] * 30, y), "inhomogeneous"),
 ]
 
 
@@ -191,6 +198,13 @@ def test_data(kind, method, change, message, epochs):
         (lambda y: np.c_[y, y], r"y must be labels .* got multiclass-multioutput"),
         (lambda y: [[1], [2, 3]] * 30, "inhomogeneous|sequence"),
         (lambda y: y[:, None, None], "dim 3"),
+        (lambda y: y + 1j, "y must hold real numbers or labels, got dtype complex128"),
+        (lambda y: np.zeros(60, "f8,i4"), "y must hold real numbers or labels"),
+        (lambda y: [1, "a"] * 30, "y must hold labels that .* of type int and str"),
+        (lambda y: [{1}, {2}] * 30, "y must hold labels that .* of type set"),
+        (lambda y: [2**70, 2**70 + 1] * 30, "integers of at most 64 bits"),
+        (lambda y: 2 * np.eye(3)[y] - 1, r"y must be a 0/1 indicator matrix .*\[-1"),
+        (lambda y: sparse.csr_array(2 * np.eye(3)[y]), "y must be a 0/1 indicator"),
     ],
 )
 @pytest.mark.parametrize("kind", [FPEClassifier, FPETransformer])
@@ -207,7 +221,13 @@ def test_labels(kind, change, message, epochs):
         (lambda y: _put(y[:, None] * np.ones(4), np.nan), "Input y contains NaN"),
         (lambda y: _put(y[:, None] * np.ones(4), np.inf), "Input y contains infinity"),
         (lambda y: y * 1e300, "Input y contains a value too large for float32"),
-        (lambda y: ["low"] * 60, "could not convert string to float|numeric"),
+        (lambda y: ["low"] * 60, "y must hold real numbers, got dtype <U3"),
+        (lambda y: ["1.5"] * 60, "y must hold real numbers, got dtype <U3"),
+        (lambda y: np.array(["1.5"] * 60, object), "objects of type str"),
+        (lambda y: [[1.0], [2.0, 3.0]] * 30, "y must be an array, got a sequence"),
+        (lambda y: y + 1j, "y must hold real numbers, got dtype complex128"),
+        (lambda y: [10**400] * 60, "y must hold numbers of float64"),
+        (lambda y: np.zeros(60, "f8,i4"), "y must hold real numbers, got dtype"),
         (lambda y: y[:, None, None], "dim 3"),
     ],
 )

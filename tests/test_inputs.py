@@ -222,12 +222,17 @@ def test_sparse_targets():
 # --------------------------------------------------------------------------------------
 
 
-TENSORS = ["float16", "bfloat16", "float32", "float64", "int8", "int64"]
+TENSORS = [
+    *("float16", "bfloat16", "float32", "float64"),
+    *("int8", "int64", "uint16", "uint32", "uint64"),
+]
 
 
 @pytest.mark.parametrize("dtype", TENSORS)
 def test_tensors(dtype):
     X, y = rounded()
+    if dtype.startswith("uint"):
+        X = X + 100
     tensor = torch.from_numpy(X).to(getattr(torch, dtype))
     weights = np.linspace(1, 2, 60)
     plain = FPEClassifier(**QUICK).fit(X, y, sample_weight=weights)
@@ -275,6 +280,20 @@ def test_tensors_with_gradients_and_of_any_stride():
     assert_same_bits(plain, FPEClassifier(**QUICK).fit(tensor, y))
     tensor = torch.from_numpy(X.T.copy()).T
     assert_same_bits(plain, FPEClassifier(**QUICK).fit(tensor, y))
+    negative = torch.complex(torch.zeros(60, 8).double(), -torch.from_numpy(X))
+    tensor = negative.conj().imag
+    assert tensor.is_neg()
+    assert_same_bits(plain, FPEClassifier(**QUICK).fit(tensor, y))
+    for data in (tensor, tensor.float()):
+        np.testing.assert_allclose(
+            plain.predict_proba(data), plain.predict_proba(X), atol=1e-6
+        )
+    y = torch.from_numpy(y)
+    labels = torch.complex(y.double(), -y.double()).conj().imag
+    assert labels.is_neg()
+    plain = FPERegressor(**QUICK).fit(X, y)
+    assert_same_bits(plain, FPERegressor(**QUICK).fit(X, labels))
+    assert_same_bits(plain, FPERegressor(**QUICK).fit(X, y.double().requires_grad_()))
 
 
 @pytest.mark.parametrize(
@@ -288,6 +307,9 @@ def test_tensors_with_gradients_and_of_any_stride():
         (lambda X: X[:, :3], "X has 3 features, but"),
         (lambda X: X.to_sparse(), "X must be a dense tensor"),
         (lambda X: X + 1j, "X must be a dense tensor of real numbers"),
+        (lambda X: X.to("meta"), "X must be a tensor that holds values, .* 'meta'"),
+        (lambda X: X.to(torch.float8_e4m3fn), r"X must not .*float8_e4m3fn.*X.half\("),
+        (lambda X: X.to(torch.float8_e5m2), r"X must not .*float8_e5m2"),
     ],
 )
 def test_bad_tensors(change, message):
@@ -295,6 +317,15 @@ def test_bad_tensors(change, message):
     model = FPEClassifier(**QUICK).fit(X, y)
     with pytest.raises(ValueError, match=message):
         model.predict(change(torch.from_numpy(X)))
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_quantised_tensors():
+    X, y = rounded()
+    tensor = torch.quantize_per_tensor(torch.from_numpy(X).float(), 1.0, 0, torch.qint8)
+    for data in ((tensor, y), (X, tensor[:, 0])):
+        with pytest.raises(ValueError, match="must be a dense tensor"):
+            FPERegressor(**QUICK).fit(*data)
 
 
 @pytest.mark.gpu
@@ -457,3 +488,225 @@ def test_array_like_that_is_no_array():
     X, y = classification()
     model = FPEClassifier(**QUICK).fit(Sequence(X), Sequence(y))
     assert_same_bits(FPEClassifier(**QUICK).fit(X, y), model)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"),
+    [
+        ("boolean", [False, True, True]),
+        ("Int64", [2**53, 2**53 + 1, 2**60 + 1]),
+        ("UInt64", [3, 2**53 + 1, 2**63 - 1]),
+        ("string", ["a", "b", "c"]),
+        ("Int8", [-1, 0, 1]),
+    ],
+)
+@pytest.mark.parametrize("form", [pd.Series, pd.DataFrame, "category", object])
+def test_nullable_labels_come_back_as_they_went_in(dtype, values, form):
+    X, y = rounded()
+    values = np.array(values)
+    labels = pd.Series(values[y], dtype=dtype)
+    if form == "category" or form is object:
+        labels = labels.astype(form)
+    settings = {**QUICK, "early_stopping": True, "validation_fraction": 0.2}
+    model = FPEClassifier(**settings)
+    if form is pd.DataFrame:
+        with pytest.warns(match="A column-vector y was passed"):
+            model.fit(X, labels.to_frame(), X_val=X, y_val=labels)
+    else:
+        model.fit(X, labels, X_val=X, y_val=labels)
+    assert model.classes_.tolist() == np.unique(values).tolist()
+    kinds = {"string": "O", "boolean": "b"}.get(dtype, "iu")
+    assert model.classes_.dtype.kind in kinds
+    plain = FPEClassifier(**settings).fit(X, values[y], X_val=X, y_val=values[y])
+    assert_same_bits(plain, model)
+    assert model.validation_scores_ == plain.validation_scores_
+
+
+def test_nullable_labels_of_arrow():
+    pytest.importorskip("pyarrow")
+    X, y = rounded()
+    for dtype, values in [
+        ("string[pyarrow]", ["a", "b", "c"]),
+        ("int64[pyarrow]", [2**53, 2**53 + 1, 2**60 + 1]),
+        ("bool[pyarrow]", [False, True, True]),
+    ]:
+        labels = pd.Series(np.array(values)[y], dtype=dtype)
+        model = FPEClassifier(**QUICK).fit(X, labels)
+        assert model.classes_.tolist() == sorted(set(values))
+        labels[3] = pd.NA
+        with pytest.raises(ValueError, match="Input y contains NaN"):
+            model.fit(X, labels)
+
+
+@pytest.mark.parametrize("dtype", ["boolean", "Int64"])
+def test_nullable_indicators_of_several_labels(dtype):
+    X, Y = make_multilabel_classification(60, 8, n_classes=3, random_state=0)
+    plain = FPEClassifier(**QUICK).fit(X, Y)
+    assert_same_bits(plain, FPEClassifier(**QUICK).fit(X, pd.DataFrame(Y, dtype=dtype)))
+
+
+@pytest.mark.parametrize("dtype", ["Int64", "Float64", "boolean"])
+def test_nullable_real_targets(dtype):
+    X, Y = make_regression(60, 8, n_targets=2, random_state=0)
+    Y = Y > 0 if dtype == "boolean" else np.round(Y)
+    plain = FPERegressor(**QUICK).fit(X, Y)
+    frame = pd.DataFrame(Y).astype(dtype)
+    assert_same_bits(plain, FPERegressor(**QUICK).fit(X, frame))
+    weights = pd.Series(np.arange(60), dtype="Int64")
+    assert_same_bits(
+        FPERegressor(**QUICK).fit(X, Y, sample_weight=np.arange(60)),
+        FPERegressor(**QUICK).fit(X, frame, sample_weight=weights),
+    )
+    frame.iloc[3, 1] = pd.NA
+    with pytest.raises(ValueError, match="Input y contains NaN"):
+        FPERegressor(**QUICK).fit(X, frame)
+    weights[3] = pd.NA
+    with pytest.raises(ValueError, match="Input sample_weight contains NaN"):
+        FPERegressor(**QUICK).fit(X, Y, sample_weight=weights)
+
+
+MISSING = {
+    "None in a list": lambda y: [None, *y[1:]],
+    "None among strings": lambda y: [None, *y[1:].astype(str)],
+    "NaN among strings": lambda y: [np.nan, *y[1:].astype(str)],
+    "NaN in an array": lambda y: np.r_[np.nan, y[1:]],
+    "objects": lambda y: np.array([None, *y[1:]], dtype=object),
+    "NA": lambda y: np.array([pd.NA, *y[1:]], dtype=object),
+    "NaT": lambda y: np.r_[np.datetime64("NaT"), y[1:].astype("M8[D]")],
+    "NaT in a duration": lambda y: np.r_[np.timedelta64("NaT"), y[1:].astype("m8[D]")],
+    "NaT among objects": lambda y: np.array([pd.NaT, *y[1:]], dtype=object),
+    "nullable integers": lambda y: pd.Series([None, *y[1:]], dtype="Int64"),
+    "nullable floats": lambda y: pd.Series([None, *y[1:]], dtype="Float64"),
+    "nullable booleans": lambda y: pd.Series([None, *(y[1:] > 0)], dtype="boolean"),
+    "nullable strings": lambda y: pd.Series([None, *y[1:].astype(str)], dtype="string"),
+    "categories": lambda y: pd.Series([None, *y[1:].astype(str)], dtype="category"),
+    "dates of pandas": lambda y: pd.Series([None, *pd.to_datetime(y[1:])]),
+    "polars": lambda y: pl.Series([None, *y[1:].tolist()]),
+    "strings of polars": lambda y: pl.Series([None, *map(str, y[1:])]),
+    "booleans of polars": lambda y: pl.Series([None, *(y[1:] > 0).tolist()]),
+    "tensor": lambda y: torch.tensor([torch.nan, *y[1:]], dtype=torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("kind", [FPEClassifier, FPERegressor, FPETransformer])
+@pytest.mark.parametrize("form", MISSING)
+def test_missing_targets_are_refused(kind, form):
+    X, y = classification()
+    model = kind(**QUICK)
+    with pytest.raises(ValueError, match="Input y contains NaN"):
+        model.fit(X, MISSING[form](y))
+    with pytest.raises(ValueError, match="Input y contains NaN"):
+        model.partial_fit(X, MISSING[form](y))
+    model = kind(**QUICK, early_stopping=True)
+    with pytest.raises(ValueError, match="Input y_val contains NaN"):
+        model.fit(X, y, X_val=X, y_val=MISSING[form](y))
+
+
+@pytest.mark.parametrize("unit", ["M8[D]", "M8[ns]", "m8[s]"])
+@pytest.mark.parametrize("form", [np.asarray, pd.Series, pl.Series])
+def test_dates_are_labels_but_no_numbers(unit, form):
+    X, y = rounded()
+    if form is pl.Series and unit != "M8[ns]":
+        unit = f"{unit[:2]}[ms]"
+    dates = y.astype(unit)
+    settings = {**QUICK, "early_stopping": True, "validation_fraction": 0.2}
+    model = FPEClassifier(**settings, class_weight="balanced").fit(X, form(dates))
+    plain = FPEClassifier(**settings, class_weight="balanced").fit(X, y)
+    assert_same_bits(plain, model)
+    assert model.classes_.dtype.kind == unit[0]
+    np.testing.assert_array_equal(model.predict(X), model.classes_[plain.predict(X)])
+    for task in (FPERegressor(**QUICK), FPETransformer(**QUICK, task="regression")):
+        with pytest.raises(ValueError, match="y must hold real numbers, got dtype"):
+            task.fit(X, form(dates))
+
+
+@pytest.mark.parametrize(
+    "dates",
+    [
+        pd.Series(pd.date_range("2020", periods=60, tz="UTC")),
+        pd.Series(pd.period_range("2020", periods=60)),
+        [pd.Timestamp("2020").date()] * 60,
+    ],
+)
+@pytest.mark.parametrize("kind", [FPEClassifier, FPERegressor, FPETransformer])
+def test_dates_that_are_objects_are_refused(kind, dates):
+    X, _ = classification()
+    with pytest.raises(ValueError, match=r"y must hold .* got objects of type"):
+        kind(**QUICK).fit(X, dates)
+
+
+FRAMES = {
+    "dates": pd.DataFrame({"a": pd.date_range("2020", periods=60)}),
+    "dates and numbers": pd.DataFrame(
+        {"a": pd.date_range("2020", periods=60), "b": np.arange(60.0)}
+    ),
+    "dates of a time zone": pd.DataFrame(
+        {"a": pd.date_range("2020", periods=60, tz="UTC")}
+    ),
+    "durations": pd.DataFrame({"a": pd.to_timedelta(np.arange(60), unit="s")}),
+    "dates of polars": pl.DataFrame({"a": np.arange(60).astype("M8[ms]")}),
+    "categories": pd.DataFrame({"a": pd.Categorical(["low"] * 60)}),
+    "missing": pd.DataFrame({"a": [pd.NA, *range(59)]}),
+}
+
+
+@pytest.mark.parametrize("kind", [FPEClassifier, FPERegressor, FPETransformer])
+@pytest.mark.parametrize("frame", FRAMES)
+def test_columns_that_are_no_numbers(kind, frame):
+    _, y = classification()
+    with pytest.raises((ValueError, TypeError), match="X must hold real numbers"):
+        kind(**QUICK).fit(FRAMES[frame], y)
+
+
+EMBEDDINGS = {
+    "frame": lambda X: pd.DataFrame({"embedding": list(X)}),
+    "frame of lists": lambda X: pd.DataFrame({"embedding": X.tolist()}),
+    "more columns": lambda X: pd.DataFrame({"length": X[:, 0], "embedding": list(X)}),
+    "series": lambda X: pd.Series(list(X)),
+    "polars": lambda X: pl.DataFrame({"embedding": X.tolist()}),
+    "polars, of one width": lambda X: pl.DataFrame({"embedding": X}),
+}
+
+
+@pytest.mark.parametrize("form", EMBEDDINGS)
+def test_columns_of_embeddings_get_a_hint(form):
+    X, y = classification()
+    model = FPEClassifier(**QUICK).fit(X, y)
+    for use in (model.predict, lambda data: model.fit(data, y)):
+        with pytest.raises(ValueError, match=r"X must be of shape .* np.stack\(column"):
+            use(EMBEDDINGS[form](X))
+
+
+# --------------------------------------------------------------------------------------
+# Masked arrays
+# --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [FPEClassifier, FPERegressor, FPETransformer])
+def test_masked_entries_are_refused(kind):
+    X, y = classification()
+    plain = kind(**QUICK).fit(X, y, sample_weight=np.ones(60))
+    data = {"X": X, "y": y, "sample_weight": np.ones(60)}
+    unmasked = {name: np.ma.masked_array(array) for name, array in data.items()}
+    assert_same_bits(plain, kind(**QUICK).fit(**unmasked))
+    for name, array in data.items():
+        masked = np.ma.masked_array(array, np.zeros(array.shape, bool))
+        masked[3] = np.ma.masked
+        for method in ("fit", "partial_fit"):
+            with pytest.raises(ValueError, match=f"{name} must have no masked entries"):
+                getattr(kind(**QUICK), method)(**(data | {name: masked}))
+        model = kind(**QUICK, early_stopping=True)
+        val = {f"{key}_val": value for key, value in (data | {name: masked}).items()}
+        with pytest.raises(ValueError, match=f"{name}_val must have no masked entries"):
+            model.fit(X, y, **val)
+    masked = np.ma.masked_array(X, X > 1)
+    with pytest.raises(ValueError, match="X must have no masked entries"):
+        plain.transform(masked) if kind is FPETransformer else plain.predict(masked)
+
+
+def test_missing_values_among_objects_are_found_in_predictions():
+    X, y = classification()
+    model = FPEClassifier(**QUICK).fit(X, y)
+    rows = [[None, *row[1:]] for row in X.tolist()]
+    with pytest.raises(ValueError, match="Input X contains NaN"):
+        model.predict(rows)

@@ -239,6 +239,14 @@ def test_heavier_class_is_predicted_more_often():
         (np.full(60, 1e300), "Input sample_weight contains a value too large"),
         (np.ones(59), r"sample_weight must have one entry per row, shape \(60,\)"),
         (np.ones((60, 2)), r"sample_weight must have one entry .* got shape \(60, 2\)"),
+        (np.ones(60, "m8[s]"), "sample_weight must hold real numbers, got dtype"),
+        (["1"] * 60, "sample_weight must hold real numbers, got dtype <U1"),
+        ([None, *range(59)], "sample_weight contains NaN or another missing value"),
+        (np.ones(60) + 1j, "sample_weight must hold real numbers, got dtype complex"),
+        (
+            np.ma.masked_array(np.ones(60), np.arange(60) == 4),
+            "sample_weight must have no masked entries, .* got 1",
+        ),
     ],
 )
 @pytest.mark.parametrize("method", ["fit", "partial_fit"])
@@ -253,7 +261,11 @@ def test_bad_sample_weights(weights, message, method):
 @pytest.mark.parametrize(
     ("class_weight", "message"),
     [
-        ({0: -1.0}, "class_weight must be finite and not negative, got {0: -1.0}"),
+        ({0: -1.0}, "class_weight must be finite and not negative, got -1.0 for 0"),
+        ({0: np.nan}, "class_weight must be finite and not negative, got nan for 0"),
+        ({0: np.ones(2)}, r"must map every label to a number, got array.* for 0"),
+        ({0: "2"}, "must map every label to a number, got '2' for 0"),
+        ({0: 1e308, 1: 1e308}, "class_weight times sample_weight must have a finite"),
         ({0: np.inf}, "class_weight must be finite and not negative"),
         ({0: 0, 1: 0, 2: 0}, "class_weight must be positive for a class in y"),
         ({"a": 1.0}, "are not in class_weight"),

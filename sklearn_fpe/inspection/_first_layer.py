@@ -44,7 +44,7 @@ def first_layer_units(model):
         Parent neuron of every unit; in a dense network, the unit itself.
     """
     if _is_network(model):
-        seen = _to_numpy(model.hidden[0].kept())
+        seen = _to_numpy(model.hidden[0].dense_mask())
         return seen, _to_numpy(model.parents[0])
     coef = _first_coef(model)
     seen = np.zeros(coef.shape[::-1], dtype=bool)

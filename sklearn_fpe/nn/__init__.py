@@ -1,18 +1,28 @@
-"""Fixed Parameter Expansion in PyTorch: partitions, prune rules, layers, networks.
+"""Fixed Parameter Expansion in PyTorch: rules, layers, networks.
 
-This half knows tensors and modules, and nothing of scikit-learn.
+This package uses tensors and modules and imports nothing from scikit-learn.
 """
 
+from sklearn_fpe.nn._activation import Activation
+from sklearn_fpe.nn._affine import Affine
 from sklearn_fpe.nn._expand import check_expansion, expand
 from sklearn_fpe.nn._layers import BlockLinear, DenseLinear, MaskedLinear
 from sklearn_fpe.nn._mlp import MLP
-from sklearn_fpe.nn._partition import is_shared, partition
+from sklearn_fpe.nn._prune import Plan, PruneRule
+from sklearn_fpe.nn._shape import Shape
+from sklearn_fpe.nn._split import SplitRule, is_shared, partition
 
 __all__ = [
     "MLP",
+    "Activation",
+    "Affine",
     "BlockLinear",
     "DenseLinear",
     "MaskedLinear",
+    "Plan",
+    "PruneRule",
+    "Shape",
+    "SplitRule",
     "check_expansion",
     "expand",
     "is_shared",

@@ -1,25 +1,39 @@
-"""The products of all blocks of a layer, and the order of activations in memory.
+"""Batched matrix products over the blocks of a layer.
 
-The outputs of all blocks are to be one matrix without being copied together. So blocks
-compute activations unit by unit: the result is (n_rows, n_units) like any other, but
-lies in memory as (n_units, n_rows). Only where there are few rows, or where blocks are
-narrow and autograd does not record, they compute row by row. The layers after them take
-their input as it lies.
+Block outputs are written into one column-major matrix of shape (n_rows, n_units),
+because that avoids concatenating them. With few rows, or with narrow blocks outside of
+training, the products write a row-major matrix instead, because that is faster. Later
+layers accept either memory order.
 """
+
+from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-FEW_ROWS = 16
-"""Rows below which blocks compute row by row: the product is then the faster one."""
+MIN_COLUMN_MAJOR_ROWS = 16
+"""Rows below which the products write row-major outputs."""
 
-NARROW = range(12, 65)
-"""Outputs of a block for which it computes row by row, however many rows there are.
-
-The products then write into one matrix, which they cannot where autograd records.
-"""
+ROW_MAJOR_OUTPUTS = range(12, 65)
+"""Outputs per block for which the products write row-major outputs in prediction."""
 
 
-def multiply_blocks(x, weight, bias):
+def is_traced() -> bool:
+    """Tell whether torch records the computation for any number of rows.
+
+    Choices that depend on the number of rows or on strides must not be made then.
+    """
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def is_column_major(x: Tensor) -> bool:
+    """Tell whether x of shape (n_rows, n_units) is stored column by column."""
+    if is_traced():
+        return False
+    return x.ndim == 2 and x.stride(0) == 1 and len(x) >= MIN_COLUMN_MAJOR_ROWS
+
+
+def multiply_blocks(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Compute ``x_a W_a' + b_a`` for all blocks a.
 
     Parameters
@@ -34,54 +48,52 @@ def multiply_blocks(x, weight, bias):
     Returns
     -------
     outputs : tensor of shape (n_rows, n_blocks * block_outputs)
-        It may lie in memory unit by unit, see :func:`by_unit`.
+        Row-major or column-major.
     """
     n_blocks, block_outputs, block_inputs = weight.shape
-    blocks = x.view(len(x), n_blocks, block_inputs).transpose(0, 1)
-    if len(x) < FEW_ROWS:
+    blocks = x.view(x.shape[0], n_blocks, block_inputs).transpose(0, 1)
+    if is_traced() or len(x) < MIN_COLUMN_MAJOR_ROWS:
         out = torch.baddbmm(bias.unsqueeze(1), blocks, weight.mT)
         return out.transpose(0, 1).flatten(1)
-    if block_outputs in NARROW and not torch.is_grad_enabled():
+    if block_outputs in ROW_MAJOR_OUTPUTS and not torch.is_grad_enabled():
+        # Only possible without autograd, which cannot record `out=`.
         out = x.new_empty(len(x), bias.numel())
         by_block = out.view(len(x), n_blocks, block_outputs).transpose(0, 1)
         torch.bmm(blocks, weight.mT, out=by_block)
         return out.add_(bias.flatten())
-    # Adding in place spares a copy of the bias as large as the output.
+    # Adding in place avoids a copy of the bias as large as the output.
     out = torch.bmm(weight, blocks.mT).add_(bias.unsqueeze(2))
     return out.flatten(0, 1).mT
 
 
-def by_unit(x):
-    """Tell whether x (n_rows, n_units) lies in memory unit by unit."""
-    return x.ndim == 2 and x.stride(0) == 1 and len(x) >= FEW_ROWS
-
-
-def select_columns(x, columns):
-    """Select columns of x, and keep the order in which it lies in memory."""
-    if by_unit(x):
+def select_columns(x: Tensor, columns: Tensor) -> Tensor:
+    """Select columns of x and keep its memory order."""
+    if is_column_major(x):
         return x.mT.index_select(0, columns).mT
     return x.index_select(1, columns)
 
 
-def scatter_columns(x, columns, n_columns):
-    """Add the columns of x to those of zeros (n_rows, n_columns), and keep its order.
+def scatter_columns(x: Tensor, columns: Tensor, n_columns: int) -> Tensor:
+    """Add the columns of x to those of zeros (n_rows, n_columns); keep the order.
 
     The gradient of :func:`select_columns`.
     """
-    if by_unit(x):
+    if is_column_major(x):
         return x.new_zeros(n_columns, len(x)).index_add_(0, columns, x.mT).mT
     return x.new_zeros(len(x), n_columns).index_add_(1, columns, x)
 
 
-def block_gradients(x, gradient, weight, out):
-    """Write the gradient of :func:`multiply_blocks` with respect to weight and bias.
+def block_gradients(
+    x: Tensor, gradient: Tensor, weight: Tensor, out: tuple[Tensor, Tensor]
+) -> None:
+    """Write the gradients of :func:`multiply_blocks` for weight and bias.
 
     Parameters
     ----------
     x, weight
-        As there.
+        As in :func:`multiply_blocks`.
     gradient : tensor of shape (n_rows, n_blocks * block_outputs)
-        Gradient with respect to the outputs.
+        Gradient of the loss with respect to the outputs.
     out : (tensor, tensor)
         Where to write, of the shapes of weight and bias.
     """
@@ -92,9 +104,9 @@ def block_gradients(x, gradient, weight, out):
     torch.sum(gradients, 2, out=out[1])
 
 
-def block_input_gradient(x, gradient, weight):
-    """Return the gradient with respect to x, in memory like x."""
+def block_input_gradient(x: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient with respect to x, in the memory order of x."""
     gradients = gradient.view(len(x), *weight.shape[:2]).transpose(0, 1)
-    if by_unit(x):
+    if is_column_major(x):
         return torch.bmm(weight.mT, gradients.mT).flatten(0, 1).mT
     return torch.bmm(gradients, weight).transpose(0, 1).flatten(1)

@@ -1,53 +1,170 @@
-"""The layers that run a partitioned weight matrix.
+"""The layers that run a dense, a masked or a block-wise weight matrix.
 
-They hold kept positions only as trainable freedom, and answer the same questions:
-which positions are kept, what is the dense matrix, how many non-zeros. Which one runs
-a layer is decided where a network is expanded.
-
-Pruned positions are zero when a layer is made and stay zero in training. So a mask is
-needed for gradients only: it multiplies the weight where autograd records, unless the
-input was laid out with zeros for what is masked.
+Pruned weights are zero when a layer is made and stay zero in training, so a mask is
+needed for gradients only: it multiplies the weight where autograd records.
+:meth:`Layer.backward` writes gradients without autograd and leaves masks to its caller,
+because one product masks the gradients of all layers.
 
 A layer computes in the precision of its input, whatever that of its parameters.
-
-Each layer has a method ``_backward``, which does what autograd does, at once: it writes
-the gradients of a loss over those of the parameters, which are there already, and
-returns that of the input. It leaves masks to :mod:`sklearn_fpe.nn._gradients`, which
-calls it.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sklearn_fpe.nn._affine import Affine
+from sklearn_fpe.nn._arrays import ArrayModule
 from sklearn_fpe.nn._blocks import (
     block_gradients,
     block_input_gradient,
-    by_unit,
+    is_column_major,
     multiply_blocks,
     scatter_columns,
     select_columns,
 )
-from sklearn_fpe.nn._pickling import PickledAsArrays
 
-TALL = 4
-"""Inputs per output from which on other layers compute unit by unit, too.
-
-If their input lies unit by unit; the product along the rows is then the faster one.
-"""
+MIN_COLUMN_MAJOR_RATIO = 4
+"""in_features / out_features from which on ``W @ x.T`` is used for column-major x."""
 
 
-def in_precision_of(x, *parameters):
+class Layer(ArrayModule):
+    """What all layers have in common: an affine map, some of whose weights are kept.
+
+    Attributes
+    ----------
+    weight, bias : torch.nn.Parameter
+        Parameters; `weight` is zero wherever `mask` is False.
+    mask : bool tensor of the shape of `weight` or None
+        The kept weights; None: all of them.
+    in_features, out_features : int
+        Numbers of inputs and outputs.
+
+    Notes
+    -----
+    ``layer(x, out=None)`` maps x of shape (n_rows, in_features) to outputs of shape
+    (n_rows, out_features). They are written into `out` if it is given, which autograd
+    cannot record.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter
+    mask: Tensor | None
+    in_features: int
+    out_features: int
+
+    def _masked_weight(self) -> Tensor:
+        """Return the weight as autograd must see it."""
+        if self.mask is None or not torch.is_grad_enabled():
+            return self.weight
+        return self.weight * self.mask
+
+    def backward(self, x: Tensor, gradient: Tensor, first: bool = False):
+        """Compute gradients without autograd.
+
+        Writes the gradients of weight and bias over those that are there; pruned
+        weights get a gradient, too.
+
+        Parameters
+        ----------
+        x : tensor of shape (n_rows, in_features)
+            Input of :meth:`forward`.
+        gradient : tensor of shape (n_rows, out_features)
+            Gradient of the loss with respect to the outputs.
+        first : bool, default=False
+            Whether nobody needs the gradient with respect to x.
+
+        Returns
+        -------
+        gradient : tensor of shape (n_rows, in_features) or None
+            Gradient with respect to x, in its memory order; None if `first`.
+        """
+        raise NotImplementedError
+
+    def dense_weight(self) -> Tensor:
+        """Return the weight, (out_features, in_features), zero where pruned."""
+        return self.weight.detach()
+
+    def dense_mask(self) -> Tensor:
+        """Return the kept weights, bool (out_features, in_features)."""
+        if self.mask is None:
+            return torch.ones_like(self.weight, dtype=torch.bool)
+        return self.mask
+
+    def dense_bias(self) -> Tensor:
+        """Return the bias of every output, (out_features,)."""
+        return self.bias.detach()
+
+    @property
+    def n_nonzero(self) -> int:
+        """Kept weights and biases."""
+        n_weights = self.weight.numel() if self.mask is None else int(self.mask.sum())
+        return n_weights + self.out_features
+
+    @torch.no_grad()
+    def set_mask(self, mask: Tensor) -> None:
+        """Change which weights are kept; those that are dropped become zero.
+
+        Weights that are kept anew start from the value they have, which is zero if
+        they were pruned.
+
+        Parameters
+        ----------
+        mask : bool tensor of the shape of `weight`
+            The kept weights. Must be False outside of :meth:`available`.
+        """
+        if mask.shape != self.weight.shape or mask.dtype != torch.bool:
+            raise ValueError(
+                f"mask must be a bool tensor of shape {tuple(self.weight.shape)}, got "
+                f"{mask.dtype} of shape {tuple(mask.shape)}."
+            )
+        if (mask & ~self.available()).any():
+            raise ValueError(
+                "mask must be False where the layer has no weight to keep."
+            )
+        if self.mask is None:
+            self.mask = mask.clone()
+        else:
+            self.mask.copy_(mask)
+        self.weight.mul_(self.mask)
+
+    def available(self) -> Tensor:
+        """Return the weights that a mask may keep, bool of the shape of `weight`."""
+        return torch.ones_like(self.weight, dtype=torch.bool)
+
+    @torch.no_grad()
+    def fold_input(self, affine: Affine) -> None:
+        """Make the layer act on x where it acted on ``affine(x)``."""
+        mean, scale = affine.tensors(self.weight.device)
+        scaled = self.weight.double() / scale
+        self.bias.copy_(self.bias.double() - scaled @ mean)
+        self.weight.copy_(scaled)
+
+    def extra_repr(self) -> str:
+        """Describe shape and density for ``print``."""
+        shape = f"in_features={self.in_features}, out_features={self.out_features}"
+        if self.mask is None:
+            return shape
+        n_dense = self.in_features * self.out_features
+        density = (self.n_nonzero - self.out_features) / n_dense
+        return f"{shape}, density={density:.3g}"
+
+
+def _in_precision_of(x: Tensor, *parameters: Tensor) -> Iterator[Tensor]:
     """Return parameters in the precision of x, which must have one."""
     if not x.is_floating_point():
         raise TypeError(f"The input must be of a floating-point dtype, got {x.dtype}.")
     return (parameter.to(x.dtype) for parameter in parameters)
 
 
-def linear(x, weight, bias, out=None):
-    """Compute ``x weight' + bias`` in the precision of x, into `out` if it is given."""
-    weight, bias = in_precision_of(x, weight, bias)
-    if by_unit(x) and weight.shape[1] >= TALL * weight.shape[0]:
+def _linear(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None) -> Tensor:
+    """Compute ``x weight' + bias`` in the precision of x, into `out` if given."""
+    weight, bias = _in_precision_of(x, weight, bias)
+    n_outputs, n_inputs = weight.shape
+    if n_inputs >= MIN_COLUMN_MAJOR_RATIO * n_outputs and is_column_major(x):
         by_output = torch.addmm(bias.unsqueeze(1), weight, x.mT).mT
         return by_output if out is None else out.copy_(by_output)
     if out is None:
@@ -55,73 +172,59 @@ def linear(x, weight, bias, out=None):
     return torch.mm(x, weight.mT, out=out).add_(bias)
 
 
-def linear_backward(x, gradient, weight, bias, first):
-    """Write the gradients of weight and bias; return that of x, in memory like x."""
+def _linear_backward(
+    x: Tensor, gradient: Tensor, weight: Tensor, bias: Tensor, first: bool
+) -> Tensor | None:
     torch.mm(gradient.mT, x, out=weight.grad)
     torch.sum(gradient, 0, out=bias.grad)
     if first:
         return None
-    if by_unit(x):
+    if is_column_major(x):
         return torch.mm(weight.mT, gradient.mT).mT
     return torch.mm(gradient, weight)
 
 
-class DenseLinear(PickledAsArrays, nn.Linear):
-    """:class:`torch.nn.Linear` that answers what the partitioned layers answer.
+class DenseLinear(Layer, nn.Linear):
+    """:class:`torch.nn.Linear` with the methods of the other layers.
 
-    ``y = x W' + b``, all of whose positions are kept.
+    ``y = x W' + b``, with all weights kept.
 
     Parameters
     ----------
-    in_features, out_features : int
-        Numbers of inputs and outputs.
-    device : torch.device, default=None
-        Where to make the parameters.
-    dtype : torch.dtype, default=None
-        Their precision.
+    weight : tensor of shape (out_features, in_features)
+        Initial weight; the parameter shares its memory.
+    bias : tensor of shape (out_features,)
+        Initial bias; the parameter shares its memory.
 
     Examples
     --------
+    >>> import torch
     >>> from sklearn_fpe.nn import DenseLinear
-    >>> DenseLinear(4, 3).n_nonzero
+    >>> DenseLinear(torch.ones(3, 4), torch.zeros(3)).n_nonzero
     15
     """
 
-    def __init__(self, in_features, out_features, *, device=None, dtype=None):
-        super().__init__(in_features, out_features, device=device, dtype=dtype)
+    mask = None
 
-    def forward(self, x, out=None):
-        """Map x (n_rows, in_features) to (n_rows, out_features), that of `out`."""
-        return linear(x, self.weight, self.bias, out)
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        nn.Module.__init__(self)
+        self.out_features, self.in_features = weight.shape
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
 
-    def _backward(self, x, gradient, first=False, gathered=False):
-        # gradient: of what forward made of x; that of x is None for the first layer.
-        return linear_backward(x, gradient, self.weight, self.bias, first)
+    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Map x (n_rows, in_features) to (n_rows, out_features), see :class:`Layer`."""
+        return _linear(x, self.weight, self.bias, out)
 
-    def kept(self):
-        """Return the kept positions, bool (out_features, in_features): all."""
-        return torch.ones_like(self.weight, dtype=torch.bool)
+    def backward(self, x: Tensor, gradient: Tensor, first: bool = False):
+        """Compute gradients without autograd, see :meth:`Layer.backward`."""
+        return _linear_backward(x, gradient, self.weight, self.bias, first)
 
-    def dense_weight(self):
-        """Return the weight, (out_features, in_features)."""
-        return self.weight.detach()
-
-    def unit_bias(self):
-        """Return the bias of every output, (out_features,)."""
-        return self.bias.detach()
-
-    @property
-    def n_nonzero(self):
-        """Kept positions, biases included."""
-        return self.weight.numel() + self.out_features
-
-    @torch.no_grad()
-    def fold_input(self, scale, shift):
-        """Make the layer act on x where it acted on ``(x - shift) * scale``."""
-        _fold(self.weight, self.bias, scale, shift, lambda w: w @ shift)
+    def set_mask(self, mask: Tensor) -> None:
+        """Refuse: a dense layer keeps all weights."""
+        raise TypeError("A DenseLinear keeps all weights; use a MaskedLinear.")
 
 
-class MaskedLinear(PickledAsArrays, nn.Module):
+class MaskedLinear(Layer):
     """Affine map whose weight is zero wherever a mask is False.
 
     ``y = x (W * mask)' + b``. The gradient of a pruned weight is exactly zero, so,
@@ -134,7 +237,7 @@ class MaskedLinear(PickledAsArrays, nn.Module):
     bias : tensor of shape (out_features,)
         Initial bias.
     mask : bool tensor of shape (out_features, in_features)
-        The kept positions.
+        The kept weights.
 
     Examples
     --------
@@ -146,61 +249,47 @@ class MaskedLinear(PickledAsArrays, nn.Module):
     ([[1.0, 2.0]], 5)
     """
 
-    def __init__(self, weight, bias, mask):
+    def __init__(self, weight: Tensor, bias: Tensor, mask: Tensor) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight * mask)
         self.bias = nn.Parameter(bias)
         self.register_buffer("mask", mask)
 
+    @classmethod
+    def of(cls, layer: DenseLinear) -> MaskedLinear:
+        """Return a layer that shares the parameters of a dense one and keeps all."""
+        masked = cls.__new__(cls)
+        nn.Module.__init__(masked)
+        masked.weight, masked.bias = layer.weight, layer.bias
+        mask = torch.ones_like(layer.weight, dtype=torch.bool)
+        masked.register_buffer("mask", mask)
+        return masked
+
     @property
-    def in_features(self):
+    def in_features(self) -> int:
         """Number of inputs."""
         return self.weight.shape[1]
 
     @property
-    def out_features(self):
+    def out_features(self) -> int:
         """Number of outputs."""
         return self.weight.shape[0]
 
-    def forward(self, x, out=None):
-        """Map x (n_rows, in_features) to (n_rows, out_features), that of `out`."""
-        recorded = torch.is_grad_enabled()
-        weight = self.weight * self.mask if recorded else self.weight
-        return linear(x, weight, self.bias, out)
+    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Map x (n_rows, in_features) to (n_rows, out_features), see :class:`Layer`."""
+        return _linear(x, self._masked_weight(), self.bias, out)
 
-    def _backward(self, x, gradient, first=False, gathered=False):
-        # gradient: of what forward made of x; that of x is None for the first layer.
-        return linear_backward(x, gradient, self.weight, self.bias, first)
-
-    def kept(self):
-        """Return the kept positions, bool (out_features, in_features)."""
-        return self.mask
-
-    def dense_weight(self):
-        """Return the weight, (out_features, in_features), zero where pruned."""
-        return self.weight.detach()
-
-    def unit_bias(self):
-        """Return the bias of every output, (out_features,)."""
-        return self.bias.detach()
-
-    @property
-    def n_nonzero(self):
-        """Kept positions, biases included."""
-        return int(self.mask.sum()) + self.out_features
-
-    @torch.no_grad()
-    def fold_input(self, scale, shift):
-        """Make the layer act on x where it acted on ``(x - shift) * scale``."""
-        _fold(self.weight, self.bias, scale, shift, lambda w: w @ shift)
+    def backward(self, x: Tensor, gradient: Tensor, first: bool = False):
+        """Compute gradients without autograd, see :meth:`Layer.backward`."""
+        return _linear_backward(x, gradient, self.weight, self.bias, first)
 
 
-class BlockLinear(PickledAsArrays, nn.Module):
+class BlockLinear(Layer):
     """Affine map by dense blocks: every child of a block reads the block's inputs.
 
     A layer whose neurons share one partition is block diagonal up to the order of its
-    columns: child block ``a`` computes ``y_a = x[:, inputs[a]] W_a' + b_a``. All blocks
-    run as one batched product, at the cost of the un-expanded matrix.
+    columns: block ``a`` computes ``y_a = x[:, inputs[a]] W_a' + b_a``. All blocks run
+    as one batched product, at the cost of the matrix before the expansion.
 
     Parameters
     ----------
@@ -210,21 +299,18 @@ class BlockLinear(PickledAsArrays, nn.Module):
         Initial biases.
     inputs : int tensor of shape (n_blocks, block_inputs)
         The input that each column of a block reads. Blocks with fewer inputs than the
-        largest one are padded with any index, masked.
+        largest one are padded with an index they have already, masked.
     in_features : int
         Number of inputs of the layer.
     mask : bool tensor of the shape of `weight`, default=None
-        The kept positions; None: all of them.
+        The kept weights; None: all of them.
     outputs : int tensor of shape (out_features,), default=None
         The flat block outputs that exist, where some were pruned; None: all.
 
     Attributes
     ----------
-    gathers : bool
-        Whether the blocks are not just runs of neighbouring columns.
-    dense : bool
-        Whether all outputs of a block keep the same inputs: all that is masked, if
-        anything, is whole inputs or outputs.
+    reorders_columns : bool
+        Whether the blocks read anything but consecutive runs of all columns.
 
     Examples
     --------
@@ -236,7 +322,18 @@ class BlockLinear(PickledAsArrays, nn.Module):
     ([[4.0, 6.0]], 6)
     """
 
-    def __init__(self, weight, bias, inputs, in_features, mask=None, outputs=None):
+    inputs: Tensor
+    outputs: Tensor | None
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        inputs: Tensor,
+        in_features: int,
+        mask: Tensor | None = None,
+        outputs: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.in_features = in_features
         self.weight = nn.Parameter(weight if mask is None else weight * mask)
@@ -244,108 +341,111 @@ class BlockLinear(PickledAsArrays, nn.Module):
         self.register_buffer("inputs", inputs)
         self.register_buffer("mask", mask)
         self.register_buffer("outputs", outputs)
-        self.gathers = not torch.equal(
-            inputs.flatten().cpu(), torch.arange(in_features)
+        self.reorders_columns = not torch.equal(
+            inputs.flatten().cpu(), torch.arange(in_features, device="cpu")
         )
-        self.dense = mask is None or self._is_dense()
 
     @property
-    def out_features(self):
+    def out_features(self) -> int:
         """Number of outputs."""
         return self.bias.numel() if self.outputs is None else len(self.outputs)
 
-    def forward(self, x, gathered=False, out=None):
-        """Map x (n_rows, in_features) to (n_rows, out_features), that of `out`.
-
-        With ``gathered=True``, x is what :meth:`gather` returns.
-        """
-        weight, bias = in_precision_of(x, self.weight, self.bias)
-        # What is gathered is zero where all is masked, and so is the gradient.
-        masked = self.mask is not None and not (gathered and self.dense)
-        if masked and torch.is_grad_enabled():
-            weight = weight * self.mask
-        if self.gathers and not gathered:
+    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Map x (n_rows, in_features) to (n_rows, out_features), see :class:`Layer`."""
+        weight, bias = _in_precision_of(x, self._masked_weight(), self.bias)
+        if self.reorders_columns:
             x = select_columns(x, self.inputs.flatten())
         outputs = multiply_blocks(x, weight, bias)
         if self.outputs is not None:
             outputs = select_columns(outputs, self.outputs)
         return outputs if out is None else out.copy_(outputs)
 
-    def _backward(self, x, gradient, first=False, gathered=False):
-        # gradient: of what forward made of x; that of x is None for the first layer.
+    def backward(self, x: Tensor, gradient: Tensor, first: bool = False):
+        """Compute gradients without autograd, see :meth:`Layer.backward`."""
         weight, bias = self.weight, self.bias
         if self.outputs is not None:
             gradient = scatter_columns(gradient, self.outputs, bias.numel())
-        if self.gathers and not gathered:
+        if self.reorders_columns:
             x = select_columns(x, self.inputs.flatten())
         block_gradients(x, gradient, weight, out=(weight.grad, bias.grad))
         if first:
             return None
         back = block_input_gradient(x, gradient, weight)
-        if self.gathers:
+        if self.reorders_columns:
             back = scatter_columns(back, self.inputs.flatten(), self.in_features)
         return back
 
-    def gather(self, x, in_place=False):
-        """Lay x (n_rows, in_features) out by blocks, zero where all is masked.
+    def arrange(self, x: Tensor) -> Tensor:
+        """Return the columns of x (n_rows, in_features) in the order of the blocks."""
+        return x.index_select(1, self.inputs.flatten())
 
-        With ``in_place=True``, x itself may be what is returned.
+    def arranged(self) -> BlockLinear:
+        """Return a layer with the same parameters that acts on arranged columns.
+
+        ``layer.arranged()(layer.arrange(x))`` equals ``layer(x)``. It saves time where
+        the same rows are used many times.
         """
-        if self.gathers:
-            x = x.index_select(1, self.inputs.flatten())
-        elif not in_place:
-            x = x.clone()
-        if self.mask is not None:
-            unread = ~self.mask.any(1).flatten()
-            x.index_fill_(1, unread.nonzero().squeeze(1), 0.0)
-        return x
+        twin = BlockLinear.__new__(BlockLinear)
+        nn.Module.__init__(twin)
+        twin.in_features = self.inputs.numel()
+        twin.weight, twin.bias = self.weight, self.bias
+        order = torch.arange(self.inputs.numel(), device=self.inputs.device)
+        twin.register_buffer("inputs", order.view(self.inputs.shape))
+        twin.register_buffer("mask", self.mask)
+        twin.register_buffer("outputs", self.outputs)
+        twin.reorders_columns = False
+        return twin
 
-    def _is_dense(self):
+    def available(self) -> Tensor:
+        """Return the weights that a mask may keep, bool of the shape of `weight`.
+
+        Neither those of a padded column nor those of an output that does not exist.
+        """
+        inputs = self.inputs
+        earlier = (inputs.unsqueeze(1) == inputs.unsqueeze(2)).tril(-1).any(2)
         exists = torch.ones_like(self.bias, dtype=torch.bool)
         if self.outputs is not None:
             exists.fill_(False).view(-1)[self.outputs] = True
-        read = self.mask.any(1, keepdim=True)
-        return torch.equal(self.mask, read & exists.unsqueeze(2))
+        return exists.unsqueeze(2) & ~earlier.unsqueeze(1)
 
-    def _scatter(self, blocks):
-        """Lay values of the shape of `weight` out as (out_features, in_features)."""
+    def _scatter(self, blocks: Tensor) -> Tensor:
+        """Return values of the shape of `weight` as (out_features, in_features)."""
         n_blocks, block_outputs, _ = blocks.shape
         dense = blocks.new_zeros(n_blocks, block_outputs, self.in_features)
         index = self.inputs.unsqueeze(1).expand(-1, block_outputs, -1)
-        # Padding repeats an index with the value zero (or False): add, not assign.
+        # Add instead of assigning, because padding repeats an index with a zero.
         dense.scatter_add_(2, index, blocks)
         dense = dense.flatten(0, 1)
         return dense if self.outputs is None else dense[self.outputs]
 
-    def kept(self):
-        """Return the kept positions, bool (out_features, in_features)."""
-        mask = torch.ones_like(self.weight) if self.mask is None else self.mask
-        return self._scatter(mask.to(torch.float32)) > 0
-
-    def dense_weight(self):
+    def dense_weight(self) -> Tensor:
         """Return the weight, (out_features, in_features), zero where pruned."""
         return self._scatter(self.weight.detach())
 
-    def unit_bias(self):
+    def dense_mask(self) -> Tensor:
+        """Return the kept weights, bool (out_features, in_features)."""
+        mask = torch.ones_like(self.weight) if self.mask is None else self.mask
+        return self._scatter(mask.to(torch.float32)) > 0
+
+    def dense_bias(self) -> Tensor:
         """Return the bias of every output, (out_features,)."""
         bias = self.bias.detach().flatten()
         return bias if self.outputs is None else bias[self.outputs]
 
-    @property
-    def n_nonzero(self):
-        """Kept positions, biases included, padding not."""
-        n_kept = self.weight.numel() if self.mask is None else int(self.mask.sum())
-        return n_kept + self.out_features
-
     @torch.no_grad()
-    def fold_input(self, scale, shift):
-        """Make the layer act on x where it acted on ``(x - shift) * scale``."""
-        scale, shift = scale[self.inputs].unsqueeze(1), shift[self.inputs].unsqueeze(1)
-        _fold(self.weight, self.bias, scale, shift, lambda w: (w * shift).sum(2))
+    def fold_input(self, affine: Affine) -> None:
+        """Make the layer act on x where it acted on ``affine(x)``."""
+        mean, scale = affine.tensors(self.weight.device)
+        scaled = self.weight.double() / scale[self.inputs].unsqueeze(1)
+        shift = (scaled * mean[self.inputs].unsqueeze(1)).sum(2)
+        self.bias.copy_(self.bias.double() - shift)
+        self.weight.copy_(scaled)
 
-
-def _fold(weight, bias, scale, shift, weighted_shift):
-    """Fold an affine map of the input into weight and bias, in double precision."""
-    scaled = weight.double() * scale
-    bias.copy_(bias.double() - weighted_shift(scaled))
-    weight.copy_(scaled)
+    def extra_repr(self) -> str:
+        """Describe shape, blocks and density for ``print``."""
+        n_blocks, block_outputs, block_inputs = self.weight.shape
+        blocks = f"blocks={n_blocks} of {block_outputs}×{block_inputs}"
+        n_dense = self.in_features * self.out_features
+        density = (self.n_nonzero - self.out_features) / n_dense
+        shape = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{shape}, {blocks}, density={density:.3g}"

@@ -1,35 +1,35 @@
-"""The network: a dense parent or what it was expanded to."""
+"""The network: a dense parent, or the network it was expanded to."""
+
+from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sklearn_fpe.nn._layers import BlockLinear, DenseLinear
-from sklearn_fpe.nn._pickling import PickledAsArrays
+from sklearn_fpe.nn._activation import Activation, get_activation
+from sklearn_fpe.nn._affine import Affine
+from sklearn_fpe.nn._arrays import ArrayModule
+from sklearn_fpe.nn._layers import BlockLinear, DenseLinear, Layer, MaskedLinear
 
-ACTIVATIONS = {
-    "identity": (nn.Identity(), nn.Identity(), None),
-    "logistic": (torch.sigmoid, torch.sigmoid_, lambda a: a.addcmul_(a, a, value=-1)),
-    "tanh": (torch.tanh, torch.tanh_, lambda a: a.square_().neg_().add_(1)),
-    "relu": (torch.relu, torch.relu_, torch.Tensor.sign_),
-}
-"""The activation functions, by the names that scikit-learn gives them.
+MAX_FOLDED_OFFSET = 1e3
+"""Largest mean of a column, in units of its scale, that is folded into float32."""
 
-Each is followed by the one that works in place, for where its input has no further use,
-and by what turns activations into derivatives, in place; None: they are all one.
-"""
+FOLDED_SCALES = (1e-15, 1e15)
+"""Smallest and largest scale of a column that is folded into float32 weights."""
 
 
-class MLP(PickledAsArrays, nn.Module):
+class MLP(ArrayModule):
     """Multi-layer perceptron over dense or partitioned layers.
 
     Parameters
     ----------
     layers : list of DenseLinear, MaskedLinear or BlockLinear
         The affine maps, hidden layers first, the output layer last.
-    activation : {"identity", "logistic", "tanh", "relu"}, default="relu"
+    activation : str or Activation, default="relu"
         Activation of the hidden layers. The output layer has none.
     parents : list of int tensors, default=None
         The parent neuron of every unit of each hidden layer; None: the units are the
@@ -37,10 +37,15 @@ class MLP(PickledAsArrays, nn.Module):
 
     Attributes
     ----------
-    hidden : list of modules
-        The hidden layers' affine maps.
-    center : tensor of shape (n_inputs,) or None
-        Vector that is subtracted from the input first, see :meth:`fold_input`.
+    layers : torch.nn.ModuleList
+        The affine maps.
+    activations : torch.nn.ModuleList
+        The activation after each hidden layer.
+    activation : Activation
+        The activation function.
+    input_mean, input_scale : double tensors of shape (n_inputs,) or None
+        The input is mapped to ``(x - input_mean) / input_scale`` first, see
+        :meth:`fold_input`.
 
     Examples
     --------
@@ -51,163 +56,252 @@ class MLP(PickledAsArrays, nn.Module):
     (torch.Size([5, 2]), 23)
     """
 
-    def __init__(self, layers, activation="relu", parents=None):
+    input_mean: Tensor | None
+    input_scale: Tensor | None
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        activation: str | Activation = "relu",
+        parents: Sequence[Tensor] | None = None,
+    ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r}."
-            )
+        self.activation = get_activation(activation)
         self.layers = nn.ModuleList(layers)
-        self.activation = activation
+        self.activations = nn.ModuleList(
+            self.activation.module() for _ in range(len(layers) - 1)
+        )
         if parents is None:
-            parents = [torch.arange(layer.out_features) for layer in layers[:-1]]
+            parents = [
+                torch.arange(layer.out_features, device="cpu") for layer in layers[:-1]
+            ]
         for level, parent in enumerate(parents):
             self.register_buffer(f"parents_{level}", parent)
-        self.register_buffer("center", None)
+        self.register_buffer("input_mean", None)
+        self.register_buffer("input_scale", None)
 
     @classmethod
-    def dense(cls, widths, activation="relu", generator=None):
+    def dense(
+        cls,
+        widths: Sequence[int],
+        activation: str | Activation = "relu",
+        generator: torch.Generator | None = None,
+    ) -> MLP:
         """Make a dense network with freshly drawn weights.
 
-        Weights are uniform in +-sqrt(g / (fan_in + fan_out)), with g = 2 for
-        ``"logistic"`` and 6 otherwise (Glorot and Bengio, 2010); biases are zero.
+        Weights are uniform in ±sqrt(g / (fan_in + fan_out)) with the activation's gain
+        g, which is 2 for ``"logistic"`` and 6 otherwise (Glorot and Bengio, 2010);
+        biases are zero.
 
         Parameters
         ----------
         widths : sequence of int
             Inputs, hidden widths, outputs.
-        activation : str, default="relu"
+        activation : str or Activation, default="relu"
             See :class:`MLP`.
         generator : torch.Generator, default=None
             Source of randomness. None: fresh, without moving the global generator.
+
+        Returns
+        -------
+        network : MLP
+            The network, in float32 on the CPU.
         """
+        activation = get_activation(activation)
         if generator is None:
             generator = torch.Generator()
             generator.seed()
         layers = []
-        gain = 2.0 if activation == "logistic" else 6.0
         for n_in, n_out in pairwise(widths):
-            # skip_init: the default initialisation would move the global generator.
-            layer = nn.utils.skip_init(DenseLinear, n_in, n_out, dtype=torch.float32)
-            bound = math.sqrt(gain / (n_in + n_out))
-            with torch.no_grad():
-                layer.weight.uniform_(-bound, bound, generator=generator)
-                layer.bias.zero_()
-            layers.append(layer)
+            bound = math.sqrt(activation.gain / (n_in + n_out))
+            weight = torch.empty(n_out, n_in, dtype=torch.float32, device="cpu")
+            weight.uniform_(-bound, bound, generator=generator)
+            bias = torch.zeros(n_out, dtype=torch.float32, device="cpu")
+            layers.append(DenseLinear(weight, bias))
         return cls(layers, activation)
 
     @property
-    def hidden(self):
+    def hidden(self) -> list[Layer]:
         """The hidden layers' affine maps."""
         return list(self.layers[:-1])
 
     @property
-    def parents(self):
+    def parents(self) -> list[Tensor]:
         """The parent neuron of every unit, an int tensor per hidden layer."""
         return [
             getattr(self, f"parents_{level}") for level in range(len(self.layers) - 1)
         ]
 
     @property
-    def n_nonzero(self):
-        """Kept positions of all layers, biases included."""
+    def n_nonzero(self) -> int:
+        """Kept weights and biases of all layers."""
         return sum(layer.n_nonzero for layer in self.layers)
 
     @property
-    def gathers(self):
-        """Whether it saves time to :meth:`gather` rows that are used again and again.
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        return self.layers[0].weight.device
 
-        It does where the first layer reads columns in another order, or where rows laid
-        out spare it the mask in training.
-        """
-        first = self.layers[0]
-        is_block = isinstance(first, BlockLinear)
-        return is_block and (first.gathers or (first.dense and first.mask is not None))
+    # ----------------------------------------------------------------------------------
+    # Forward
+    # ----------------------------------------------------------------------------------
 
-    def gather(self, x, in_place=False):
-        """Lay x (n_rows, n_inputs) out as the first layer, of blocks, reads it.
-
-        With ``in_place=True``, x itself may be what is returned.
-        """
-        return self.layers[0].gather(self.centred(x), in_place)
-
-    def transform(self, x, gathered=False):
-        """Map x (n_rows, n_inputs) to the activations of the last hidden layer.
-
-        With ``gathered=True``, x is what :meth:`gather` returns.
-        """
-        function, in_place, _ = ACTIVATIONS[self.activation]
-        activate = function if torch.is_grad_enabled() else in_place
-        x = x if gathered else self.centred(x)
-        *hidden, _ = self.layers
-        for level, layer in enumerate(hidden):
-            first = gathered and level == 0
-            x = activate(layer(x, gathered=True) if first else layer(x))
+    def transform(self, x: Tensor) -> Tensor:
+        """Map x (n_rows, n_inputs) to the activations of the last hidden layer."""
+        if self.input_mean is not None:
+            x = self._scaled(x)
+        recorded = torch.is_grad_enabled()
+        for layer, module in zip(self.layers, self.activations, strict=False):
+            x = layer(x)
+            hooked = module._forward_hooks or module._forward_pre_hooks
+            x = module(x) if recorded or hooked else self.activation.apply_(x)
         return x
 
-    def forward(self, x, gathered=False, out=None):
+    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Map x (n_rows, n_inputs) to outputs (n_rows, n_outputs), without a link.
 
-        They are written into `out`, if it is given; only without recording gradients.
+        They are written into `out` if it is given, which autograd cannot record.
         """
-        *_, last = self.layers
-        x = self.transform(x, gathered)
+        last = self.layers[-1]
+        x = self.transform(x)
         return last(x) if out is None else last(x, out=out)
 
-    def centred(self, x):
-        """Subtract :attr:`center` from x (n_rows, n_inputs), if there is one."""
-        return x if self.center is None else x - self.center.to(x.dtype)
+    def _scaled(self, x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            raise TypeError(
+                f"The input must be of a floating-point dtype, got {x.dtype}."
+            )
+        return ((x.double() - self.input_mean) / self.input_scale).to(x.dtype)
+
+    def arranged(self) -> MLP:
+        """Return a network with the same parameters that acts on arranged columns.
+
+        ``network.arranged()(network.arrange(x))`` equals ``network(x)``; it saves time
+        where the same rows are used many times. The network itself where its first
+        layer reads the columns in their order.
+        """
+        first = self.layers[0]
+        if not self.reorders_columns:
+            return self
+        others = list(self.layers[1:])
+        twin = MLP([first.arranged(), *others], self.activation, self.parents)
+        twin.train(self.training)
+        return twin
+
+    def masked(self, level: int) -> Layer:
+        """Return a layer that can be masked; a dense one is replaced by such a layer.
+
+        The new layer has the same parameters.
+        """
+        layer = self.layers[level]
+        if isinstance(layer, DenseLinear):
+            layer = MaskedLinear.of(layer)
+            self.layers[level] = layer
+        return layer
+
+    @property
+    def reorders_columns(self) -> bool:
+        """Whether the first layer reads the columns in another order."""
+        first = self.layers[0]
+        return isinstance(first, BlockLinear) and first.reorders_columns
+
+    def arrange(self, x: Tensor) -> Tensor:
+        """Return the columns of x as :meth:`arranged` reads them.
+
+        The input must not be scaled, see :meth:`fold_input`.
+        """
+        return self.layers[0].arrange(x) if self.reorders_columns else x
+
+    def to_sequential(self) -> nn.Sequential:
+        """Return the same function as ``nn.Linear`` modules and activations.
+
+        The weights are copies, dense and zero where pruned. Where the network maps its
+        input to ``(x - input_mean) / input_scale`` first, that map is folded into the
+        first ``nn.Linear``, which loses digits in columns whose mean is far above
+        their scale.
+
+        Returns
+        -------
+        sequential : torch.nn.Sequential
+            ``Linear, activation, ..., Linear`` on the device of the network.
+        """
+        modules: list[nn.Module] = []
+        for layer in self.layers:
+            weight, bias = layer.dense_weight().clone(), layer.dense_bias().clone()
+            # Not by nn.Linear(...), which would move the global generator.
+            linear = nn.Linear.__new__(nn.Linear)
+            nn.Module.__init__(linear)
+            linear.out_features, linear.in_features = weight.shape
+            linear.weight, linear.bias = nn.Parameter(weight), nn.Parameter(bias)
+            modules += [linear, self.activation.module()]
+        if self.input_mean is not None:
+            first = modules[0]
+            assert isinstance(first, nn.Linear)
+            with torch.no_grad():
+                scaled = first.weight.double() / self.input_scale
+                first.bias.copy_(first.bias.double() - scaled @ self.input_mean)
+                first.weight.copy_(scaled)
+        return nn.Sequential(*modules[:-1]).train(self.training)
+
+    # ----------------------------------------------------------------------------------
+    # Location and scale
+    # ----------------------------------------------------------------------------------
+
+    @property
+    def input_affine(self) -> Affine:
+        """The map of the input that is not folded; the identity if there is none."""
+        if self.input_mean is None:
+            return Affine.identity(self.layers[0].in_features)
+        mean, scale = self.input_mean.cpu().numpy(), self.input_scale.cpu().numpy()
+        return Affine(mean, scale)
 
     @torch.no_grad()
-    def fold_input(self, mean, scale, max_offset=1e3):
-        """Make the network act on x where it acted on ``(x - mean) / scale``.
+    def fold_input(self, affine: Affine) -> None:
+        """Make the network act on x where it acted on ``affine(x)``.
 
-        Folding is exact up to rounding. Where ``|mean| / scale`` is above
-        `max_offset` it would lose the signal of the column in single precision; there
-        the mean stays a fixed vector, :attr:`center`, that is subtracted first.
+        The map is folded into the first layer. Where single precision would lose a
+        column, because its mean is more than :data:`MAX_FOLDED_OFFSET` scales from
+        zero or its scale is outside of :data:`FOLDED_SCALES`, the column's map stays
+        in double precision in :attr:`input_mean` and :attr:`input_scale`.
 
         Parameters
         ----------
-        mean, scale : double tensors of shape (n_inputs,)
-            Location and positive scale of the input columns.
-        max_offset : float, default=1e3
-            Largest offset, in units of the scale, that is folded.
+        affine : Affine
+            Location and scale of the input columns.
         """
-        if self.center is not None:
-            # (x - mean) / scale - center = (x - (mean + scale * center)) / scale
-            mean = mean + scale * self.center.double()
-            self.center = None
-        far = mean.abs() > max_offset * scale
-        if far.any():
-            center = torch.where(far, mean, torch.zeros_like(mean))
-            self.center = center.to(self.layers[0].weight.dtype)
-            # What rounding the centre left over is folded.
-            mean = mean - self.center.double()
-        self.layers[0].fold_input(1.0 / scale, mean)
+        affine = self.input_affine.compose(affine)
+        least, most = FOLDED_SCALES
+        size = np.abs(affine.scale)
+        kept = (np.abs(affine.mean) > MAX_FOLDED_OFFSET * size) | (size < least)
+        kept |= size > most
+        stays = Affine(np.where(kept, affine.mean, 0), np.where(kept, affine.scale, 1))
+        self.layers[0].fold_input(affine.relative_to(stays))
+        self.input_mean = self.input_scale = None
+        if kept.any():
+            self.input_mean, self.input_scale = stays.tensors(self.device)
 
     @torch.no_grad()
-    def unfold_input(self, mean, scale):
-        """Make the network act on ``(x - mean) / scale`` where it acted on x.
+    def unfold_input(self, affine: Affine) -> None:
+        """Make the network act on ``affine(x)`` where it acted on x.
 
-        The inverse of :meth:`fold_input` for the same arguments; for others it
-        expresses the same function in other coordinates.
+        The inverse of :meth:`fold_input` for the same argument; for others it expresses
+        the same function in other coordinates.
         """
-        if self.center is not None:
-            mean = mean - self.center.double()
-            self.center = None
-        self.layers[0].fold_input(scale, -mean / scale)
+        self.layers[0].fold_input(self.input_affine.relative_to(affine))
+        self.input_mean = self.input_scale = None
 
     @torch.no_grad()
-    def change_input_scale(self, mean, scale, new_mean, new_scale):
-        """Make the network act on ``(x - new_mean) / new_scale``, for any x.
+    def change_input(self, old: Affine, new: Affine) -> None:
+        """Make the network act on ``new(x)`` where it acted on ``old(x)``.
 
-        It acted on ``(x - mean) / scale``; as a function of x it stays the same.
+        As a function of x it stays the same.
         """
-        self.layers[0].fold_input(new_scale / scale, (mean - new_mean) / new_scale)
+        self.layers[0].fold_input(old.relative_to(new))
 
     @torch.no_grad()
-    def change_output_scale(self, mean, scale, new_mean, new_scale):
-        """Keep ``outputs * scale + mean`` for another `new_mean` and `new_scale`."""
-        last, ratio = self.layers[-1], scale / new_scale
-        last.weight.copy_(last.weight.double() * ratio.unsqueeze(1))
-        last.bias.copy_(last.bias.double() * ratio + (mean - new_mean) / new_scale)
+    def change_output(self, old: Affine, new: Affine) -> None:
+        """Keep ``old.undo(outputs)`` the same for another location and scale."""
+        last, back = self.layers[-1], new.relative_to(old)
+        mean, scale = back.tensors(self.device)
+        last.weight.copy_(last.weight.double() / scale.unsqueeze(1))
+        last.bias.copy_((last.bias.double() - mean) / scale)

@@ -1,431 +1,250 @@
-"""Prune rules: an expanded network and a budget to what is kept.
+"""Prune rules: from an expanded network and a budget to a plan of what is kept."""
 
-The unit ``a * n_neurons + i`` of a hidden layer is child ``a`` of parent ``i``; the
-units of a layer are the inputs of the next. Budgets count biases.
-"""
+from __future__ import annotations
 
-import math
-from bisect import bisect
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
-PRUNES = ("magnitude", "structured")
-"""The names of the prune rules."""
-
-LAYER_FLOOR = 0.5
-"""Least share of its parent's weights that magnitude pruning leaves every layer.
-
-Of the weights that the budget pays for, where these are fewer than the parent's.
-Without a floor, many copies of large outgoing weights starve the first layer.
-"""
-
-CROWDING = 1.25
-"""Most parameters that magnitude pruning chooses from, in units of the budget.
-
-Where the children have more, each run of children (one of every parent) loses its
-weakest first. Without the bound, the budget is spread over so many copies of outgoing
-weights that every child keeps a few edges only.
-"""
-
-INPUT_SHARE = {"contiguous": 0.9, "other": 0.75}
-"""Least share of its inputs that structured pruning leaves every block, if it can.
-
-What the budget then does not pay for comes off the parents. Contiguous blocks of
-equal length predict from all their columns, read or not: that is cheaper than a gather.
-"""
+from sklearn_fpe.nn._magnitude import prune_magnitude
+from sklearn_fpe.nn._shape import Shape
+from sklearn_fpe.nn._split import SplitRule, is_shared, partition
+from sklearn_fpe.nn._structured import (
+    INPUT_SHARE,
+    choose_inputs,
+    choose_units,
+    least_parents,
+    structured_count,
+    structured_sizes,
+)
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Shape of a network: inputs, parents per hidden layer, outputs, expansions."""
+class Plan:
+    """What is kept of an expanded network.
 
-    n_inputs: int
-    hidden: tuple[int, ...]
-    n_outputs: int
-    expansion: tuple[int, ...]
-
-    def fan_ins(self):
-        """Units that feed each hidden layer and the output layer."""
-        units = [h * a for h, a in zip(self.hidden, self.expansion, strict=True)]
-        return [self.n_inputs, *units]
-
-    def n_parameters(self):
-        """Parameters of the expanded network before pruning, biases included."""
-        fan_ins = self.fan_ins()
-        weights = sum(h * n for h, n in zip(self.hidden, fan_ins, strict=False))
-        return weights + sum(fan_ins[1:]) + self.n_outputs * (fan_ins[-1] + 1)
-
-    def n_parent_parameters(self):
-        """Parameters of the dense parent network, biases included."""
-        ones = (1,) * len(self.hidden)
-        return Sizes(self.n_inputs, self.hidden, self.n_outputs, ones).n_parameters()
-
-
-def budget_range(sizes, prune="magnitude"):
-    """Return the least and the largest budget that `prune` can meet."""
-    if prune == "structured":
-        least = structured_count(sizes, sizes.expansion[0], least_parents(sizes))
-    else:
-        least = 2 * len(sizes.hidden) + 1 + sizes.n_outputs
-    return least, sizes.n_parameters()
-
-
-# --------------------------------------------------------------------------------------
-# Magnitude
-# --------------------------------------------------------------------------------------
-
-
-class _Edges:
-    """All edges of an expanded network, flat, from the largest weight to the smallest.
-
-    ``source`` and ``target`` number the units through all hidden layers; -1 stands for
-    an input or an output. Copies of an outgoing weight tie: they are ranked so that
-    the first copy of one edge belongs to another child than that of the next edge.
-    """
-
-    def __init__(self, weights, children, sizes):
-        widths = sizes.fan_ins()[1:]
-        start = np.cumsum([0, *widths])
-        parts = []
-        for level, weight in enumerate(weights):
-            n_rows, n_columns = weight.shape
-            row, column = np.indices(weight.shape, sparse=True)
-            copies = sizes.expansion[level - 1] if level else 1
-            copy, parent = np.divmod(column, n_columns // copies)
-            rank = (copy - row - parent) % copies
-            source, target = -1, -1
-            if level > 0:
-                source = start[level - 1] + column
-            if level < len(children):
-                target = start[level] + children[level] * n_rows + row
-            arrays = (np.abs(weight), rank, level, source, target)
-            parts.append([np.broadcast_to(a, weight.shape).ravel() for a in arrays])
-        flat = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
-        # A stable sort on both keys: equal weights go by rank, then by position.
-        self.order = np.lexsort((flat[1], -flat[0]))
-        self.magnitude, _, self.layer, self.source, self.target = (
-            array[self.order] for array in flat
-        )
-        self.shapes = [w.shape for w in weights]
-        self.n_units = int(start[-1])
-
-    def usable(self, alive):
-        """Tell which edges join living units."""
-        alive = np.append(alive, True)  # index -1
-        return alive[self.source] & alive[self.target]
-
-    def degree(self, chosen, weights=None):
-        """Sum the chosen edges, or their weights, into and out of every unit."""
-        weights = None if weights is None else weights[chosen]
-        n = self.n_units + 1
-        into = np.bincount(self.target[chosen] + 1, weights, minlength=n)
-        out = np.bincount(self.source[chosen] + 1, weights, minlength=n)
-        return into[1:], out[1:]
-
-    def strength(self):
-        """Product of the norms of a unit's edges in and out."""
-        into, out = self.degree(np.s_[:], self.magnitude.astype(np.float64) ** 2)
-        return np.sqrt(into * out)
-
-    def connected(self, alive):
-        """Drop the units that edges among `alive` do not join to inputs and outputs."""
-        while True:
-            into, out = self.degree(self.usable(alive))
-            fewer = alive & (into > 0) & (out > 0)
-            if (fewer == alive).all():
-                return alive
-            alive = fewer
-
-    def path(self, alive):
-        """Mark a path of large edges from an output back to an input."""
-        usable = self.usable(alive)
-        path = np.zeros(len(usable), dtype=bool)
-        unit = -1
-        for level in reversed(range(len(self.shapes))):
-            # The edges are sorted, so the first one is the largest.
-            edge = (usable & (self.layer == level) & (self.target == unit)).argmax()
-            path[edge] = True
-            unit = self.source[edge]
-        return path
-
-    def cover(self, chosen, usable):
-        """Mark the largest usable edge into and out of the units that lack one."""
-        marked = np.zeros(len(chosen), dtype=bool)
-        for ends, n_edges in zip(
-            (self.target, self.source), self.degree(chosen), strict=True
-        ):
-            lacking = np.append(n_edges == 0, False)
-            edges = np.flatnonzero(usable & lacking[ends])
-            _, first = np.unique(ends[edges], return_index=True)
-            marked[edges[first]] = True
-        return marked
-
-    def masks(self, chosen):
-        """Lay a choice of edges out as one mask per layer."""
-        flat = np.zeros(len(self.order), dtype=bool)
-        flat[self.order] = chosen
-        ends = np.cumsum([r * c for r, c in self.shapes])[:-1]
-        parts = zip(np.split(flat, ends), self.shapes, strict=True)
-        return [part.reshape(shape) for part, shape in parts]
-
-
-def prune_magnitude(
-    weights, children, sizes, budget, floor=LAYER_FLOOR, crowding=CROWDING
-):
-    """Keep the largest weights of all layers, `budget` parameters in all.
-
-    Biases of living units are kept and paid first. No layer is left with less than
-    `floor` of its parent's weights. A unit without inputs or without outputs is
-    removed, and what it held goes to the next largest weights. Where the others have
-    too few edges for that, it stays and gets its largest edges.
+    Unit ``a * n_parents + i`` of a hidden layer is child ``a`` of parent ``i``; the
+    units of a layer are the inputs of the next one. Arrays may be broadcast views.
 
     Parameters
     ----------
-    weights : list of n_hidden + 1 ndarrays
-        Hidden layers: (n_neurons, n_inputs), the parents' rows over the units of the
-        layer before; last: the output layer, (n_outputs, n_units).
-    children : list of n_hidden int ndarrays
-        The partitions of the hidden layers.
-    sizes : Sizes
-        Shape of the network.
-    budget : int
-        Parameters to keep, biases included, within :func:`budget_range`.
-    floor : float in [0, 0.5], default=LAYER_FLOOR
-        Share of its parent's weights that every layer keeps; of the weights that
-        `budget` pays for, where these are fewer.
-    crowding : float >= 1, default=CROWDING
-        Most parameters to choose from, in units of `budget`.
+    children : list of int ndarrays of shape (n_parents, n_inputs)
+        The partition of every hidden layer.
+    alive : list of bool ndarrays of shape (n_units,)
+        The units of every hidden layer that are kept.
+    keep : list of bool ndarrays
+        The edges that are kept: (n_parents, n_inputs) for every hidden layer,
+        (n_outputs, n_units) for the output layer.
+    """
+
+    children: list[np.ndarray]
+    alive: list[np.ndarray]
+    keep: list[np.ndarray]
+
+    @classmethod
+    def keep_all(cls, shape: Shape) -> Plan:
+        """Return the plan of a network that is not expanded."""
+        fan_ins = shape.fan_ins()
+        shapes = list(zip([*shape.hidden, shape.n_outputs], fan_ins, strict=True))
+        return cls(
+            [np.broadcast_to(np.intp(0), s) for s in shapes[:-1]],
+            [np.ones(n, dtype=bool) for n in fan_ins[1:]],
+            [np.broadcast_to(True, s) for s in shapes],
+        )
+
+
+class PruneRule(ABC):
+    """A rule that prunes an expanded network to a budget; subclass it for another.
+
+    Attributes
+    ----------
+    name : str
+        Name of the rule.
+    needs_shared : bool
+        Whether all neurons of a layer must have the same partition.
+    exact : bool
+        Whether what is kept meets the budget exactly.
+    """
+
+    name: str
+    needs_shared = False
+    exact = True
+
+    def __reduce__(self):
+        """Pickle a registered rule by its name."""
+        if PRUNES.get(self.name) is self:
+            return get_prune, (self.name,)
+        return super().__reduce__()
+
+    @abstractmethod
+    def least_budget(self, shape: Shape) -> int:
+        """Return the least budget that the rule can meet, biases included."""
+
+    @abstractmethod
+    def least_cost(self, shape: Shape) -> int:
+        """Return the least budget that pays for all children that the rule keeps."""
+
+    @abstractmethod
+    def plan(
+        self,
+        weights: list[np.ndarray],
+        shape: Shape,
+        split: SplitRule,
+        groups: Any,
+        budget: int,
+        rng: np.random.Generator,
+    ) -> Plan:
+        """Split and prune.
+
+        Parameters
+        ----------
+        weights : list of ndarrays
+            Weights of the dense parent, (n_parents, n_inputs) for every hidden layer,
+            (n_outputs, n_parents) for the output layer.
+        shape : Shape
+            Shape of the expanded network.
+        split : SplitRule
+            The split rule.
+        groups : array-like or None
+            Group label of every input.
+        budget : int
+            Parameters to keep, biases included.
+        rng : numpy.random.Generator
+            Source of randomness.
+
+        Returns
+        -------
+        plan : Plan
+            What is kept.
+        """
+
+
+class Magnitude(PruneRule):
+    """Keep the largest weights of all layers; no layer starves."""
+
+    name = "magnitude"
+
+    def least_budget(self, shape: Shape) -> int:
+        """Return the cost of one path of edges with its biases."""
+        return 2 * len(shape.hidden) + 1 + shape.n_outputs
+
+    def least_cost(self, shape: Shape) -> int:
+        """Return the cost of a bias, an edge in and an edge out for every child."""
+        return shape.n_outputs + 3 * sum(shape.fan_ins()[1:])
+
+    def plan(self, weights, shape, split, groups, budget, rng) -> Plan:
+        """Split all layers, then keep the largest weights of all."""
+        copies = (1, *shape.expansion)
+        wide = [np.tile(w, (1, c)) for w, c in zip(weights, copies, strict=True)]
+        children = [
+            partition(w, a, split.at_level(level), groups=groups, rng=rng)
+            for level, (w, a) in enumerate(zip(wide[:-1], shape.expansion, strict=True))
+        ]
+        return Plan(children, *prune_magnitude(wide, children, shape, budget))
+
+
+class Structured(PruneRule):
+    """Drop the least used inputs of a block and the weakest children."""
+
+    name = "structured"
+    needs_shared = True
+    exact = False
+
+    def least_budget(self, shape: Shape) -> int:
+        """Return the cost of one input and the least number of children per block."""
+        return structured_count(shape, shape.expansion[0], least_parents(shape))
+
+    def least_cost(self, shape: Shape) -> int:
+        """Return the least budget, because blocks keep at least one child."""
+        return self.least_budget(shape)
+
+    def plan(self, weights, shape, split, groups, budget, rng) -> Plan:
+        """Split and prune layer by layer: living units are assigned to blocks.
+
+        Masks are broadcast, not stored, because a block keeps everything between its
+        inputs and its children.
+        """
+        input_share = INPUT_SHARE["contiguous" if split.contiguous else "other"]
+        n_reads, n_parents = structured_sizes(shape, budget, input_share)
+        spare = budget - structured_count(shape, n_reads, n_parents)
+        fan_outs = (*n_parents[1:], shape.n_outputs)
+        children, alive, keep = [], [], []
+        inputs = np.arange(shape.n_inputs)
+        n_units = shape.n_inputs
+        for level, n_children in enumerate(shape.expansion):
+            weight = weights[level][:, inputs % weights[level].shape[1]]
+            living = partition(weight, n_children, split.at_level(level), rng=rng)
+            labels = _shared_row(living, n_children)
+            out_norm = np.linalg.norm(weights[level + 1], axis=0)
+            energy = (weight * out_norm[:, None]) ** 2
+            reads = np.ones(len(inputs), dtype=bool)
+            if level == 0:
+                reads = choose_inputs(energy, labels, n_reads)
+            units, spare = choose_units(
+                energy[:, reads],
+                labels[reads],
+                n_children,
+                n_parents[level],
+                spare,
+                unit_cost=1 + fan_outs[level],
+            )
+            row = np.zeros(n_units, dtype=np.intp)
+            row[inputs] = labels
+            read = np.zeros(n_units, dtype=bool)
+            read[inputs] = reads
+            size = (shape.hidden[level], n_units)
+            children.append(np.broadcast_to(row, size))
+            keep.append(np.broadcast_to(read, size))
+            alive.append(units)
+            inputs, n_units = np.flatnonzero(units), len(units)
+        keep.append(np.broadcast_to(True, (shape.n_outputs, n_units)))
+        return Plan(children, alive, keep)
+
+
+def _shared_row(children: np.ndarray, n_children: int) -> np.ndarray:
+    """Return the partition that all neurons share; check a user's."""
+    if not is_shared(children):
+        raise ValueError(
+            'prune="structured" needs a partition that all neurons of a layer '
+            "share: a callable split must return equal rows."
+        )
+    found = np.unique(children[0])
+    if len(found) < n_children:
+        raise ValueError(
+            'prune="structured" needs inputs for every child: a callable split '
+            f"must return all children in [0, {n_children}), got {found.tolist()}."
+        )
+    return children[0]
+
+
+def get_prune(prune: str | PruneRule) -> PruneRule:
+    """Return a prune rule by its name, or the object itself.
+
+    Parameters
+    ----------
+    prune : str or PruneRule
+        A name in :data:`PRUNES`, or an object.
 
     Returns
     -------
-    alive : list of n_hidden bool ndarrays of shape (n_units,)
-        Units that are kept. Each has an edge in and an edge out, if `budget` pays for
-        two edges and the bias of every unit; a few smaller budgets leave a unit that
-        lacks one.
-    keep : list of n_hidden + 1 bool ndarrays
-        Edges that are kept, of the shapes of `weights`.
+    rule : PruneRule
+        The rule.
 
     Raises
     ------
     ValueError
-        If the partitions leave children without inputs, and the other children have
-        fewer than `budget` parameters.
+        If the name is unknown.
     """
-    edges = _Edges(weights, children, sizes)
-    floors = _floors(sizes, budget, floor)
-    strength = edges.strength()
-
-    def n_weights(alive):
-        """Count the weights that the budget pays for."""
-        return budget - sizes.n_outputs - int(alive.sum())
-
-    def suffice(alive):
-        """Tell whether there are edges enough for the budget and the floors."""
-        of_layer = np.bincount(edges.layer[edges.usable(alive)], minlength=len(floors))
-        return of_layer.sum() >= n_weights(alive) and (of_layer >= floors).all()
-
-    alive = edges.connected(np.ones(edges.n_units, dtype=bool))
-    if not suffice(alive):
-        most = budget - n_weights(alive) + int(edges.usable(alive).sum())
+    if isinstance(prune, PruneRule):
+        return prune
+    if not isinstance(prune, str) or prune not in PRUNES:
         raise ValueError(
-            f"budget must be at most {most}, the parameters of the children that the "
-            f"split gave any inputs, got {budget}."
+            f"prune must be one of {tuple(PRUNES)} or a PruneRule, got {prune!r}."
         )
-    alive = _thin(edges, sizes, alive, strength, crowding * budget, suffice)
-    forced = edges.path(alive)
-    while True:
-        usable = edges.usable(alive)
-        chosen = _largest(edges, usable, n_weights(alive), floors, forced)
-        into, out = edges.degree(chosen)
-        dead = np.flatnonzero(alive & ((into == 0) | (out == 0)))
-        weakest_first = dead[np.argsort(strength[dead], kind="stable")]
-        fewer = _remove(edges, alive, weakest_first, suffice)
-        if (fewer != alive).any():
-            alive = fewer
-            continue
-        more = forced | edges.cover(chosen, usable)
-        if (more == forced).all() or (more & usable).sum() > n_weights(alive):
-            break
-        forced = more
-    return np.split(alive, np.cumsum(sizes.fan_ins()[1:])[:-1]), edges.masks(chosen)
+    return PRUNES[prune]
 
 
-def _floors(sizes, budget, floor):
-    """Return the least number of weights of every layer."""
-    widths = [sizes.n_inputs, *sizes.hidden, sizes.n_outputs]
-    weights = np.array([n_in * n_out for n_in, n_out in pairwise(widths)])
-    n_biases = sizes.n_parent_parameters() - weights.sum()
-    paid = min(1.0, max(0, budget - n_biases) / weights.sum())
-    return (floor * paid * weights).astype(int)
-
-
-def _thin(edges, sizes, alive, strength, limit, suffice):
-    """Keep as many children, of all runs and layers alike, as stay below `limit`."""
-
-    def strongest(share):
-        kept, start = alive.copy(), 0
-        for n_parents, n_children in zip(sizes.hidden, sizes.expansion, strict=True):
-            units = slice(start, start := start + n_parents * n_children)
-            runs = -strength[units].reshape(n_children, n_parents)
-            rank = runs.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
-            # A hair less than the share: it is the inverse of a division.
-            kept[units] &= (rank < math.ceil(share * n_parents - 1e-9)).ravel()
-        return edges.connected(kept)
-
-    def enough(share):
-        kept = strongest(share)
-        size = edges.usable(kept).sum() + kept.sum() + sizes.n_outputs
-        return suffice(kept) and size >= limit
-
-    shares = sorted({n / h for h in sizes.hidden for n in range(1, h + 1)})
-    first_enough = bisect(shares, False, key=enough)
-    # The largest share below the limit, if it suffices; else the least that does.
-    below, above = max(first_enough - 1, 0), min(first_enough, len(shares) - 1)
-    for share in (shares[below], shares[above]):
-        if suffice(kept := strongest(share)):
-            return kept
-    return alive
-
-
-def _remove(edges, alive, units, suffice):
-    """Remove as many of `units`, from the first on, as leave others that suffice."""
-
-    def without(n):
-        fewer = alive.copy()
-        fewer[units[:n]] = False
-        return edges.connected(fewer)
-
-    counts = range(1, len(units) + 1)
-    return without(bisect(counts, False, key=lambda n: not suffice(without(n))))
-
-
-def _largest(edges, usable, n_weights, floors, forced):
-    """Choose usable edges: those forced, each layer's floor, then the largest."""
-    chosen = forced & usable
-    everywhere = np.ones(len(usable), dtype=bool)
-    quotas = [(edges.layer == level, n) for level, n in enumerate(floors)]
-    for where, wanted in [*quotas, (everywhere, n_weights)]:
-        n_more = min(wanted - (chosen & where).sum(), n_weights - chosen.sum())
-        if n_more > 0:
-            chosen[np.flatnonzero(usable & where & ~chosen)[:n_more]] = True
-    return chosen
-
-
-# --------------------------------------------------------------------------------------
-# Structured
-# --------------------------------------------------------------------------------------
-
-
-def least_parents(sizes):
-    """Least children per block: the next layer's blocks need an input each."""
-    following = (*sizes.expansion[1:], 1)
-    return tuple(-(-b // a) for a, b in zip(sizes.expansion, following, strict=True))
-
-
-def structured_count(sizes, n_reads, n_parents):
-    """Count parameters when the first layer's blocks read `n_reads` inputs in all.
-
-    Every living unit of a hidden layer feeds one block of the next, hence the count
-    does not depend on which units live.
-    """
-    units = [a * p for a, p in zip(sizes.expansion, n_parents, strict=True)]
-    reads = [n_reads, *units]
-    weights = sum(n * p for n, p in zip(reads, n_parents, strict=False))
-    return weights + sum(units) + sizes.n_outputs * (reads[-1] + 1)
-
-
-def structured_sizes(sizes, budget, input_share):
-    """Decide how many inputs and how many children the blocks keep.
-
-    Parents are dropped, in all layers alike, until blocks that read `input_share` of
-    their inputs fit the budget; what is left buys further children, then inputs.
-
-    Returns
-    -------
-    n_reads : int
-        Inputs that the blocks of the first layer read, summed over blocks.
-    n_parents : tuple of int
-        Children per block of every hidden layer.
-    """
-    first = sizes.expansion[0]
-    least = least_parents(sizes)
-
-    def parents_at(share):
-        # A hair more than the share: it is the inverse of a division.
-        wanted = (int(share * h + 1e-9) for h in sizes.hidden)
-        return tuple(max(p, q) for p, q in zip(least, wanted, strict=True))
-
-    def fits(n_reads, n_parents):
-        return structured_count(sizes, n_reads, n_parents) <= budget
-
-    n_reads = max(first, math.ceil(input_share * sizes.n_inputs))
-    while n_reads > first and not fits(n_reads, least):
-        n_reads = max(first, n_reads - first)
-    shares = sorted({p / h for h in sizes.hidden for p in range(1, h + 1)})
-    affordable = [parents_at(s) for s in shares if fits(n_reads, parents_at(s))]
-    n_parents = affordable[-1] if affordable else least
-    for level in np.argsort(sizes.expansion, kind="stable"):
-        while n_parents[level] < sizes.hidden[level]:
-            wider = (*n_parents[:level], n_parents[level] + 1, *n_parents[level + 1 :])
-            if not fits(n_reads, wider):
-                break
-            n_parents = wider
-    left = budget - structured_count(sizes, n_reads, n_parents)
-    return min(sizes.n_inputs, n_reads + left // n_parents[0]), n_parents
-
-
-def choose_inputs(energy, labels, n_reads):
-    """Choose the inputs that every block reads, `n_reads` in all.
-
-    Blocks lose the same share of their inputs, and every block keeps one, if `n_reads`
-    is at least the number of blocks. `energy` (n_neurons, n_inputs) ranks the inputs of
-    a block. Returns a bool array of shape (n_inputs,).
-    """
-    score = energy.sum(axis=0)
-    sizes = np.bincount(labels)
-    # Rank of every input within its block, the strongest first.
-    order = np.lexsort((-score, labels))
-    rank = np.empty(len(labels), dtype=np.intp)
-    rank[order] = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    # First one input of every block, then those that equal shares of all blocks hold.
-    keep = np.zeros(len(labels), dtype=bool)
-    keep[np.lexsort((-score, rank / sizes[labels]))[:n_reads]] = True
-    return keep
-
-
-def choose_units(energy, labels, n_blocks, n_parents, spare=0, unit_cost=1):
-    """Choose the strongest children of every block.
-
-    Parameters
-    ----------
-    energy : ndarray of shape (n_neurons, n_inputs)
-        Saliency of every edge.
-    labels : int ndarray of shape (n_inputs,)
-        The block that reads each input.
-    n_blocks, n_parents : int
-        Blocks, and children that each keeps.
-    spare : int, default=0
-        Parameters that buy further children, the strongest that fit.
-    unit_cost : int, default=1
-        What a child costs besides its inputs.
-
-    Returns
-    -------
-    alive : bool ndarray of shape (n_blocks * n_neurons,)
-        The children that are kept.
-    spare : int
-        Parameters that are left.
-    """
-    score = np.stack([energy[:, labels == a].sum(axis=1) for a in range(n_blocks)])
-    best = np.argsort(-score, axis=1, kind="stable")
-    alive = np.zeros(score.shape, dtype=bool)
-    np.put_along_axis(alive, best[:, :n_parents], True, axis=1)
-    cost = np.bincount(labels, minlength=n_blocks) + unit_cost
-    for unit in np.argsort(-score, axis=None, kind="stable"):
-        block, parent = np.unravel_index(unit, score.shape)
-        if not alive[block, parent] and cost[block] <= spare:
-            alive[block, parent] = True
-            spare -= int(cost[block])
-    return alive.ravel(), spare
+PRUNES = {rule.name: rule for rule in (Magnitude(), Structured())}
+"""The prune rules by name."""

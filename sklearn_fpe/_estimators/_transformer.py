@@ -1,16 +1,18 @@
-"""FPERegressor."""
+"""FPETransformer."""
 
-from sklearn.base import RegressorMixin
-from sklearn.callback import with_callbacks
-from sklearn.utils.validation import check_is_fitted
+from numbers import Real
+from typing import ClassVar
 
-from sklearn_fpe._base import BaseFPE
-from sklearn_fpe._compat import fit_context
-from sklearn_fpe._targets import RealTargets
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from sklearn_fpe._estimators._base import BaseFPE
+from sklearn_fpe._estimators._compat import fit_context
+from sklearn_fpe._estimators._targets import ClassTargets, RealTargets
 
 
-class FPERegressor(RegressorMixin, BaseFPE):
-    """Multi-layer perceptron regressor with Fixed Parameter Expansion.
+class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE):
+    """Hidden activations of a network with Fixed Parameter Expansion.
 
     Fixed Parameter Expansion trains an MLP with hidden layers
     ``h = act(W x + b)`` in four steps: warm up the dense parent network, split every
@@ -23,6 +25,9 @@ class FPERegressor(RegressorMixin, BaseFPE):
     hidden_layer_sizes : int or array-like of int, default=(32,)
         Widths of the dense parent network's hidden layers. Each parent neuron is
         split into `expansion` children.
+
+    task : {"classification", "regression"}, default="classification"
+        What y holds: labels (or a 0/1 indicator matrix), or real numbers.
 
     expansion : int or array-like of int, default=4
         Children per parent neuron, one number for all hidden layers or one for
@@ -89,6 +94,11 @@ class FPERegressor(RegressorMixin, BaseFPE):
     weight_decay : float, default=0.0
         Decoupled weight decay of AdamW, per unit of learning rate.
 
+    class_weight : dict or "balanced", default=None
+        Weights of the classes: a dict from label to weight, or ``"balanced"`` for
+        weights inversely proportional to the (weighted) class frequencies. Not for
+        multi-label targets.
+
     early_stopping : bool, default=False
         Whether to stop the fine-tuning when the score on held-out rows no longer
         improves, and keep the best weights. The warm-up always runs to its end.
@@ -136,9 +146,6 @@ class FPERegressor(RegressorMixin, BaseFPE):
 
     Attributes
     ----------
-    out_activation_ : str
-        ``"identity"``.
-
     module_ : sklearn_fpe.nn.MLP
         The fitted network, acting on X as it is.
 
@@ -164,7 +171,7 @@ class FPERegressor(RegressorMixin, BaseFPE):
         Least of `loss_curve_`.
 
     validation_scores_ : list of float
-        R² on the held-out rows after every epoch of the fine-tuning, if
+        Accuracy or R² on the held-out rows after every epoch of the fine-tuning, if
         `early_stopping`.
 
     best_validation_score_ : float
@@ -191,9 +198,8 @@ class FPERegressor(RegressorMixin, BaseFPE):
 
     See Also
     --------
-    FPEClassifier : The same for labels.
-    FPETransformer : The hidden activations as features.
-    sklearn.neural_network.MLPRegressor : The dense network of scikit-learn.
+    FPEClassifier : The classifier whose hidden layer this is.
+    FPERegressor : The regressor whose hidden layer this is.
 
     Notes
     -----
@@ -208,20 +214,29 @@ class FPERegressor(RegressorMixin, BaseFPE):
 
     Examples
     --------
-    >>> from sklearn.datasets import load_diabetes
-    >>> from sklearn_fpe import FPERegressor
-    >>> X, y = load_diabetes(return_X_y=True)
-    >>> reg = FPERegressor((8,), expansion=2, max_iter=20, random_state=0)
-    >>> reg.fit(X, y).predict(X).shape
-    (442,)
-    >>> reg.n_nonzero_ <= reg.budget_
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sklearn_fpe import FPETransformer
+    >>> X, y = load_digits(return_X_y=True)
+    >>> hidden = FPETransformer((8,), expansion=4, max_iter=20, random_state=0)
+    >>> model = make_pipeline(hidden, LogisticRegression(C=0.1))
+    >>> model.fit(X, y).score(X, y) > 0.9
     True
     """
+
+    _parameter_constraints: ClassVar[dict] = {
+        **BaseFPE._parameter_constraints,
+        "task": [StrOptions({"classification", "regression"})],
+        "class_weight": [dict, list, StrOptions({"balanced"}), None],
+        "label_smoothing": [Interval(Real, 0, 1, closed="left")],
+    }
 
     def __init__(
         self,
         hidden_layer_sizes=(32,),
         *,
+        task="classification",
         expansion=4,
         split="shared",
         feature_groups=None,
@@ -235,10 +250,14 @@ class FPERegressor(RegressorMixin, BaseFPE):
         max_iter=50,
         standardize=True,
         weight_decay=0.0,
+        class_weight=None,
+        label_smoothing=0.0,
         early_stopping=False,
+        scoring=None,
         validation_fraction=0.1,
         n_iter_no_change=10,
         tol=1e-4,
+        refit=False,
         warm_start=False,
         device="auto",
         precision="float32",
@@ -248,6 +267,7 @@ class FPERegressor(RegressorMixin, BaseFPE):
         verbose=False,
     ):
         self.hidden_layer_sizes = hidden_layer_sizes
+        self.task = task
         self.expansion = expansion
         self.split = split
         self.feature_groups = feature_groups
@@ -261,10 +281,14 @@ class FPERegressor(RegressorMixin, BaseFPE):
         self.max_iter = max_iter
         self.standardize = standardize
         self.weight_decay = weight_decay
+        self.class_weight = class_weight
+        self.label_smoothing = label_smoothing
         self.early_stopping = early_stopping
+        self.scoring = scoring
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
         self.tol = tol
+        self.refit = refit
         self.warm_start = warm_start
         self.device = device
         self.precision = precision
@@ -273,60 +297,8 @@ class FPERegressor(RegressorMixin, BaseFPE):
         self.random_state = random_state
         self.verbose = verbose
 
-    @with_callbacks
     @fit_context(prefer_skip_nested_validation=True)
-    def fit(
-        self,
-        X,
-        y,
-        sample_weight=None,
-        *,
-        X_val=None,
-        y_val=None,
-        sample_weight_val=None,
-    ):
-        """Warm up, split, prune and fine-tune.
-
-        Parameters
-        ----------
-        X : {array-like, sparse matrix} of shape (n_samples, n_features)
-            Training input. Large memory maps and sparse matrices are read in pieces,
-            tensors stay on their device.
-        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-            Targets.
-        sample_weight : array-like of shape (n_samples,), default=None
-            Weights of the rows; rows of weight 0 are left out.
-        X_val : {array-like, sparse matrix} of shape (n_val, n_features), default=None
-            Input to validate on, for `early_stopping`; None: hold rows of X out.
-        y_val : array-like, default=None
-            Targets of `X_val`.
-        sample_weight_val : array-like of shape (n_val,), default=None
-            Weights of the rows of `X_val`.
-
-        Returns
-        -------
-        self : object
-            The fitted estimator.
-
-        Raises
-        ------
-        ValueError
-            If the parameters and the data do not fit; nothing has been trained then.
-        FloatingPointError
-            If the training loss stops being finite.
-        MemoryError
-            If the memory of the device does not suffice.
-
-        Warns
-        -----
-        UserWarning
-            If a smaller expansion than asked for is used, or if Ctrl-C interrupted
-            the fine-tuning: the model is then kept as it is.
-        """
-        return self._fit(X, y, sample_weight, X_val, y_val, sample_weight_val)
-
-    @fit_context(prefer_skip_nested_validation=True)
-    def partial_fit(self, X, y, sample_weight=None):
+    def partial_fit(self, X, y, classes=None, sample_weight=None):
         """Train one epoch on the given rows.
 
         The first `warmup` calls are the warm-up (a fraction counts against
@@ -341,6 +313,9 @@ class FPERegressor(RegressorMixin, BaseFPE):
             Training input.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Targets.
+        classes : array-like of shape (n_classes,), default=None
+            All classes that will ever be seen; needed on the first call only, and only
+            if its y lacks some.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the rows; rows of weight 0 are left out.
 
@@ -349,10 +324,10 @@ class FPERegressor(RegressorMixin, BaseFPE):
         self : object
             The fitted estimator.
         """
-        return self._partial_fit(X, y, sample_weight)
+        return self._partial_fit(X, y, sample_weight, classes)
 
-    def predict(self, X):
-        """Predict targets.
+    def transform(self, X):
+        """Compute the activations of the last hidden layer.
 
         Parameters
         ----------
@@ -361,23 +336,28 @@ class FPERegressor(RegressorMixin, BaseFPE):
 
         Returns
         -------
-        y : ndarray of shape (n_samples,) or (n_samples, n_outputs)
-            Predictions; float64 if X is of higher precision than float32, else
-            float32.
+        X_new : ndarray of float32 of shape (n_samples, n_units)
+            One column per kept child of the last hidden layer.
         """
-        outputs = self._outputs(X)
-        return self._targets.decide(outputs).astype(outputs.dtype, copy=False)
+        return self._hidden(X)
 
     @property
-    def out_activation_(self):
-        """Name of the output activation."""
-        check_is_fitted(self)
-        return "identity"
+    def _n_features_out(self):
+        return len(self.learned_.network.parents[-1])
 
     def _make_targets(self):
-        return RealTargets()
+        if self.task == "regression":
+            if self.class_weight is not None:
+                raise ValueError(
+                    f'class_weight must be None for task="regression", got '
+                    f"{self.class_weight!r}."
+                )
+            return RealTargets()
+        return ClassTargets(self.class_weight)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
-        tags.target_tags.multi_output = True
+        tags.target_tags.required = True
+        tags.target_tags.multi_output = self.task == "regression"
+        tags.transformer_tags.preserves_dtype = ["float32"]
         return tags

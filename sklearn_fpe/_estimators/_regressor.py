@@ -1,20 +1,16 @@
-"""FPEClassifier."""
+"""FPERegressor."""
 
-from typing import ClassVar
-
-import torch
-from sklearn.base import ClassifierMixin
-from sklearn.callback import with_callbacks
-from sklearn.utils._param_validation import StrOptions
+import numpy as np
+from sklearn.base import RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_fpe._base import BaseFPE
-from sklearn_fpe._compat import fit_context
-from sklearn_fpe._targets import ClassTargets
+from sklearn_fpe._estimators._base import BaseFPE
+from sklearn_fpe._estimators._compat import fit_context
+from sklearn_fpe._estimators._targets import RealTargets
 
 
-class FPEClassifier(ClassifierMixin, BaseFPE):
-    """Multi-layer perceptron classifier with Fixed Parameter Expansion.
+class FPERegressor(RegressorMixin, BaseFPE):
+    """Multi-layer perceptron regressor with Fixed Parameter Expansion.
 
     Fixed Parameter Expansion trains an MLP with hidden layers
     ``h = act(W x + b)`` in four steps: warm up the dense parent network, split every
@@ -93,11 +89,6 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
     weight_decay : float, default=0.0
         Decoupled weight decay of AdamW, per unit of learning rate.
 
-    class_weight : dict or "balanced", default=None
-        Weights of the classes: a dict from label to weight, or ``"balanced"`` for
-        weights inversely proportional to the (weighted) class frequencies. Not for
-        multi-label targets.
-
     early_stopping : bool, default=False
         Whether to stop the fine-tuning when the score on held-out rows no longer
         improves, and keep the best weights. The warm-up always runs to its end.
@@ -145,11 +136,8 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
 
     Attributes
     ----------
-    classes_ : ndarray of shape (n_classes,)
-        Sorted class labels.
-
     out_activation_ : str
-        ``"softmax"``, or ``"logistic"`` for binary and multi-label problems.
+        ``"identity"``.
 
     module_ : sklearn_fpe.nn.MLP
         The fitted network, acting on X as it is.
@@ -176,7 +164,7 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         Least of `loss_curve_`.
 
     validation_scores_ : list of float
-        Accuracy on the held-out rows after every epoch of the fine-tuning, if
+        R² on the held-out rows after every epoch of the fine-tuning, if
         `early_stopping`.
 
     best_validation_score_ : float
@@ -203,9 +191,9 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
 
     See Also
     --------
-    FPERegressor : The same for real targets.
+    FPEClassifier : The same for labels.
     FPETransformer : The hidden activations as features.
-    sklearn.neural_network.MLPClassifier : The dense network of scikit-learn.
+    sklearn.neural_network.MLPRegressor : The dense network of scikit-learn.
 
     Notes
     -----
@@ -220,22 +208,15 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
 
     Examples
     --------
-    >>> from sklearn.datasets import load_digits
-    >>> from sklearn.model_selection import train_test_split
-    >>> from sklearn_fpe import FPEClassifier
-    >>> X, y = load_digits(return_X_y=True)
-    >>> X_train, X_test, y_train, y_test = train_test_split(X, y, random_state=0)
-    >>> clf = FPEClassifier((8,), expansion=4, max_iter=50, random_state=0)
-    >>> clf.fit(X_train, y_train).score(X_test, y_test) > 0.9
-    True
-    >>> clf.n_nonzero_ <= clf.budget_
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn_fpe import FPERegressor
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> reg = FPERegressor((8,), expansion=2, max_iter=20, random_state=0)
+    >>> reg.fit(X, y).predict(X).shape
+    (442,)
+    >>> reg.n_nonzero_ <= reg.budget_
     True
     """
-
-    _parameter_constraints: ClassVar[dict] = {
-        **BaseFPE._parameter_constraints,
-        "class_weight": [dict, StrOptions({"balanced"}), None],
-    }
 
     def __init__(
         self,
@@ -254,11 +235,12 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         max_iter=50,
         standardize=True,
         weight_decay=0.0,
-        class_weight=None,
         early_stopping=False,
+        scoring=None,
         validation_fraction=0.1,
         n_iter_no_change=10,
         tol=1e-4,
+        refit=False,
         warm_start=False,
         device="auto",
         precision="float32",
@@ -281,11 +263,12 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         self.max_iter = max_iter
         self.standardize = standardize
         self.weight_decay = weight_decay
-        self.class_weight = class_weight
         self.early_stopping = early_stopping
+        self.scoring = scoring
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
         self.tol = tol
+        self.refit = refit
         self.warm_start = warm_start
         self.device = device
         self.precision = precision
@@ -294,60 +277,8 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         self.random_state = random_state
         self.verbose = verbose
 
-    @with_callbacks
     @fit_context(prefer_skip_nested_validation=True)
-    def fit(
-        self,
-        X,
-        y,
-        sample_weight=None,
-        *,
-        X_val=None,
-        y_val=None,
-        sample_weight_val=None,
-    ):
-        """Warm up, split, prune and fine-tune.
-
-        Parameters
-        ----------
-        X : {array-like, sparse matrix} of shape (n_samples, n_features)
-            Training input. Large memory maps and sparse matrices are read in pieces,
-            tensors stay on their device.
-        y : array-like of shape (n_samples,) or (n_samples, n_labels)
-            Targets.
-        sample_weight : array-like of shape (n_samples,), default=None
-            Weights of the rows; rows of weight 0 are left out.
-        X_val : {array-like, sparse matrix} of shape (n_val, n_features), default=None
-            Input to validate on, for `early_stopping`; None: hold rows of X out.
-        y_val : array-like, default=None
-            Targets of `X_val`.
-        sample_weight_val : array-like of shape (n_val,), default=None
-            Weights of the rows of `X_val`.
-
-        Returns
-        -------
-        self : object
-            The fitted estimator.
-
-        Raises
-        ------
-        ValueError
-            If the parameters and the data do not fit; nothing has been trained then.
-        FloatingPointError
-            If the training loss stops being finite.
-        MemoryError
-            If the memory of the device does not suffice.
-
-        Warns
-        -----
-        UserWarning
-            If a smaller expansion than asked for is used, or if Ctrl-C interrupted
-            the fine-tuning: the model is then kept as it is.
-        """
-        return self._fit(X, y, sample_weight, X_val, y_val, sample_weight_val)
-
-    @fit_context(prefer_skip_nested_validation=True)
-    def partial_fit(self, X, y, classes=None, sample_weight=None):
+    def partial_fit(self, X, y, sample_weight=None):
         """Train one epoch on the given rows.
 
         The first `warmup` calls are the warm-up (a fraction counts against
@@ -360,11 +291,8 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         ----------
         X : {array-like, sparse matrix} of shape (n_samples, n_features)
             Training input.
-        y : array-like of shape (n_samples,) or (n_samples, n_labels)
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Targets.
-        classes : array-like of shape (n_classes,), default=None
-            All classes that will ever be seen; needed on the first call only, and only
-            if its y lacks some.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the rows; rows of weight 0 are left out.
 
@@ -373,10 +301,10 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         self : object
             The fitted estimator.
         """
-        return self._partial_fit(X, y, sample_weight, classes)
+        return self._partial_fit(X, y, sample_weight)
 
     def predict(self, X):
-        """Predict labels.
+        """Predict targets.
 
         Parameters
         ----------
@@ -385,86 +313,46 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
 
         Returns
         -------
-        y : ndarray of shape (n_samples,) or (n_samples, n_labels)
-            Predicted labels; a 0/1 indicator matrix for multi-label problems.
+        y : ndarray of shape (n_samples,) or (n_samples, n_outputs)
+            Predictions; float64 if X is of higher precision than float32, else
+            float32.
         """
-        outputs = self._outputs(X)
-        return self._targets.decide(outputs)
+        targets, outputs = self._raw_predict(X)
+        y = targets.decide(outputs)
+        with np.errstate(over="ignore"):
+            narrow = y.astype(outputs.dtype, copy=False)
+        # The units of the targets may be out of the range of float32.
+        return narrow if np.isfinite(narrow).all() else y
 
-    def predict_proba(self, X):
-        """Predict probabilities.
+    def score(self, X, y, sample_weight=None):
+        """Return the coefficient of determination of the predictions.
 
         Parameters
         ----------
         X : {array-like, sparse matrix} of shape (n_samples, n_features)
             Input.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Targets; on any device.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the rows.
 
         Returns
         -------
-        proba : ndarray of shape (n_samples, n_classes)
-            Probability of every class, in the order of `classes_`; for multi-label
-            problems, of every label.
+        score : float
+            The score, at most 1.
         """
-        logits = torch.from_numpy(self._outputs(X))
-        if self._targets.kind == "multiclass":
-            return torch.softmax(logits, dim=1).numpy()
-        if self._targets.kind == "binary":
-            # The smaller probability is computed, not the rounded rest of the larger.
-            return torch.sigmoid(torch.cat([-logits, logits], dim=1)).numpy()
-        return torch.sigmoid(logits).numpy()
-
-    def predict_log_proba(self, X):
-        """Predict logarithms of probabilities.
-
-        Parameters
-        ----------
-        X : {array-like, sparse matrix} of shape (n_samples, n_features)
-            Input.
-
-        Returns
-        -------
-        log_proba : ndarray of shape (n_samples, n_classes)
-            Logarithm of what :meth:`predict_proba` returns, without underflow.
-        """
-        logits = torch.from_numpy(self._outputs(X))
-        if self._targets.kind == "multiclass":
-            return torch.log_softmax(logits, dim=1).numpy()
-        if self._targets.kind == "binary":
-            logits = torch.cat([-logits, logits], dim=1)
-        return torch.nn.functional.logsigmoid(logits).numpy()
-
-    def decision_function(self, X):
-        """Compute the network's raw outputs.
-
-        Parameters
-        ----------
-        X : {array-like, sparse matrix} of shape (n_samples, n_features)
-            Input.
-
-        Returns
-        -------
-        decision : ndarray of shape (n_samples,) or (n_samples, n_classes)
-            Logits; of the second class only in binary problems.
-        """
-        logits = self._outputs(X)
-        return logits[:, 0] if self._targets.kind == "binary" else logits
+        return super().score(X, *self._score_arguments(y, sample_weight))
 
     @property
     def out_activation_(self):
         """Name of the output activation."""
         check_is_fitted(self)
-        return "softmax" if self._targets.kind == "multiclass" else "logistic"
+        return "identity"
+
+    def _make_targets(self):
+        return RealTargets()
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_label = True
+        tags.target_tags.multi_output = True
         return tags
-
-    def _make_targets(self):
-        return ClassTargets(self.class_weight)
-
-    @property
-    def classes_(self):
-        """Sorted class labels, ndarray of shape (n_classes,)."""
-        check_is_fitted(self)
-        return self._targets.classes

@@ -1,19 +1,18 @@
-"""FPETransformer."""
+"""FPEClassifier."""
 
+from numbers import Real
 from typing import ClassVar
 
-import numpy as np
-from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.callback import with_callbacks
-from sklearn.utils._param_validation import StrOptions
+from sklearn.base import ClassifierMixin
+from sklearn.utils._param_validation import Interval, StrOptions
 
-from sklearn_fpe._base import BaseFPE
-from sklearn_fpe._compat import fit_context
-from sklearn_fpe._targets import ClassTargets, RealTargets
+from sklearn_fpe._estimators._base import BaseFPE
+from sklearn_fpe._estimators._compat import fit_context
+from sklearn_fpe._estimators._targets import ClassTargets
 
 
-class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE):
-    """Hidden activations of a network with Fixed Parameter Expansion.
+class FPEClassifier(ClassifierMixin, BaseFPE):
+    """Multi-layer perceptron classifier with Fixed Parameter Expansion.
 
     Fixed Parameter Expansion trains an MLP with hidden layers
     ``h = act(W x + b)`` in four steps: warm up the dense parent network, split every
@@ -26,9 +25,6 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
     hidden_layer_sizes : int or array-like of int, default=(32,)
         Widths of the dense parent network's hidden layers. Each parent neuron is
         split into `expansion` children.
-
-    task : {"classification", "regression"}, default="classification"
-        What y holds: labels (or a 0/1 indicator matrix), or real numbers.
 
     expansion : int or array-like of int, default=4
         Children per parent neuron, one number for all hidden layers or one for
@@ -147,6 +143,12 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
 
     Attributes
     ----------
+    classes_ : ndarray of shape (n_classes,)
+        Sorted class labels.
+
+    out_activation_ : str
+        ``"softmax"``, or ``"logistic"`` for binary and multi-label problems.
+
     module_ : sklearn_fpe.nn.MLP
         The fitted network, acting on X as it is.
 
@@ -172,7 +174,7 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
         Least of `loss_curve_`.
 
     validation_scores_ : list of float
-        Accuracy or R² on the held-out rows after every epoch of the fine-tuning, if
+        Accuracy on the held-out rows after every epoch of the fine-tuning, if
         `early_stopping`.
 
     best_validation_score_ : float
@@ -199,8 +201,9 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
 
     See Also
     --------
-    FPEClassifier : The classifier whose hidden layer this is.
-    FPERegressor : The regressor whose hidden layer this is.
+    FPERegressor : The same for real targets.
+    FPETransformer : The hidden activations as features.
+    sklearn.neural_network.MLPClassifier : The dense network of scikit-learn.
 
     Notes
     -----
@@ -216,27 +219,27 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
     Examples
     --------
     >>> from sklearn.datasets import load_digits
-    >>> from sklearn.linear_model import LogisticRegression
-    >>> from sklearn.pipeline import make_pipeline
-    >>> from sklearn_fpe import FPETransformer
+    >>> from sklearn.model_selection import train_test_split
+    >>> from sklearn_fpe import FPEClassifier
     >>> X, y = load_digits(return_X_y=True)
-    >>> hidden = FPETransformer((8,), expansion=4, max_iter=20, random_state=0)
-    >>> model = make_pipeline(hidden, LogisticRegression(C=0.1))
-    >>> model.fit(X, y).score(X, y) > 0.9
+    >>> X_train, X_test, y_train, y_test = train_test_split(X, y, random_state=0)
+    >>> clf = FPEClassifier((8,), expansion=4, max_iter=50, random_state=0)
+    >>> clf.fit(X_train, y_train).score(X_test, y_test) > 0.9
+    True
+    >>> clf.n_nonzero_ <= clf.budget_
     True
     """
 
     _parameter_constraints: ClassVar[dict] = {
         **BaseFPE._parameter_constraints,
-        "task": [StrOptions({"classification", "regression"})],
-        "class_weight": [dict, StrOptions({"balanced"}), None],
+        "class_weight": [dict, list, StrOptions({"balanced"}), None],
+        "label_smoothing": [Interval(Real, 0, 1, closed="left")],
     }
 
     def __init__(
         self,
         hidden_layer_sizes=(32,),
         *,
-        task="classification",
         expansion=4,
         split="shared",
         feature_groups=None,
@@ -251,10 +254,13 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
         standardize=True,
         weight_decay=0.0,
         class_weight=None,
+        label_smoothing=0.0,
         early_stopping=False,
+        scoring=None,
         validation_fraction=0.1,
         n_iter_no_change=10,
         tol=1e-4,
+        refit=False,
         warm_start=False,
         device="auto",
         precision="float32",
@@ -264,7 +270,6 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
         verbose=False,
     ):
         self.hidden_layer_sizes = hidden_layer_sizes
-        self.task = task
         self.expansion = expansion
         self.split = split
         self.feature_groups = feature_groups
@@ -279,10 +284,13 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
         self.standardize = standardize
         self.weight_decay = weight_decay
         self.class_weight = class_weight
+        self.label_smoothing = label_smoothing
         self.early_stopping = early_stopping
+        self.scoring = scoring
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
         self.tol = tol
+        self.refit = refit
         self.warm_start = warm_start
         self.device = device
         self.precision = precision
@@ -290,58 +298,6 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
         self.memory = memory
         self.random_state = random_state
         self.verbose = verbose
-
-    @with_callbacks
-    @fit_context(prefer_skip_nested_validation=True)
-    def fit(
-        self,
-        X,
-        y,
-        sample_weight=None,
-        *,
-        X_val=None,
-        y_val=None,
-        sample_weight_val=None,
-    ):
-        """Warm up, split, prune and fine-tune.
-
-        Parameters
-        ----------
-        X : {array-like, sparse matrix} of shape (n_samples, n_features)
-            Training input. Large memory maps and sparse matrices are read in pieces,
-            tensors stay on their device.
-        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-            Targets.
-        sample_weight : array-like of shape (n_samples,), default=None
-            Weights of the rows; rows of weight 0 are left out.
-        X_val : {array-like, sparse matrix} of shape (n_val, n_features), default=None
-            Input to validate on, for `early_stopping`; None: hold rows of X out.
-        y_val : array-like, default=None
-            Targets of `X_val`.
-        sample_weight_val : array-like of shape (n_val,), default=None
-            Weights of the rows of `X_val`.
-
-        Returns
-        -------
-        self : object
-            The fitted estimator.
-
-        Raises
-        ------
-        ValueError
-            If the parameters and the data do not fit; nothing has been trained then.
-        FloatingPointError
-            If the training loss stops being finite.
-        MemoryError
-            If the memory of the device does not suffice.
-
-        Warns
-        -----
-        UserWarning
-            If a smaller expansion than asked for is used, or if Ctrl-C interrupted
-            the fine-tuning: the model is then kept as it is.
-        """
-        return self._fit(X, y, sample_weight, X_val, y_val, sample_weight_val)
 
     @fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y, classes=None, sample_weight=None):
@@ -357,7 +313,7 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
         ----------
         X : {array-like, sparse matrix} of shape (n_samples, n_features)
             Training input.
-        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+        y : array-like of shape (n_samples,) or (n_samples, n_labels)
             Targets.
         classes : array-like of shape (n_classes,), default=None
             All classes that will ever be seen; needed on the first call only, and only
@@ -372,8 +328,8 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
         """
         return self._partial_fit(X, y, sample_weight, classes)
 
-    def transform(self, X):
-        """Compute the activations of the last hidden layer.
+    def predict(self, X):
+        """Predict labels.
 
         Parameters
         ----------
@@ -382,28 +338,97 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
 
         Returns
         -------
-        X_new : ndarray of float32 of shape (n_samples, n_units)
-            One column per kept child of the last hidden layer.
+        y : ndarray of shape (n_samples,) or (n_samples, n_labels)
+            Predicted labels; a 0/1 indicator matrix for multi-label problems.
         """
-        return self._outputs(X, transform=True).astype(np.float32, copy=False)
+        targets, outputs = self._raw_predict(X)
+        return targets.decide(outputs)
+
+    def predict_proba(self, X):
+        """Predict probabilities.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            Input.
+
+        Returns
+        -------
+        proba : ndarray of shape (n_samples, n_classes)
+            Probability of every class, in the order of `classes_`; for multi-label
+            problems, of every label.
+        """
+        targets, outputs = self._raw_predict(X)
+        return targets.probabilities(outputs)
+
+    def predict_log_proba(self, X):
+        """Predict logarithms of probabilities.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            Input.
+
+        Returns
+        -------
+        log_proba : ndarray of shape (n_samples, n_classes)
+            Logarithm of what :meth:`predict_proba` returns, without underflow.
+        """
+        targets, outputs = self._raw_predict(X)
+        return targets.log_probabilities(outputs)
+
+    def decision_function(self, X):
+        """Compute the network's raw outputs.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            Input.
+
+        Returns
+        -------
+        decision : ndarray of shape (n_samples,) or (n_samples, n_classes)
+            Logits; of the second class only in binary problems.
+        """
+        targets, outputs = self._raw_predict(X)
+        return outputs[:, 0] if targets.kind == "binary" else outputs
+
+    def score(self, X, y, sample_weight=None):
+        """Return the accuracy of the predictions.
+
+        For multi-label problems the share of rows that are right in every label.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            Input.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Targets; on any device.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the rows.
+
+        Returns
+        -------
+        score : float
+            The score, at most 1.
+        """
+        return super().score(X, *self._score_arguments(y, sample_weight))
 
     @property
-    def _n_features_out(self):
-        return len(self.module_.parents[-1])
-
-    def _make_targets(self):
-        if self.task == "regression":
-            if self.class_weight is not None:
-                raise ValueError(
-                    f'class_weight must be None for task="regression", got '
-                    f"{self.class_weight!r}."
-                )
-            return RealTargets()
-        return ClassTargets(self.class_weight)
+    def out_activation_(self):
+        """Name of the output activation."""
+        targets = self.learned_.targets
+        return "softmax" if targets.kind == "multiclass" else "logistic"
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
-        tags.target_tags.required = True
-        tags.target_tags.multi_output = self.task == "regression"
-        tags.transformer_tags.preserves_dtype = ["float32"]
+        tags.classifier_tags.multi_label = True
         return tags
+
+    def _make_targets(self):
+        return ClassTargets(self.class_weight)
+
+    @property
+    def classes_(self):
+        """Sorted class labels, ndarray of shape (n_classes,)."""
+        return self.learned_.targets.classes

@@ -1,0 +1,118 @@
+"""Hooks: what may happen between the steps and epochs of a training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from sklearn_fpe._engine._trainer import Trainer
+
+
+class Hook:
+    """Something that a training calls; every method does nothing by default.
+
+    A hook may read the attributes of the trainer (``phase``, ``epoch``, ``n_epochs``,
+    ``loss``, ``step``, ``n_steps``, ``network``), change masks by
+    :meth:`Trainer.set_masks` and, in :meth:`before_step`, the gradients.
+    """
+
+    def on_phase_begin(self, trainer: Trainer) -> None:
+        """Act before the epochs of a phase."""
+
+    def on_epoch_begin(self, trainer: Trainer) -> None:
+        """Act before every epoch."""
+
+    def before_step(self, trainer: Trainer) -> None:
+        """Act when gradients are computed, before the optimizer uses them."""
+
+    def on_epoch_end(self, trainer: Trainer) -> bool | None:
+        """Act after every epoch; return True to stop the phase."""
+
+    def on_phase_end(self, trainer: Trainer) -> None:
+        """Act after the epochs of a phase."""
+
+
+class EarlyStopping(Hook):
+    """Stop the fine-tuning when a validation score stops rising; keep the best weights.
+
+    Parameters
+    ----------
+    score : callable or None
+        ``score(trainer, outputs)`` maps the outputs for the held-out rows to a score,
+        the higher the better; None: minus the validation loss.
+    patience : int or inf
+        Stop after more than this many consecutive epochs without improvement.
+    tol : float
+        Smallest gain over the best score that counts as improvement.
+    """
+
+    def __init__(
+        self,
+        score: Callable[[Trainer, np.ndarray], float] | None,
+        patience: float,
+        tol: float,
+    ) -> None:
+        self._score, self.patience, self.tol = score, patience, tol
+        self.best_score = -math.inf
+        self.best_iter: int | None = None
+        self.n_no_change = 0
+        self._best_state: dict | None = None
+
+    def on_phase_begin(self, trainer: Trainer) -> None:
+        """After a warm start, let the weights so far compete."""
+        if trainer.phase == "fine-tune" and trainer.history.best_score > -math.inf:
+            score, _ = self._measure(trainer)
+            self._update(trainer, score)
+            trainer.validation_score = score
+
+    def on_epoch_end(self, trainer: Trainer) -> bool:
+        """Score the held-out rows; return whether to stop."""
+        if trainer.phase != "fine-tune":
+            return False
+        score, loss = self._measure(trainer)
+        trainer.record_validation(score, loss)
+        self._update(trainer, score)
+        return self.n_no_change > self.patience
+
+    def on_phase_end(self, trainer: Trainer) -> None:
+        """Give the network its best weights back."""
+        if self._best_state is not None:
+            trainer.restore(self._best_state, self.best_score, self.best_iter)
+
+    def _measure(self, trainer: Trainer) -> tuple[float, float]:
+        outputs, loss = trainer.validate()
+        score = -loss if self._score is None else self._score(trainer, outputs)
+        return float(score), loss
+
+    def _update(self, trainer: Trainer, score: float) -> None:
+        improved = score >= self.best_score + self.tol
+        self.n_no_change = 0 if improved else self.n_no_change + 1
+        if score > self.best_score or self._best_state is None:
+            self.best_score, self.best_iter = score, trainer.n_iter
+            state = trainer.network.state_dict()
+            self._best_state = {name: value.clone() for name, value in state.items()}
+
+
+class Verbose(Hook):
+    """Print a line per epoch."""
+
+    def on_phase_begin(self, trainer: Trainer) -> None:
+        """Print what the training starts from."""
+        if trainer.from_cache:
+            print(f"{trainer.phase}: {len(trainer.epochs)} epochs taken from memory")
+        if trainer.phase == "fine-tune" and trainer.validation_score is not None:
+            print(f"warm start: validation score {trainer.validation_score:.6f}")
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        """Print loss and validation score."""
+        message = (
+            f"{trainer.phase}, epoch {trainer.epoch + 1}/{trainer.n_epochs}: "
+            f"loss {trainer.loss:.6f}"
+        )
+        if trainer.validation_score is not None:
+            message += f", validation score {trainer.validation_score:.6f}"
+        print(message)

@@ -1,0 +1,157 @@
+"""Losses, each with its derivative and its link, as objects."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+MIN_ROW_MAJOR_CLASSES = 32
+"""Classes below which the log-softmax on a CPU is computed along columns.
+
+torch works through short rows entry by entry, through columns by vectors.
+"""
+
+
+@dataclass(frozen=True)
+class Loss(ABC):
+    """A loss of raw outputs, averaged over rows with weights.
+
+    Parameters
+    ----------
+    label_smoothing : float in [0, 1), default=0.0
+        Share of every target that is spread evenly over the classes.
+    """
+
+    label_smoothing: float = 0.0
+
+    @abstractmethod
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the losses of rows (n_rows,) or of entries (n_rows, n_outputs)."""
+
+    @abstractmethod
+    def gradient(self, outputs: Tensor, targets: Tensor, shares: Tensor) -> Tensor:
+        """Return losses as :meth:`losses` and the gradient of ``sum(shares * losses)``.
+
+        The outputs may be overwritten.
+        """
+
+    def __call__(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        """Return the weighted mean loss.
+
+        Parameters
+        ----------
+        outputs : tensor of shape (n_rows, n_outputs)
+            Raw outputs.
+        targets : tensor of shape (n_rows,) or (n_rows, n_outputs)
+            Class numbers, indicators or standardised targets.
+        weights : tensor of shape (n_rows,) or (n_rows, n_outputs)
+            Weights of rows or, for losses of entries, of entries.
+
+        Returns
+        -------
+        loss : tensor of shape ()
+            The sum of weight times loss, divided by the number of rows.
+        """
+        losses = self.losses(outputs, targets)
+        if losses.ndim > weights.ndim:
+            losses = losses.sum(dim=1)
+        return (losses * weights).sum() / len(weights)
+
+    def differentiate(
+        self, outputs: Tensor, targets: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the weighted mean loss and its gradient with respect to the outputs.
+
+        The outputs may be overwritten.
+        """
+        shares = weights / len(weights)
+        losses, gradient = self.gradient(outputs, targets, shares)
+        if losses.ndim > shares.ndim:
+            losses = losses.sum(dim=1)
+        if losses.ndim == 1:
+            return torch.dot(losses, shares), gradient
+        return (losses * shares).sum(), gradient
+
+
+def _of_row(shares: Tensor) -> Tensor:
+    return shares.unsqueeze(1) if shares.ndim == 1 else shares
+
+
+class Softmax(Loss):
+    """Cross-entropy of class numbers."""
+
+    name = "softmax"
+
+    def losses(self, outputs, targets):
+        """Return the cross-entropy of every row."""
+        return F.cross_entropy(
+            outputs, targets, reduction="none", label_smoothing=self.label_smoothing
+        )
+
+    def gradient(self, outputs, targets, shares):
+        """Return losses and gradient, see :meth:`Loss.gradient`."""
+        classes, of_row = targets.unsqueeze(1), shares.unsqueeze(1)
+        log_p = _log_softmax(outputs)
+        losses = log_p.gather(1, classes).squeeze(1).neg_()
+        if self.label_smoothing == 0:
+            gradient = log_p.exp_().mul_(of_row).scatter_add_(1, classes, -of_row)
+            return losses, gradient
+        kept = 1 - self.label_smoothing
+        losses = kept * losses - self.label_smoothing * log_p.mean(dim=1)
+        uniform = self.label_smoothing / outputs.shape[1]
+        gradient = log_p.exp_().sub_(uniform).mul_(of_row)
+        return losses, gradient.scatter_add_(1, classes, -kept * of_row)
+
+
+class Sigmoid(Loss):
+    """Binary cross-entropy of every column, summed over columns."""
+
+    name = "sigmoid"
+
+    def losses(self, outputs, targets):
+        """Return the binary cross-entropy of every entry."""
+        return F.binary_cross_entropy_with_logits(
+            outputs, self._smooth(targets), reduction="none"
+        )
+
+    def gradient(self, outputs, targets, shares):
+        """Return losses and gradient, see :meth:`Loss.gradient`."""
+        targets = self._smooth(targets)
+        losses = F.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
+        return losses, outputs.sigmoid_().sub_(targets).mul_(_of_row(shares))
+
+    def _smooth(self, targets: Tensor) -> Tensor:
+        if self.label_smoothing == 0:
+            return targets
+        return targets * (1 - self.label_smoothing) + self.label_smoothing / 2
+
+
+class Squared(Loss):
+    """Half the squared error, averaged over columns."""
+
+    name = "squared"
+
+    def losses(self, outputs, targets):
+        """Return the mean half squared error of every row."""
+        return 0.5 * (outputs - targets).square().mean(dim=1)
+
+    def gradient(self, outputs, targets, shares):
+        """Return losses and gradient, see :meth:`Loss.gradient`."""
+        gradient = outputs.sub_(targets)
+        losses = 0.5 * gradient.square().mean(dim=1)
+        return losses, gradient.mul_(_of_row(shares / outputs.shape[1]))
+
+
+LOSSES = {loss.name: loss for loss in (Softmax, Sigmoid, Squared)}
+"""The losses by name."""
+
+
+def _log_softmax(outputs: Tensor) -> Tensor:
+    """Return the logarithm of the softmax of every row."""
+    if outputs.shape[1] < MIN_ROW_MAJOR_CLASSES and not outputs.is_cuda:
+        return torch.log_softmax(outputs.mT.contiguous(), dim=0).mT
+    return torch.log_softmax(outputs, dim=1)

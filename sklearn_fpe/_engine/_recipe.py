@@ -1,0 +1,230 @@
+"""What goes into a training, and what comes out: frozen objects."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from sklearn_fpe._engine._loss import Loss
+from sklearn_fpe._engine._moments import Moments
+from sklearn_fpe.nn import MLP, Activation, Affine, PruneRule, Shape, SplitRule
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Seeds of independent random streams, so that one use moves no other."""
+
+    init: int
+    split: int
+    shuffle: int
+    validation: int
+
+    @classmethod
+    def spawn(cls, entropy: int | None) -> Seeds:
+        """Derive the seeds from one number; None: from fresh entropy."""
+        state = np.random.SeedSequence(entropy).generate_state(4)
+        return cls(*(int(seed) for seed in state))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What shapes the network: it stays the same while training goes on.
+
+    Parameters
+    ----------
+    shape : Shape
+        Shape of the expanded network.
+    budget : int
+        Non-zero parameters, biases included.
+    split : SplitRule
+        How input edges are partitioned.
+    prune : PruneRule
+        How the network is pruned to the budget.
+    groups : array-like or None
+        Group label of every input, for split rules that need them.
+    activation : Activation
+        Activation of the hidden layers.
+    seeds : Seeds
+        Random streams.
+    """
+
+    shape: Shape
+    budget: int
+    split: SplitRule
+    prune: PruneRule
+    groups: Any
+    activation: Activation
+    seeds: Seeds
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train; may change between two calls.
+
+    Parameters
+    ----------
+    loss : Loss
+        What is minimised.
+    max_iter : int
+        Epochs of a fit, warm-up included; the learning rate's course covers them.
+    n_warmup : int
+        Epochs, or calls of ``partial_fit``, before the expansion.
+    batch_size : int or None
+        Rows per step; None: a sixteenth of the rows, see :meth:`rows_per_step`.
+    learning_rate : {"constant", "cosine"}
+        Course of the learning rate over the epochs.
+    learning_rate_init : float
+        Learning rate at the start.
+    weight_decay : float
+        Decoupled weight decay, per unit of learning rate.
+    standardize : bool
+        Whether inputs are standardised.
+    bfloat16 : bool
+        Whether matrix products are in bfloat16.
+    device : torch.device
+        Where to train.
+    callbacks : tuple
+        skorch callbacks.
+    """
+
+    loss: Loss
+    max_iter: int
+    n_warmup: int
+    batch_size: int | None
+    learning_rate: str
+    learning_rate_init: float
+    weight_decay: float
+    standardize: bool
+    bfloat16: bool
+    device: torch.device
+    callbacks: tuple = ()
+
+    def rate_at(self, epoch: int) -> float:
+        """Return the learning rate of an epoch.
+
+        Half a cosine from the initial rate down to zero over `max_iter` epochs, taken
+        at the middle of the epoch (Loshchilov and Hutter, 2017), or constant.
+        """
+        if self.learning_rate == "constant":
+            return self.learning_rate_init
+        progress = (epoch + 0.5) / self.max_iter
+        return self.learning_rate_init * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def rows_per_step(self, n_rows: int) -> int:
+        """Return the batch size for a number of rows.
+
+        By default the power of two nearest to a sixteenth of the rows, from 16 to 256.
+        """
+        if self.batch_size is not None:
+            return min(n_rows, self.batch_size)
+        return min(n_rows, 2 ** round(math.log2(min(256, max(16, n_rows / 16)))))
+
+    def net(self) -> tuple:
+        """Return what a net in training was made with."""
+        return self.loss, self.device, self.bfloat16, self.callbacks
+
+
+class Targets(Protocol):
+    """What the engine needs to know of the targets."""
+
+    n_columns: int
+    rows_to_score: int
+
+    def encode(self, y: np.ndarray) -> torch.Tensor:
+        """Turn checked targets into a tensor for the loss."""
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """Turn encoded targets back."""
+
+    def decide(self, outputs: np.ndarray) -> np.ndarray:
+        """Turn raw outputs into predictions."""
+
+    def probabilities(self, outputs: np.ndarray) -> np.ndarray:
+        """Turn raw outputs into probabilities."""
+
+    def learn_scale(self, y: np.ndarray, weights: np.ndarray) -> None:
+        """Learn location and scale of more targets."""
+
+    def output_affine(self) -> Affine:
+        """Return the standardisation of the targets."""
+
+    def constant(self) -> np.ndarray:
+        """Tell which columns are constant, bool (n_columns,)."""
+
+
+@dataclass(frozen=True)
+class History:
+    """The record of a training.
+
+    Parameters
+    ----------
+    losses : tuple of float
+        Mean training loss of every epoch.
+    validation_losses, validation_scores : tuple of float
+        Mean loss and score of the held-out rows after every epoch of fine-tuning.
+    best_score : float
+        Validation score of the weights that were kept; -inf without validation.
+    best_iter : int or None
+        Epoch, counted from 1 over the last fit, whose weights were kept.
+    n_iter : int
+        Epochs of the last fit, and calls of ``partial_fit`` since.
+    """
+
+    losses: tuple[float, ...] = ()
+    validation_losses: tuple[float, ...] = ()
+    validation_scores: tuple[float, ...] = ()
+    best_score: float = -math.inf
+    best_iter: int | None = None
+    n_iter: int = 0
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a training has learned.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        What it was made with.
+    network : MLP
+        The network; acts on inputs as they are, not standardised.
+    affine : Affine
+        The standardisation of the inputs in training; folded into `network`.
+    moments : Moments or None
+        Statistics of the inputs; None without standardisation.
+    targets : Targets
+        Labels, or location and scale of real targets.
+    phase : {"warm-up", "fine-tune"}
+        Whether the network is expanded yet.
+    history : History
+        The record of the training.
+    """
+
+    recipe: Recipe
+    network: MLP
+    affine: Affine
+    moments: Moments | None
+    targets: Targets
+    phase: str
+    history: History = field(default_factory=History)
+
+    @property
+    def expansion(self) -> tuple[int, ...]:
+        """Children per parent of each hidden layer: 1 before the expansion."""
+        shape = self.recipe.shape
+        return (shape if self.phase == "fine-tune" else shape.parent()).expansion
+
+    def with_validation(self, other: Learned) -> Learned:
+        """Return this with the record of the validation of another training."""
+        history = replace(
+            self.history,
+            validation_losses=other.history.validation_losses,
+            validation_scores=other.history.validation_scores,
+            best_score=other.history.best_score,
+            best_iter=other.history.best_iter,
+        )
+        return replace(self, history=history)

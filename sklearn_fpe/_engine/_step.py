@@ -1,0 +1,167 @@
+"""A training step: gradients without autograd's graph, and one vector to update.
+
+Recording a step of a small network, walking its graph and updating parameters one by
+one takes longer than multiplying the matrices. Here the gradient goes back through the
+layers in place, into gradients that share one vector, like the parameters.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from sklearn_fpe.nn import MLP
+
+ALIGNMENT = 16
+"""Every tensor starts at a multiple of this many entries: of 64 bytes, in float32."""
+
+
+class FlatParameters:
+    """All parameters of a network as one vector, the owner of what may train.
+
+    The parameters stay parameters, as views of the vector, and so do their gradients.
+    Training the vector trains the network.
+
+    Parameters
+    ----------
+    network : MLP
+        Network whose parameters have one device and one precision.
+
+    Attributes
+    ----------
+    vector : torch.nn.Parameter of shape (n,)
+        All parameters, each padded with zeros to a multiple of :data:`ALIGNMENT`.
+    trainable : tensor of shape (n,) or None
+        1.0 where an entry is trained, 0.0 where it is pruned; None: nothing is pruned.
+    places : dict
+        The slice of the vector that holds each parameter.
+    """
+
+    def __init__(self, network: MLP) -> None:
+        self.network = network
+        parameters = list(network.parameters())
+        lengths = [-(-p.numel() // ALIGNMENT) * ALIGNMENT for p in parameters]
+        self.vector = nn.Parameter(parameters[0].new_zeros(sum(lengths)))
+        self.vector.grad = torch.zeros_like(self.vector)
+        self.trainable: Tensor | None = None
+        self.places: dict[nn.Parameter, slice] = {}
+        values = self.vector.detach()
+        for p, start in zip(
+            parameters, itertools.accumulate([0, *lengths[:-1]]), strict=True
+        ):
+            place = slice(start, start + p.numel())
+            self.places[p] = place
+            p.data = values[place].view(p.shape).copy_(p.detach())
+            p.grad = self.vector.grad[place].view(p.shape)
+        self.follow_masks()
+
+    def follow_masks(self) -> None:
+        """Bring :attr:`trainable` up to date with the masks of the layers."""
+        masked = [layer for layer in self.network.layers if layer.mask is not None]
+        if not masked:
+            self.trainable = None
+            return
+        self.trainable = torch.ones_like(self.vector, requires_grad=False)
+        for layer in masked:
+            self.trainable[self.places[layer.weight]] = layer.mask.flatten().float()
+
+    def mask_gradients(self) -> None:
+        """Set the gradients of pruned weights to zero."""
+        if self.trainable is not None:
+            self.vector.grad.mul_(self.trainable)
+
+
+class VectorAdamW(torch.optim.AdamW):
+    """AdamW whose :meth:`update` of a single parameter does little but run the kernel.
+
+    :meth:`step` of torch's optimizers checks hooks, profilers, groups, devices and
+    precisions at every call, which takes longer than updating a small network.
+    """
+
+    def add_param_group(self, param_group: dict) -> None:
+        """Add a group, without importing torch's compiler, which takes a second.
+
+        The decorator around torch's method imports it to disable it.
+        """
+        add = torch.optim.Optimizer.add_param_group
+        getattr(add, "__wrapped__", add)(self, param_group)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Do what :meth:`step` does."""
+        (group,) = self.param_groups
+        (vector,) = group["params"]
+        state = self.state[vector]
+        if not state:
+            state["step"] = vector.new_zeros(())
+            state["exp_avg"] = torch.zeros_like(vector)
+            state["exp_avg_sq"] = torch.zeros_like(vector)
+        beta1, beta2 = group["betas"]
+        adamw(
+            [vector],
+            [vector.grad],
+            [state["exp_avg"]],
+            [state["exp_avg_sq"]],
+            [],
+            [state["step"]],
+            fused=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+
+def has_fast_step(network: MLP) -> bool:
+    """Tell whether :func:`backpropagate` can compute the gradients of a network."""
+    if network.activation.backward_ is None:
+        return False
+    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+    return not hooked and all(
+        p.requires_grad and p.dtype == torch.float32 for p in network.parameters()
+    )
+
+
+@torch.no_grad()
+def backpropagate(
+    network: MLP, x: Tensor, differentiate: Callable[[Tensor], tuple[Tensor, Tensor]]
+) -> Tensor:
+    """Compute a loss, and write its gradients over those of the parameters.
+
+    Pruned weights get a gradient, too: that of the loss if they were kept.
+
+    Parameters
+    ----------
+    network : MLP
+        Network; every parameter has a gradient to write to.
+    x : tensor of shape (n_rows, n_inputs)
+        Input.
+    differentiate : callable
+        Maps outputs (n_rows, n_outputs), which it may overwrite, to the loss and its
+        gradient with respect to the outputs.
+
+    Returns
+    -------
+    loss : tensor of shape ()
+        The loss.
+    """
+    apply_, backward_ = network.activation.apply_, network.activation.backward_
+    assert backward_ is not None
+    first, *others = network.layers
+    inputs, outputs = [x], first(x)
+    for layer in others:
+        inputs.append(apply_(outputs))
+        outputs = layer(inputs[-1])
+    loss, gradient = differentiate(outputs)
+    for layer, x in zip(reversed(others), reversed(inputs), strict=False):
+        # The activations are not needed any more, so their derivatives overwrite them.
+        gradient = backward_(layer.backward(x, gradient), x)
+    first.backward(inputs[0], gradient, first=True)
+    return loss

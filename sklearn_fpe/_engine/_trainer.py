@@ -1,0 +1,441 @@
+"""The training: warm up, expand, fine-tune."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sklearn_fpe._engine._cache import StoppedError, WarmUpCache
+from sklearn_fpe._engine._context import training_context
+from sklearn_fpe._engine._hooks import Hook
+from sklearn_fpe._engine._moments import Moments
+from sklearn_fpe._engine._net import Net, make_net
+from sklearn_fpe._engine._recipe import History, Learned, Recipe, Settings, Targets
+from sklearn_fpe._engine._rows import Rows, make_rows
+from sklearn_fpe._engine._views import Sample
+from sklearn_fpe.nn import MLP, Affine
+from sklearn_fpe.nn._expand import expand_to
+from sklearn_fpe.nn._prune import PRUNES
+
+PREDICTION_ROWS = 4096
+"""Held-out rows that are predicted at a time."""
+
+
+class Trainer:
+    """A network in training, on standardised inputs, and the record of it.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        What shapes the network.
+    settings : Settings
+        How to train.
+    targets : Targets
+        The targets; a copy is kept.
+    learned : Learned, default=None
+        What to continue from; None: a fresh network.
+
+    Attributes
+    ----------
+    network : MLP
+        The network. It shares its parameters with ``net.module_``, the network that
+        computes, which may act on arranged columns.
+    phase : {"warm-up", "fine-tune"}
+        Whether the network is expanded yet.
+    epochs : range
+        The epochs of the running phase.
+    from_cache : bool
+        Whether the running phase is taken from a cache.
+    epoch, n_epochs : int
+        The running epoch of a fit, counted from 0, and their number.
+    step, n_steps : int
+        The running step of the phase, counted from 0, and their number.
+    loss : float
+        Mean training loss of the last epoch.
+    validation_score : float or None
+        Score of the held-out rows after the last epoch.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        settings: Settings,
+        targets: Targets,
+        learned: Learned | None = None,
+    ) -> None:
+        self.recipe, self.settings = recipe, settings
+        self.targets = copy.deepcopy(targets)
+        n_inputs = recipe.shape.n_inputs
+        if learned is None:
+            self.phase, self.history = "warm-up", History()
+            self.moments, self.affine = None, Affine.identity(n_inputs)
+            generator = torch.Generator(device="cpu").manual_seed(recipe.seeds.init)
+            network = MLP.dense(recipe.shape.widths, recipe.activation, generator)
+        else:
+            self.phase, self.history = learned.phase, learned.history
+            self.moments, self.affine = learned.moments, learned.affine
+            network = copy.deepcopy(learned.network)
+            network.unfold_input(learned.affine)
+        self.network: MLP = network.to(settings.device)
+        self.net: Net = make_net(
+            self.network,
+            settings.loss,
+            lr=settings.learning_rate_init,
+            weight_decay=settings.weight_decay,
+            device=settings.device,
+            callbacks=copy.deepcopy(list(settings.callbacks)) or None,
+            targets=self.targets,
+            bfloat16=settings.bfloat16,
+        )
+        self.epochs, self.from_cache = range(0), False
+        self.epoch = self.n_epochs = self.step = self.n_steps = 0
+        self.loss = math.nan
+        self.validation_score: float | None = None
+        self._held: Rows | None = None
+        is_registered = recipe.prune in PRUNES.values()
+        if self.phase == "warm-up" and (recipe.split.checked or not is_registered):
+            self._expanded()  # to fail before training if a user's rule does not fit
+
+    # ----------------------------------------------------------------------------------
+    # What an estimator calls
+    # ----------------------------------------------------------------------------------
+
+    def learn_scale(self, sample: Sample) -> None:
+        """Add rows to the statistics; the network stays the function it is.
+
+        Where a column was constant so far, it stays that function of all rows seen.
+        """
+        trained = bool(self.history.losses)
+        if self.settings.standardize:
+            moments = Moments(sample.view.shape[1])
+            if self.moments is not None:
+                moments = copy.deepcopy(self.moments)
+            moments.update(sample.view, sample.weights)
+            affine = moments.affine()
+            if trained and self.moments is not None:
+                constant = self.moments.constant()
+                scale = np.where(constant, affine.scale, self.affine.scale)
+                self.network.change_input(Affine(self.affine.mean, scale), affine)
+            self.moments, self.affine = moments, affine
+        before = self.targets.output_affine()
+        self.targets.learn_scale(sample.y, sample.weights)
+        if trained:
+            self.network.change_output(before, self.targets.output_affine())
+        else:
+            # The mean, which is added to the output, predicts a constant exactly.
+            constant = torch.from_numpy(self.targets.constant()).to(self.network.device)
+            with torch.no_grad():
+                self.network.layers[-1].weight[constant] = 0.0
+
+    def fit(
+        self,
+        train: Sample,
+        held: Sample | None = None,
+        *,
+        hooks: Sequence[Hook] = (),
+        cache: Callable[[dict], WarmUpCache] | None = None,
+        n_epochs: int | None = None,
+    ) -> Learned:
+        """Run the phases that are left.
+
+        Parameters
+        ----------
+        train : Sample
+            Rows to train on.
+        held : Sample, default=None
+            Rows to validate on.
+        hooks : sequence of Hook, default=()
+            What to call between steps and epochs.
+        cache : callable, default=None
+            Maps what the trainer knows of a warm-up, a dict, to the cache to take it
+            from.
+        n_epochs : int, default=None
+            Epochs to run of those that the learning rate's course covers; None: all.
+
+        Returns
+        -------
+        learned : Learned
+            What was learned.
+        """
+        settings = self.settings
+        with training_context(settings.device):
+            rows = self._rows(train)
+            self._held = None if held is None else self._rows(held)
+            self.history = replace(self.history, n_iter=0)
+            self.n_epochs = settings.max_iter
+            last = settings.max_iter if n_epochs is None else n_epochs
+            first = 0
+            if self.phase == "warm-up":
+                first = max(0, settings.n_warmup - len(self.history.losses))
+                self._warm_up(rows, range(min(first, last)), hooks, cache, train)
+                self.expand()
+            self._arrange(rows)
+            self._run(rows, range(first, max(first, last)), hooks)
+            return self.learned()
+
+    def partial_fit(self, sample: Sample) -> Learned:
+        """Run one epoch on some rows at a constant learning rate."""
+        with training_context(self.settings.device):
+            if self.phase == "warm-up":
+                self.learn_scale(sample)
+                if len(self.history.losses) >= self.settings.n_warmup:
+                    self.expand()
+            rows = self._rows(sample)
+            self._arrange(rows)
+            self.net.notify("on_train_begin", X=None, y=None)
+            self._epoch(rows, self.settings.learning_rate_init)
+            self.net.notify("on_train_end", X=None, y=None)
+            return self.learned()
+
+    def learned(self) -> Learned:
+        """Return what was learned, as if the training had ended now."""
+        network = copy.deepcopy(self.network).eval()
+        network.fold_input(self.affine)
+        largest = [p.detach().abs().amax() for p in network.parameters()]
+        if not bool(torch.stack(largest).isfinite().all()):
+            raise self._diverged("The weights became infinite.")
+        return Learned(
+            self.recipe,
+            network,
+            self.affine,
+            self.moments,
+            # A copy, because further rows must not change what was returned.
+            copy.deepcopy(self.targets),
+            self.phase,
+            self.history,
+        )
+
+    def expand(self) -> None:
+        """Expand the network and prune it to the budget."""
+        if self.moments is not None:
+            # Weights of constant columns are untrained; zero is pruned first.
+            constant = torch.from_numpy(self.moments.constant()).to(self.network.device)
+            with torch.no_grad():
+                self.network.layers[0].weight[:, constant] = 0.0
+        self.network = self._expanded()
+        self.net.swap(self.network)
+        self.phase = "fine-tune"
+
+    # ----------------------------------------------------------------------------------
+    # What hooks call
+    # ----------------------------------------------------------------------------------
+
+    @property
+    def n_iter(self) -> int:
+        """Epochs of the running fit so far."""
+        return self.history.n_iter
+
+    def validate(self) -> tuple[np.ndarray, float]:
+        """Return outputs (n_rows, n_outputs) and mean loss of the held-out rows."""
+        assert self._held is not None
+        network = self.net.module_.eval()
+        with torch.inference_mode():
+            batches = self._held.batches(PREDICTION_ROWS)
+            outputs = torch.cat([network(x) for x, _ in batches])
+            loss = self.settings.loss(outputs, self._held.targets, self._held.weights)
+        array = outputs.cpu().numpy()
+        if not np.isfinite(array).all():
+            raise self._diverged("The outputs for validation rows became infinite.")
+        return array, float(loss)
+
+    def record_validation(self, score: float, loss: float) -> None:
+        """Add a score and a loss of the held-out rows to the history."""
+        self.validation_score = score
+        self.history = replace(
+            self.history,
+            validation_scores=(*self.history.validation_scores, score),
+            validation_losses=(*self.history.validation_losses, loss),
+        )
+
+    def restore(self, state: dict, score: float, best_iter: int | None) -> None:
+        """Give the network earlier weights back, and record their score."""
+        self.network.load_state_dict(state)
+        if self.net.flat_ is not None:
+            self.net.flat_.follow_masks()
+        self.history = replace(self.history, best_score=score, best_iter=best_iter)
+
+    @torch.no_grad()
+    def set_masks(self, masks: dict[int, Tensor]) -> None:
+        """Change which weights are kept.
+
+        Everything that depends on the masks follows: the vector that trains, and the
+        running means of the optimizer, which begin anew for weights whose mask changed.
+
+        Parameters
+        ----------
+        masks : dict
+            For some layers, by their number, the kept weights, a bool tensor of the
+            shape of the layer's `weight`.
+        """
+        changed = {}
+        for level, mask in masks.items():
+            layer = self.network.masked(level)
+            before = torch.ones_like(mask) if layer.mask is None else layer.mask.clone()
+            layer.set_mask(mask)
+            changed[layer.weight] = before != mask
+        self._attach(self.net.module_ is not self.network)
+        flat, optimizer = self.net.flat_, self.net.optimizer_
+        for weight, where in changed.items():
+            key, place = (weight, slice(None))
+            if flat is not None:
+                key, place = flat.vector, flat.places[weight]
+            state = optimizer.state.get(key, {})
+            for name in ("exp_avg", "exp_avg_sq"):
+                if name in state:
+                    state[name].view(-1)[place].masked_fill_(where.view(-1), 0)
+
+    # ----------------------------------------------------------------------------------
+    # Epochs
+    # ----------------------------------------------------------------------------------
+
+    def _rows(self, sample: Sample) -> Rows:
+        return make_rows(
+            sample.view,
+            self.targets.encode(sample.y),
+            sample.training_weights(),
+            self.affine,
+            self.settings.device,
+        )
+
+    def _expanded(self) -> MLP:
+        recipe = self.recipe
+        return expand_to(
+            self.network,
+            recipe.shape,
+            recipe.budget,
+            recipe.split,
+            prune=recipe.prune,
+            groups=recipe.groups,
+            rng=recipe.seeds.split,
+        )
+
+    def _arrange(self, rows: Rows) -> None:
+        """Arrange the columns of rows that are used again and again."""
+        if self.settings.callbacks:
+            return  # callbacks see the network and the columns as they are
+        if self._held is not None:
+            self._held.arrange(self.network)
+        self._attach(rows.arrange(self.network))
+
+    def _attach(self, arranged: bool) -> None:
+        """Let the net compute with the network as it is now."""
+        self.net.module_ = self.network.arranged() if arranged else self.network
+        if self.net.flat_ is not None:
+            self.net.flat_.network = self.net.module_
+            self.net.flat_.follow_masks()
+
+    def _warm_up(
+        self,
+        rows: Rows,
+        epochs: range,
+        hooks: Sequence[Hook],
+        cache: Callable[[dict], WarmUpCache] | None,
+        train: Sample,
+    ) -> None:
+        """Train the dense parent, or take it from the cache."""
+        if cache is None or self.history.losses:
+            self._run(rows, epochs, hooks)
+            return
+
+        def compute():
+            if self._run(rows, epochs, hooks):
+                raise StoppedError
+            state = self.network.state_dict()
+            state = {name: value.cpu().numpy() for name, value in state.items()}
+            return state, list(self.history.losses)
+
+        find = cache(
+            {
+                "sample": train,
+                "n_epochs": len(epochs),
+                "batch_size": self.settings.rows_per_step(len(rows)),
+            }
+        )
+        try:
+            state, losses = find(compute)
+        except StoppedError:
+            return
+        if self.history.losses:
+            return  # computed just now
+        self.epochs, self.from_cache = epochs, True
+        for hook in hooks:
+            hook.on_phase_begin(self)
+        self.history = replace(self.history, losses=tuple(losses), n_iter=len(epochs))
+        tensors = {name: torch.from_numpy(value) for name, value in state.items()}
+        self.network.load_state_dict(tensors)
+        for hook in hooks:
+            hook.on_phase_end(self)
+        self.from_cache = False
+
+    def _run(self, rows: Rows, epochs: range, hooks: Sequence[Hook]) -> bool:
+        """Run epochs of a phase; return whether they were stopped early."""
+        self.epochs = epochs
+        batch_size = self.settings.rows_per_step(len(rows))
+        self.validation_score = None
+        self.step, self.n_steps = 0, len(epochs) * -(-len(rows) // batch_size)
+        self.net.before_step = self._before_step(hooks)
+        self.net.begin_phase()
+        stopped = False
+        for hook in hooks:
+            hook.on_phase_begin(self)
+        for self.epoch in epochs:
+            for hook in hooks:
+                hook.on_epoch_begin(self)
+            self._epoch(rows, self.settings.rate_at(self.epoch))
+            # Every hook is called, whichever asks to stop.
+            asked = [hook.on_epoch_end(self) for hook in hooks]
+            if stopped := self.net.stop_ or any(asked):
+                break
+        for hook in hooks:
+            hook.on_phase_end(self)
+        self.net.notify("on_train_end", X=None, y=None)
+        self.net.before_step = None
+        return stopped
+
+    def _before_step(self, hooks: Iterable[Hook]) -> Callable[[], None] | None:
+        """Return what the net calls before a step; None if no hook wants it."""
+        wanted = [h for h in hooks if type(h).before_step is not Hook.before_step]
+        if not wanted:
+            return None
+
+        def before_step():
+            for hook in wanted:
+                hook.before_step(self)
+            self.step += 1
+
+        return before_step
+
+    def _epoch(self, rows: Rows, rate: float) -> None:
+        net, settings = self.net, self.settings
+        net.stop_, self.validation_score = False, None
+        for group in net.optimizer_.param_groups:
+            group["lr"], group["weight_decay"] = rate, settings.weight_decay
+        n_before = len(self.history.losses)
+        batches = rows.batches(
+            settings.rows_per_step(len(rows)), (self.recipe.seeds.shuffle, n_before)
+        )
+        held = None
+        if settings.callbacks and self._held is not None:
+            held = self._held.batches(PREDICTION_ROWS)
+        net.fit_loop(batches, held, epochs=1)
+        self.loss = net.history[-1, "train_loss"]
+        if not math.isfinite(self.loss):
+            raise self._diverged(f"The training loss became {self.loss}.")
+        self.history = replace(
+            self.history,
+            losses=(*self.history.losses, self.loss),
+            n_iter=self.history.n_iter + 1,
+        )
+
+    def _diverged(self, symptom: str) -> FloatingPointError:
+        return FloatingPointError(
+            f"{symptom} Lower learning_rate_init (it is "
+            f"{self.settings.learning_rate_init:g}), keep standardize=True, and look "
+            f"for extreme values in X or y."
+        )

@@ -1,0 +1,148 @@
+"""Rows of array-likes, read in pieces."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+STREAM_ABOVE = 2**29
+"""Bytes, as float32, above which a memory map is streamed instead of loaded."""
+
+CHUNK_BYTES = 2**20
+"""Bytes, as float64, of the pieces in which arrays are converted."""
+
+NUMPY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
+
+JOBLIB_FOLDER = "joblib_memmapping_folder_"
+"""Start of the names of the folders in which joblib maps arrays for its workers."""
+
+
+def chunks(
+    n_rows: int, n_columns: int, n_bytes: int = CHUNK_BYTES, itemsize: int = 8
+) -> Iterator[slice]:
+    """Yield slices that cut `n_rows` into pieces of at most `n_bytes`."""
+    step = max(1, n_bytes // (itemsize * max(1, n_columns)))
+    for start in range(0, n_rows, step):
+        yield slice(start, min(start + step, n_rows))
+
+
+def as_tensor(part: Any, dtype: torch.dtype) -> Tensor:
+    """Return dense rows as a tensor on their device; a copy only if needed."""
+    if isinstance(part, torch.Tensor):
+        return part.to(dtype)
+    part = np.asarray(part, dtype=NUMPY_DTYPES[dtype], order="C")
+    # torch takes neither read-only arrays nor negative strides, even of length 1.
+    if not part.flags.writeable or min(part.strides) < 0:
+        part = part.copy()
+    return torch.from_numpy(part)
+
+
+def as_double(part: Any) -> Tensor:
+    """Return a copy of dense rows as a double tensor on their device."""
+    if isinstance(part, torch.Tensor):
+        return part.to(torch.float64, copy=True)
+    return torch.from_numpy(np.array(part, dtype=np.float64, order="C"))
+
+
+def is_users_memmap(X: Any) -> bool:
+    """Tell whether an array is a memory map that the user made.
+
+    joblib maps large arrays into memory to hand them to its workers. These count as
+    the arrays they are copies of, because `n_jobs` must not change a result.
+    """
+    while isinstance(X, np.ndarray):
+        if isinstance(X, np.memmap):
+            folders = os.fspath(X.filename or "").split(os.sep)[:-1]
+            return not any(folder.startswith(JOBLIB_FOLDER) for folder in folders)
+        X = X.base
+    return False
+
+
+class View:
+    """Some rows of an array-like, read in pieces.
+
+    Parameters
+    ----------
+    X : ndarray, memory map, CSR matrix or tensor of shape (n, n_features)
+        The array; it is never copied whole.
+    index : int ndarray of shape (n_rows,), default=None
+        The rows, in increasing order; None: all of them.
+    """
+
+    def __init__(self, X: Any, index: np.ndarray | None = None) -> None:
+        self.X = X
+        self.index = index
+        self.shape = (X.shape[0] if index is None else len(index), X.shape[1])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the rows are read in pieces at every use, not loaded once."""
+        if sparse.issparse(self.X):
+            return True
+        return is_users_memmap(self.X) and self.X.size * 4 > STREAM_ABOVE
+
+    def read(self, rows: Any) -> Any:
+        """Return the rows of a slice or an int array, dense; a tensor of a tensor."""
+        if self.index is not None:
+            rows = self.index[rows]
+        part = self.X[rows]
+        return part.toarray() if sparse.issparse(part) else part
+
+    def select(self, array: Any) -> Any:
+        """Return the rows of an array that belong to those of the view."""
+        return array if self.index is None else array[self.index]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows with their targets and weights.
+
+    Parameters
+    ----------
+    view : View of shape (n_rows, n_features)
+        Input rows.
+    y : ndarray of shape (n_rows, ...)
+        Checked targets, not encoded.
+    weights : ndarray of shape (n_rows,)
+        Positive weights of the rows.
+    entry_weights : ndarray of shape (n_rows, n_outputs), default=None
+        Weights of every target, without those of the rows.
+    """
+
+    view: View
+    y: np.ndarray
+    weights: np.ndarray
+    entry_weights: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def take(self, rows: np.ndarray) -> Sample:
+        """Return some rows, given in increasing order, without copying X."""
+        if len(rows) == len(self):
+            return self
+        index = rows if self.view.index is None else self.view.index[rows]
+        entries = None if self.entry_weights is None else self.entry_weights[rows]
+        view = View(self.view.X, index)
+        return Sample(view, self.y[rows], self.weights[rows], entries)
+
+    def used(self) -> Sample:
+        """Return the rows of positive weight."""
+        return self.take(np.flatnonzero(self.weights))
+
+    def training_weights(self) -> np.ndarray:
+        """Return weights of mean 1, so that their scale does not change the step."""
+        weights = self.weights
+        if self.entry_weights is not None:
+            weights = weights[:, None] * self.entry_weights
+        return weights / weights.mean()

@@ -1,0 +1,1 @@
+"""The scikit-learn estimators: they validate and compose, and hold no maths."""

@@ -1,0 +1,293 @@
+"""What a fitted estimator knows: predictions, attributes, pickles."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+
+from sklearn_fpe._engine._context import readable_memory_errors, threads_for
+from sklearn_fpe._engine._recipe import Learned
+from sklearn_fpe._engine._views import View, as_tensor, chunks
+from sklearn_fpe._estimators import _inputs, _parameters
+from sklearn_fpe._version import __version__
+from sklearn_fpe.nn import MLP
+
+PREDICTION_BYTES = {"cpu": 2**22, "cuda": 2**28}
+"""Bytes of rows and activations that are predicted at a time, by kind of device.
+
+On the CPU they fit the L2 cache.
+"""
+
+FITTED = ("_learned", "_trainer", "n_features_in_", "feature_names_in_")
+"""The names under which an estimator holds what it has learned."""
+
+
+class Fitted(BaseEstimator):
+    """Predictions, attributes and pickles of what an estimator has learned.
+
+    All that is learned is one object, ``_learned``. It is set at once, so that a thread
+    that predicts meanwhile sees either the earlier model or the new one.
+    """
+
+    _learned: Learned
+    n_features_in_: int
+    feature_names_in_: np.ndarray
+
+    def _is_fitted(self) -> bool:
+        return "_learned" in vars(self)
+
+    def __sklearn_is_fitted__(self):
+        return self._is_fitted()
+
+    def _raw_predict(self, X, hidden: bool = False):
+        """Run the network over X in pieces.
+
+        Returns
+        -------
+        targets : ClassTargets or RealTargets
+            The targets of the network that was run.
+        outputs : ndarray of shape (n_samples, n_outputs) or (n_samples, n_units)
+            Raw outputs, or activations of the last hidden layer: float64 if X is of
+            higher precision than float32 or float32 overflows, else float32.
+        """
+        # A copy, because another thread may replace what was learned meanwhile.
+        state = object.__new__(type(self))
+        state.__dict__ = dict(vars(self))
+        if not state._is_fitted():
+            check_is_fitted(self)  # slow: called only where it raises
+        X = _inputs.check_X(state, X, reset=False, values=False)
+        learned, view = state._learned, View(X)
+        dtype = _inputs.predict_dtype(X)
+        outputs = state._compute(learned.network, view, dtype, hidden)
+        if not math.isfinite(outputs.sum()) and not np.isfinite(outputs).all():
+            outputs = state._compute(learned.network, view, torch.float64, hidden)
+            if not np.isfinite(outputs).all():
+                raise ValueError(
+                    "Input X contains a value too large for float64: the outputs of "
+                    "the network overflow."
+                )
+        return learned.targets, outputs
+
+    def _hidden(self, X) -> np.ndarray:
+        _, activations = self._raw_predict(X, hidden=True)
+        with np.errstate(over="ignore"):
+            narrow = activations.astype(np.float32, copy=False)
+        if narrow is not activations and not np.isfinite(narrow).all():
+            raise ValueError(
+                "Input X contains a value too large: float32 cannot hold the "
+                "activations of the hidden layer."
+            )
+        return narrow
+
+    def _compute(self, network: MLP, view: View, dtype: torch.dtype, hidden: bool):
+        layers, device = list(network.layers), network.device
+        n_columns = layers[-1].in_features if hidden else layers[-1].out_features
+        outputs = torch.empty(len(view), n_columns, dtype=dtype, device="cpu")
+        width = sum(layer.in_features for layer in layers)
+        n_bytes = PREDICTION_BYTES.get(device.type, PREDICTION_BYTES["cuda"])
+        pieces = chunks(len(view), width, n_bytes, dtype.itemsize)
+        n_weights = sum(layer.weight.numel() for layer in layers)
+        remedy = "Predict fewer rows at a time"
+        with (
+            torch.inference_mode(),
+            torch.autocast(device.type, enabled=False),
+            threads_for(2 * n_weights * min(len(view), n_bytes // (4 * width)), device),
+            readable_memory_errors(device, remedy),
+        ):
+            for rows in pieces:
+                part = view.read(rows)
+                if not isinstance(part, torch.Tensor):
+                    _inputs.check_values(self, view.X, part)
+                x = as_tensor(part, dtype).to(device)
+                if hidden:
+                    outputs[rows] = network.transform(x)
+                elif device.type == "cpu":
+                    network(x, out=outputs[rows])
+                else:
+                    outputs[rows] = network(x)
+        return outputs.numpy()
+
+    @property
+    def learned_(self) -> Learned:
+        """All that was learned, as one frozen object."""
+        if not self._is_fitted():
+            check_is_fitted(self)
+        return self._learned
+
+    @property
+    def module_(self) -> MLP:
+        """The fitted network, acting on X as it is."""
+        return self.learned_.network
+
+    @property
+    def expansion_(self) -> tuple[int, ...]:
+        """Children per parent neuron of each hidden layer."""
+        return self.learned_.expansion
+
+    @property
+    def budget_(self) -> int:
+        """Non-zero parameters allowed, biases included."""
+        return self.learned_.recipe.budget
+
+    @property
+    def phase_(self) -> str:
+        """``"warm-up"`` until the network is expanded, then ``"fine-tune"``."""
+        return self.learned_.phase
+
+    @property
+    def n_nonzero_(self) -> int:
+        """Kept parameters of the fitted network, biases included."""
+        return self.learned_.network.n_nonzero
+
+    @property
+    def n_iter_(self) -> int:
+        """Epochs of the last fit, and calls of ``partial_fit`` since."""
+        return self.learned_.history.n_iter
+
+    @property
+    def n_layers_(self) -> int:
+        """Layers, input and output included."""
+        return len(self.learned_.network.layers) + 1
+
+    @property
+    def n_outputs_(self) -> int:
+        """Columns of the network's output."""
+        return self.learned_.recipe.shape.n_outputs
+
+    @property
+    def loss_curve_(self) -> list[float]:
+        """Mean training loss of every epoch."""
+        return list(self.learned_.history.losses)
+
+    @property
+    def best_loss_(self) -> float:
+        """Least of `loss_curve_`."""
+        return min(self.learned_.history.losses, default=math.inf)
+
+    def _validated(self, name: str):
+        history = self.learned_.history
+        if history.best_iter is None:
+            raise AttributeError(
+                f"{name} exists after a fit with early_stopping=True only."
+            )
+        return history
+
+    @property
+    def validation_scores_(self) -> list[float]:
+        """Score of the held-out rows after every epoch of the fine-tuning."""
+        return list(self._validated("validation_scores_").validation_scores)
+
+    @property
+    def validation_loss_curve_(self) -> list[float]:
+        """Mean loss of the held-out rows after every epoch of the fine-tuning."""
+        return list(self._validated("validation_loss_curve_").validation_losses)
+
+    @property
+    def best_validation_score_(self) -> float:
+        """Validation score of the weights that were kept."""
+        return self._validated("best_validation_score_").best_score
+
+    @property
+    def best_iter_(self) -> int:
+        """Epoch of the last fit whose weights were kept, counted from 1."""
+        best = self._validated("best_iter_").best_iter
+        assert best is not None
+        return best
+
+    @property
+    def coefs_(self) -> list[sparse.csr_array]:
+        """Weights, a SciPy CSR array of shape (n_inputs, n_units) per layer."""
+        learned = self.learned_
+        output, affine = learned.targets.output_affine(), learned.network.input_affine
+        weights = [
+            layer.dense_weight().cpu().numpy().T for layer in learned.network.layers
+        ]
+        masks = [layer.dense_mask().cpu().numpy().T for layer in learned.network.layers]
+        if self._is_double(learned):
+            weights = [weight.astype(np.float64) for weight in weights]
+            weights[0] = weights[0] / affine.scale[:, None]
+            weights[-1] = weights[-1] * output.scale
+        return [_csr(w, mask) for w, mask in zip(weights, masks, strict=True)]
+
+    @property
+    def intercepts_(self) -> list[np.ndarray]:
+        """Biases, an ndarray of shape (n_units,) per layer."""
+        learned = self.learned_
+        network, affine = learned.network, learned.network.input_affine
+        biases = [layer.dense_bias().cpu().numpy() for layer in network.layers]
+        if self._is_double(learned):
+            biases = [bias.astype(np.float64) for bias in biases]
+            weight = network.layers[0].dense_weight().double().cpu().numpy()
+            biases[0] = biases[0] - weight @ (affine.mean / affine.scale)
+            biases[-1] = learned.targets.output_affine().undo(biases[-1])
+        return biases
+
+    @staticmethod
+    def _is_double(learned: Learned) -> bool:
+        """Tell whether coefficients are in float64, as location and scale are."""
+        return learned.network.input_mean is not None or learned.targets.y_numeric
+
+    def _accept(self, draft, learned: Learned, trainer: tuple | None = None) -> None:
+        """Take over what was learned, in one assignment."""
+        state = {k: v for k, v in vars(self).items() if k not in FITTED}
+        state |= draft._as_fitted(learned)
+        if trainer is not None:
+            state["_trainer"] = trainer
+        self.__dict__ = state
+
+    def _as_fitted(self, learned: Learned) -> dict[str, Any]:
+        """Return the attributes of an estimator that has learned this."""
+        names = ("n_features_in_", "feature_names_in_")
+        seen = {name: vars(self)[name] for name in names if name in vars(self)}
+        return {"_learned": learned, **seen}
+
+    def _score_arguments(self, y, sample_weight):
+        """Return targets and weights for scikit-learn's metrics, off any device."""
+        numeric = self.learned_.targets.y_numeric
+        y = _inputs.check_y(y, numeric=numeric)
+        if sample_weight is not None:
+            sample_weight = _inputs.to_host(sample_weight, "sample_weight")
+        return y, sample_weight
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+    def __getstate__(self):
+        """Hold no optimizer; the network pickles its tensors as arrays."""
+        state = super().__getstate__().copy()
+        state.pop("_trainer", None)
+        if "_learned" in state:
+            state["_fpe_version"] = __version__
+        return state
+
+    def __setstate__(self, state):
+        """Put the network on the device that `device` means here."""
+        version = state.pop("_fpe_version", None)
+        super().__setstate__(state)
+        if not self._is_fitted():
+            return
+        if version != __version__:
+            warnings.warn(
+                f"This {type(self).__name__} was saved by sklearn_fpe {version}; this "
+                f"is {__version__}. Fit it anew if it misbehaves.",
+                UserWarning,
+                stacklevel=2,
+            )
+        self.device = _parameters.usable_device(self.device)
+        device = _parameters.resolve_device(self.device)
+        self._learned.network.to(device)
+
+
+def _csr(values: np.ndarray, kept: np.ndarray) -> sparse.csr_array:
+    """Make a CSR array that stores every kept position, zeros included."""
+    row, column = np.nonzero(kept)
+    return sparse.csr_array((values[kept], (row, column)), shape=values.shape)

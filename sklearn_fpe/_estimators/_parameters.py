@@ -1,0 +1,242 @@
+"""Checks of parameters before any training."""
+
+import os
+import sys
+import warnings
+from itertools import pairwise
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from sklearn.utils.validation import check_memory
+from skorch.callbacks import Callback, EarlyStopping, LRScheduler
+
+
+def resolve_device(device):
+    """Turn "auto", a name or a torch.device into a device that is there."""
+    if isinstance(device, str) and device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        # Double precision is needed where the standardisation is folded.
+        torch.zeros(1, dtype=torch.float64, device=resolved).cpu()
+    except (RuntimeError, AssertionError, TypeError, ImportError) as error:
+        there = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        raise ValueError(
+            f"device must be 'auto' or a device that is there ({', '.join(there)}), "
+            f"got {device!r}."
+        ) from error
+    return resolved
+
+
+def usable_device(device):
+    """Return `device` if it is there, else "cpu", with a warning.
+
+    For a fitted estimator that is loaded on another machine: what is returned becomes
+    its parameter `device`, so that it trains and clones without a further warning.
+    """
+    try:
+        resolve_device(device)
+    except ValueError as error:
+        warnings.warn(
+            f"{error} The model that was loaded is set to device='cpu'.",
+            UserWarning,
+            stacklevel=stack_level(),
+        )
+        return "cpu"
+    return device
+
+
+def check_size(widths):
+    """Check that the dense parent network can be trained in this machine's memory.
+
+    Parameters
+    ----------
+    widths : sequence of int
+        Columns of X, the hidden layers, and outputs. Nothing is allocated.
+    """
+    n_parameters = sum((a + 1) * b for a, b in pairwise(map(int, widths)))
+    # float32 weights, gradients and AdamW's two running means.
+    needed, there = 16 * n_parameters, _memory()
+    if needed > there:
+        n_features, *hidden, n_outputs = widths
+        raise ValueError(
+            f"hidden_layer_sizes must give a network that can be trained in the "
+            f"{there / 2**30:,.0f} GiB of this machine's memory, got "
+            f"{tuple(hidden)}: with {n_features} columns of X and {n_outputs} outputs "
+            f"that is {n_parameters:,} parameters, which need {needed / 2**30:,.0f} "
+            f"GiB."
+        )
+
+
+def _memory():
+    """Return the bytes of memory of this machine, or 2**47 if they are unknown."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        return 2**47
+
+
+def resolve_warmup(warmup, max_iter):
+    """Turn `warmup`, epochs or a fraction of `max_iter`, into epochs."""
+    return int(warmup) if isinstance(warmup, Integral) else round(warmup * max_iter)
+
+
+def check_schedule(n_warmup, max_iter):
+    """Check that the warm-up fits into the epochs of a fit."""
+    if n_warmup > max_iter:
+        raise ValueError(
+            f"max_iter must be at least the warm-up: max_iter={max_iter} epochs are "
+            f"shorter than warmup={n_warmup}."
+        )
+
+
+def resolve_hidden(hidden_layer_sizes):
+    """Turn `hidden_layer_sizes` into a tuple of positive ints."""
+    sizes = _entries(hidden_layer_sizes)
+    if not sizes or not all(_is_positive(h) for h in sizes):
+        raise ValueError(
+            f"hidden_layer_sizes must be one or more positive integers, got "
+            f"{hidden_layer_sizes!r}."
+        )
+    return tuple(int(h) for h in sizes)
+
+
+def resolve_expansion(expansion):
+    """Check `expansion`, an int or one int per hidden layer."""
+    entries = _entries(expansion)
+    if not entries or not all(_is_positive(a) for a in entries):
+        raise ValueError(
+            f"expansion must be an integer of at least 1, or one such integer per "
+            f"hidden layer, got {expansion!r}."
+        )
+    return int(expansion) if np.ndim(expansion) == 0 else [int(a) for a in entries]
+
+
+def check_cache(estimator):
+    """Check that a cached warm-up may replace one; return the joblib.Memory."""
+    if not isinstance(estimator.random_state, Integral):
+        raise ValueError(
+            f"memory needs an integer random_state, so that a cached warm-up is the "
+            f"one that would be run, got {estimator.random_state!r}."
+        )
+    if estimator.skorch_callbacks:
+        raise ValueError(
+            "skorch_callbacks must be None with memory: a warm-up from the cache would "
+            "not call them."
+        )
+    return as_memory(estimator.memory)
+
+
+def as_memory(memory):
+    """Make a joblib.Memory of a folder that can be written; a Memory stays one."""
+    if not isinstance(memory, (str, os.PathLike)):
+        return check_memory(memory)
+    folder = os.fspath(memory)
+    try:
+        made = check_memory(folder)
+        if not os.access(made.store_backend.location, os.W_OK | os.X_OK):
+            raise PermissionError("no permission to write")
+    except OSError as error:
+        raise ValueError(
+            f"memory must be a folder that can be written, got {folder!r}: {error}"
+        ) from error
+    return made
+
+
+def plain(value):
+    """Return a parameter in Python's own types, so that equal ones hash alike.
+
+    joblib hashes 0, 0.0 and ``np.int64(0)`` differently. A cache key must not.
+    """
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return tuple(plain(entry) for entry in value)
+    if isinstance(value, dict):
+        return {plain(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        value = float(value)
+        return int(value) if value.is_integer() else value
+    return str(value) if isinstance(value, str) else value
+
+
+def check_groups(feature_groups, n_features):
+    """Check the group labels that ``split="groups"`` needs."""
+    if feature_groups is None:
+        raise ValueError(
+            'split="groups" needs feature_groups, one label per column of X, got None.'
+        )
+    try:
+        shape = np.shape(feature_groups)
+    except ValueError:
+        shape = "that is ragged"
+    if shape != (n_features,):
+        raise ValueError(
+            f"feature_groups must have one label per column of X, shape "
+            f"({n_features},), got shape {shape}."
+        )
+
+
+def _entries(value):
+    """Return a parameter that may be a scalar or a sequence as a list."""
+    return np.atleast_1d(np.asarray(value, dtype=object)).tolist()
+
+
+def _is_positive(value):
+    return isinstance(value, Integral) and not isinstance(value, bool) and value > 0
+
+
+def check_skorch_callbacks(callbacks, validates):
+    """Check that a list holds skorch callbacks that can work.
+
+    Parameters
+    ----------
+    callbacks : list or None
+        The parameter.
+    validates : bool
+        Whether rows are held out.
+    """
+    for entry in callbacks or ():
+        callback = entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry
+        kind = callback if isinstance(callback, type) else type(callback)
+        if not issubclass(kind, Callback):
+            raise ValueError(
+                f"skorch_callbacks must hold skorch.callbacks.Callback instances or "
+                f"classes, or pairs of a name and one of these, got {entry!r}."
+            )
+        if issubclass(kind, LRScheduler):
+            raise ValueError(
+                f"skorch_callbacks must hold no {kind.__name__}, because the parameter "
+                f"learning_rate sets the rate of every epoch: use "
+                f"learning_rate='cosine' or 'constant'."
+            )
+        watched = getattr(callback, "monitor", None)
+        if isinstance(callback, type):
+            watched = "valid_loss" if issubclass(kind, EarlyStopping) else None
+        if not validates and isinstance(watched, str) and watched.startswith("valid_"):
+            raise ValueError(
+                f"{kind.__name__} in skorch_callbacks watches {watched!r}, which needs "
+                f"held-out rows: set early_stopping=True (with n_iter_no_change=np.inf "
+                f"to leave the stopping to the callback)."
+            )
+
+
+def stack_level():
+    """Return the stacklevel at which a warning points at the user's line.
+
+    It is that of a ``warnings.warn`` in the function that calls this.
+    """
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and _is_library(frame):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _is_library(frame):
+    package = frame.f_globals.get("__name__", "").partition(".")[0]
+    return package in ("sklearn_fpe", "sklearn", "joblib")

@@ -1,0 +1,73 @@
+"""The training as scikit-learn's callbacks see it: a tree of tasks."""
+
+import functools
+
+from sklearn_fpe._engine._hooks import Hook
+
+
+class Progress(Hook):
+    """Tells scikit-learn's callbacks of the fit, its phases and their epochs.
+
+    Parameters
+    ----------
+    context : sklearn.callback.CallbackContext
+        The task of the fit.
+    estimator : BaseFPE
+        The estimator that is fitted.
+    sample : Sample
+        The training rows.
+    sample_weight : array-like or None
+        Weights that were passed to ``fit``.
+    attributes : callable
+        Maps what was learned to the fitted attributes, a dict.
+    """
+
+    def __init__(self, context, estimator, sample, sample_weight, attributes):
+        view = sample.view
+
+        def metadata():
+            if sample_weight is None:
+                return None
+            return {"sample_weight": view.select(sample_weight)}
+
+        self._arguments = {
+            "estimator": estimator,
+            "X": functools.cache(lambda: view.select(view.X)),
+            "y": sample.y,
+            "metadata": metadata,
+        }
+        self._attributes = attributes
+        self._contexts = [context]
+        self._begin()
+
+    def on_phase_begin(self, trainer):
+        """Begin the task of a phase."""
+        parent = self._contexts[-1]
+        n_epochs = len(trainer.epochs)
+        self._contexts.append(parent.subcontext(trainer.phase, max_subtasks=n_epochs))
+        self._begin()
+
+    def on_epoch_begin(self, trainer):
+        """Begin the task of an epoch."""
+        self._contexts.append(self._contexts[-1].subcontext("epoch", max_subtasks=0))
+        self._begin()
+
+    def on_epoch_end(self, trainer):
+        """End the task of an epoch; return whether a callback asks to stop."""
+        return self._end(lambda: self._attributes(trainer.learned()))
+
+    def on_phase_end(self, trainer):
+        """End the task of a phase."""
+        self._end(lambda: self._attributes(trainer.learned()))
+
+    def end(self, attributes):
+        """End the task of the fit; ``attributes()`` returns the fitted attributes."""
+        self._end(attributes)
+
+    def _begin(self):
+        self._contexts[-1].call_on_fit_task_begin(**self._arguments)
+
+    def _end(self, attributes):
+        return self._contexts.pop().call_on_fit_task_end(
+            **self._arguments, reconstruction_attributes=attributes
+        )

@@ -1,0 +1,425 @@
+"""Targets: what they are, and how the network sees them."""
+
+from numbers import Real
+
+import numpy as np
+import torch
+from sklearn.metrics import accuracy_score, r2_score
+from sklearn.utils import column_or_1d, compute_class_weight
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
+
+from sklearn_fpe._engine._moments import Moments
+from sklearn_fpe._engine._views import View
+from sklearn_fpe._estimators._inputs import LARGEST, NUMBERS, check_classes, check_range
+from sklearn_fpe.nn import Affine
+
+
+class ClassTargets:
+    """Labels, or a 0/1 indicator matrix of several labels.
+
+    Parameters
+    ----------
+    class_weight : dict, list of dict, "balanced" or None
+        Weights of the classes, a dict from label to weight. For an indicator matrix, a
+        list with a dict for every column, from 0 and 1 to weights, or a dict from the
+        numbers of columns to such dicts. What is not named has weight 1.
+
+    Attributes
+    ----------
+    kind : {"binary", "multiclass", "multilabel"}
+        Learned with `classes` by :meth:`check`.
+    classes : ndarray of shape (n_classes,)
+        Sorted labels.
+    """
+
+    y_numeric = False
+    rows_to_score = 1
+
+    def __init__(self, class_weight=None):
+        self.class_weight = class_weight
+
+    @property
+    def loss(self):
+        """Name of the loss."""
+        return "softmax" if self.kind == "multiclass" else "sigmoid"
+
+    @property
+    def default_scoring(self):
+        """What early stopping watches: accuracy, or the loss for several labels.
+
+        The accuracy of several labels counts rows without any error, which stays at 0
+        in many epochs of many problems.
+        """
+        return "loss" if self.kind == "multilabel" else None
+
+    @property
+    def n_columns(self):
+        """Columns of the network's output."""
+        return 1 if self.kind == "binary" else len(self.classes)
+
+    def check(self, y, weights, *, learn, classes=None, name="y"):
+        """Check targets and, if `learn`, learn the classes of positive weight."""
+        check_classification_targets(y)
+        y_type = type_of_target(y, input_name=name)
+        if y_type == "multiclass-multioutput":
+            raise ValueError(
+                f"{name} must be labels of shape (n_samples,) or a 0/1 indicator "
+                f"matrix of shape (n_samples, n_labels), got {y_type} of shape "
+                f"{y.shape}."
+            )
+        multilabel = y_type == "multilabel-indicator"
+        if multilabel:
+            y = y.toarray() if hasattr(y, "toarray") else y
+            if not ((y == 0) | (y == 1)).all():
+                raise ValueError(
+                    f"{name} must be a 0/1 indicator matrix if it has several columns, "
+                    f"got the values {np.unique(y)}."
+                )
+            seen = np.arange(y.shape[1])
+        else:
+            y = column_or_1d(y, warn=True)
+            seen = np.unique(y[weights > 0])
+        if classes is not None:
+            classes = check_classes(classes)
+        if learn:
+            self._learn(seen if classes is None else classes, multilabel)
+        elif classes is not None and not np.array_equal(classes, self.classes):
+            raise ValueError(
+                f"classes must be those of the first call, {self.classes}, got "
+                f"{classes}."
+            )
+        if multilabel != (self.kind == "multilabel"):
+            raise ValueError(
+                f"{name} must be {self.kind} targets with classes {self.classes}, as "
+                f"the targets first fitted, got {y_type} of shape {y.shape}."
+            )
+        if multilabel:
+            is_known = len(seen) == len(self.classes)
+        else:
+            is_known = _are_among(seen, self.classes)
+        if not is_known:
+            raise ValueError(
+                f"{name} must hold only the classes {self.classes}, got {seen}."
+            )
+        return y if multilabel else _as_dtype(y, self.classes.dtype)
+
+    def _learn(self, classes, multilabel):
+        if len(classes) < 2 and not multilabel:
+            raise ValueError(
+                f"y must hold at least two classes, got 1 class: {classes}."
+            )
+        self.classes = classes
+        if multilabel:
+            self.kind = "multilabel"
+        else:
+            self.kind = "binary" if len(classes) == 2 else "multiclass"
+
+    def row_weights(self, y, weights):
+        """Multiply sample weights by the weights of the rows' classes.
+
+        Those of an indicator matrix belong to entries, see :meth:`entry_weights`.
+        """
+        if self.class_weight is None or self.kind == "multilabel":
+            return weights
+        if not isinstance(self.class_weight, (dict, str)):
+            raise ValueError(
+                f"class_weight must be a dict from label to weight, 'balanced' or None "
+                f"for labels of shape (n_samples,), got {self.class_weight!r}."
+            )
+        if isinstance(self.class_weight, dict):
+            self._check_numbers(self.class_weight)
+        used = weights > 0
+        present = np.unique(y[used])
+        # A dict must name classes. Frequencies exist for the classes in y only.
+        classes = self.classes if isinstance(self.class_weight, dict) else present
+        of_class = compute_class_weight(
+            self.class_weight, classes=classes, y=y[used], sample_weight=weights[used]
+        )
+        factor = np.zeros(len(y))
+        factor[used] = of_class[np.searchsorted(classes, y[used])]
+        if not factor.any():
+            raise ValueError(
+                f"class_weight must be positive for a class in y, got "
+                f"{self.class_weight!r} for {present}."
+            )
+        with np.errstate(over="ignore"):
+            factor *= weights
+            total = factor.sum()
+        if not np.isfinite(total):
+            raise ValueError(
+                f"class_weight times sample_weight must have a finite sum, got "
+                f"{self.class_weight!r} and weights of up to {weights.max():g}."
+            )
+        return factor
+
+    def label_weights(self, y, weights):
+        """Return the weights of the entries 0 and 1 of an indicator matrix, by column.
+
+        Parameters
+        ----------
+        y : ndarray of shape (n_samples, n_labels)
+            Checked targets.
+        weights : ndarray of shape (n_samples,)
+            Sample weights; ``"balanced"`` counts every row as often as they say.
+
+        Returns
+        -------
+        label_weights : ndarray of shape (n_labels, 2) or None
+            None if there is no `class_weight`, or if the targets are labels.
+        """
+        if self.class_weight is None or self.kind != "multilabel":
+            return None
+        n_labels = len(self.classes)
+        table = np.ones((n_labels, 2))
+        if isinstance(self.class_weight, str):
+            counts = np.stack([weights @ (y == 0), weights @ (y == 1)], axis=1)
+            # The weight is 1 where a column holds one class only, as it is for labels.
+            both = (counts > 0).all(axis=1)
+            table[both] = weights.sum() / (2 * counts[both])
+            return table
+        for column, of_column in self._by_column(n_labels):
+            self._check_numbers(of_column)
+            for entry, weight in of_column.items():
+                if entry not in (0, 1):
+                    raise ValueError(
+                        f"class_weight must map 0 and 1 to weights in every column of "
+                        f"a multi-label y, got the key {entry!r} in column {column}."
+                    )
+                table[int(column), int(entry)] = weight
+        if not table[np.arange(n_labels), y.astype(np.intp)][weights > 0].any():
+            raise ValueError(
+                f"class_weight must be positive for an entry of y, got "
+                f"{self.class_weight!r}."
+            )
+        return table
+
+    def entry_weights(self, y, weights):
+        """Return a weight for every entry of an indicator matrix, or None.
+
+        The loss must multiply the binary cross-entropy of every entry by its weight
+        before it sums over the columns. scikit-learn multiplies the weights of a row
+        over its columns instead, which would let a label weight the loss of another.
+        Let W be the entry weights times the sample weights as a column. The loss of
+        all rows is then the sum of ``W / W.mean()`` times the cross-entropies, divided
+        by the number of rows, so that a common factor of the weights changes nothing.
+
+        Returns
+        -------
+        entry_weights : ndarray of float32 of shape (n_samples, n_labels) or None
+        """
+        table = self.label_weights(y, weights)
+        if table is None:
+            return None
+        table = table.astype(np.float32)
+        return np.where(np.asarray(y) > 0, table[:, 1], table[:, 0])
+
+    def _by_column(self, n_labels):
+        """Yield pairs of a column's number and its dict of weights."""
+        given = self.class_weight
+        pairs = list(given.items() if isinstance(given, dict) else enumerate(given))
+        is_complete = isinstance(given, dict) or len(pairs) == n_labels
+        if not is_complete or not all(isinstance(d, dict) for _, d in pairs):
+            raise ValueError(
+                f"class_weight must be 'balanced', a list of {n_labels} dicts from 0 "
+                f"and 1 to weights, one for each column of a multi-label y, or a dict "
+                f"from columns to such dicts, got {given!r}."
+            )
+        for column, of_column in pairs:
+            if column not in range(n_labels):
+                raise ValueError(
+                    f"class_weight must name columns of y from 0 to {n_labels - 1}, "
+                    f"got {column!r}."
+                )
+            yield column, of_column
+
+    def _check_numbers(self, weights):
+        """Check a dict from classes to weights."""
+        for label, weight in weights.items():
+            if not isinstance(weight, Real):
+                raise ValueError(
+                    f"class_weight must map every label to a number, got {weight!r} "
+                    f"for {label!r}."
+                )
+            if not 0 <= weight < np.inf:
+                raise ValueError(
+                    f"class_weight must be finite and not negative, got {weight!r} for "
+                    f"{label!r}."
+                )
+
+    def learn_scale(self, y, weights):
+        """Do nothing: labels have no scale."""
+
+    def constant(self):
+        """Tell which columns are constant: none."""
+        return np.zeros(self.n_columns, dtype=bool)
+
+    def strata(self, y):
+        """Return what a hold-out is stratified by: the class."""
+        return None if self.kind == "multilabel" else y
+
+    def encode(self, y):
+        """Turn checked targets into a tensor for the loss."""
+        if self.kind == "multilabel":
+            return torch.from_numpy(np.asarray(y, dtype=np.float32))
+        codes = np.searchsorted(self.classes, y)
+        if self.kind == "binary":
+            return torch.from_numpy(codes.astype(np.float32)[:, None])
+        return torch.from_numpy(codes.astype(np.int64))
+
+    def decide(self, outputs):
+        """Turn raw outputs into predicted targets."""
+        if self.kind == "multiclass":
+            return self.classes[outputs.argmax(axis=1)]
+        if self.kind == "binary":
+            return self.classes[(outputs[:, 0] > 0).astype(np.intp)]
+        return (outputs > 0).astype(np.int64)
+
+    def decode(self, codes):
+        """Turn encoded targets, an ndarray, back into labels."""
+        if self.kind == "multilabel":
+            return codes.astype(np.int64)
+        return self.classes[codes.reshape(len(codes)).astype(np.intp)]
+
+    def probabilities(self, outputs):
+        """Turn raw outputs into probabilities, (n_samples, n_classes)."""
+        logits = torch.from_numpy(outputs)
+        if self.kind == "multiclass":
+            return torch.softmax(logits, dim=1).numpy()
+        if self.kind == "binary":
+            # Both are computed: the rest of a probability near 1 would be rounded.
+            return torch.sigmoid(torch.cat([-logits, logits], dim=1)).numpy()
+        return torch.sigmoid(logits).numpy()
+
+    def log_probabilities(self, outputs):
+        """Turn raw outputs into logarithms of probabilities, without underflow."""
+        logits = torch.from_numpy(outputs)
+        if self.kind == "multiclass":
+            return torch.log_softmax(logits, dim=1).clamp_(max=0.0).numpy()
+        if self.kind == "binary":
+            logits = torch.cat([-logits, logits], dim=1)
+        return torch.nn.functional.logsigmoid(logits).numpy()
+
+    def score(self, y, outputs, weights):
+        """Return the accuracy."""
+        return accuracy_score(y, self.decide(outputs), sample_weight=weights)
+
+    def output_affine(self):
+        """Return location and scale of the targets: labels have none."""
+        return Affine.identity(self.n_columns)
+
+
+def _are_among(labels, classes):
+    """Tell whether all labels are classes; 1 is not "1"."""
+    both_numbers = {labels.dtype.kind, classes.dtype.kind} <= set(NUMBERS)
+    both_strings = {labels.dtype.kind, classes.dtype.kind} <= set("UO")
+    if both_numbers or both_strings or labels.dtype.kind == classes.dtype.kind:
+        return np.isin(_as_dtype(labels, classes.dtype), classes).all()
+    return False
+
+
+def _as_dtype(labels, dtype):
+    """Give numeric labels the dtype of the classes if that changes none of them.
+
+    NumPy compares unsigned with signed integers, and integers with floats, as float64,
+    which cannot tell large integers apart.
+    """
+    if labels.dtype == dtype or not {labels.dtype.kind, dtype.kind} <= set(NUMBERS):
+        return labels
+    with np.errstate(invalid="ignore", over="ignore"):
+        converted = labels.astype(dtype)
+        unchanged = (converted == labels) & (converted.astype(labels.dtype) == labels)
+    return converted if unchanged.all() else labels
+
+
+class RealTargets:
+    """Real targets, one column or several, standardised for the network.
+
+    Attributes
+    ----------
+    n_columns : int
+        Columns of the targets.
+    one_dimensional : bool
+        Whether y was given as shape (n_samples,).
+    affine : Affine
+        Weighted mean and standard deviation (1 where constant) of all rows learned.
+    moments : Moments or None
+        Their running statistics; None: `affine` does not change any more.
+    """
+
+    moments = None
+    default_scoring = None
+
+    y_numeric = True
+    rows_to_score = 2  # the variance of one row is zero
+    loss = "squared"
+
+    def check(self, y, weights, *, learn, classes=None, name="y"):
+        """Check targets and, if `learn`, learn their shape."""
+        if classes is not None:
+            raise ValueError(f"classes must be None for real targets, got {classes!r}.")
+        check_range(y, name)
+        y = np.asarray(y, dtype=np.float64)
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = column_or_1d(y, warn=True)
+        if learn:
+            self.one_dimensional = y.ndim == 1
+            self.n_columns = 1 if y.ndim == 1 else y.shape[1]
+            self.moments = Moments(self.n_columns)
+            self.affine = Affine.identity(self.n_columns)
+        elif (1 if y.ndim == 1 else y.shape[1]) != self.n_columns:
+            raise ValueError(
+                f"{name} must have {self.n_columns} columns, as the targets first "
+                f"fitted, got shape {y.shape}."
+            )
+        return y
+
+    def row_weights(self, y, weights):
+        """Return the sample weights."""
+        return weights
+
+    def entry_weights(self, y, weights):
+        """Return None: the weights of a row hold for all its targets."""
+
+    def learn_scale(self, y, weights):
+        """Learn location and scale of more targets."""
+        if self.moments is not None:
+            self.moments.update(View(y.reshape(len(y), -1)), weights)
+            self.affine = self.moments.affine()
+
+    def constant(self):
+        """Tell which columns were constant so far."""
+        return self.moments.constant()
+
+    def strata(self, y):
+        """Return what a hold-out is stratified by: nothing."""
+        return None
+
+    def encode(self, y):
+        """Standardise checked targets into a float32 tensor."""
+        with np.errstate(over="ignore"):  # infinity is an error below
+            y = self.affine(y.reshape(len(y), -1))
+        largest = np.abs(y).max(initial=0.0)
+        if largest > LARGEST:
+            # Rows held out, or of a later batch: the scale is that of others.
+            raise ValueError(
+                f"y must be within {LARGEST:.3g} standard deviations of the targets "
+                f"learned from, to fit float32; got {largest:.3g}."
+            )
+        return torch.from_numpy(y.astype(np.float32))
+
+    def decode(self, codes):
+        """Turn encoded targets, an ndarray, back into the units of the targets."""
+        return self.decide(codes)
+
+    def decide(self, outputs):
+        """Turn raw outputs into predictions, in double precision."""
+        y = self.affine.undo(outputs.astype(np.float64))
+        return y[:, 0] if self.one_dimensional else y
+
+    def score(self, y, outputs, weights):
+        """Return the coefficient of determination."""
+        return r2_score(y, self.decide(outputs), sample_weight=weights)
+
+    def output_affine(self):
+        """Return location and scale of the targets."""
+        return self.affine

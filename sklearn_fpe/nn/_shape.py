@@ -1,0 +1,47 @@
+"""The shape of a network before and after its expansion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Inputs, parents per hidden layer, outputs, children per parent.
+
+    Parameters
+    ----------
+    n_inputs : int
+        Inputs of the network.
+    hidden : tuple of int
+        Parent neurons of every hidden layer.
+    n_outputs : int
+        Outputs of the network.
+    expansion : tuple of int
+        Children per parent of every hidden layer.
+    """
+
+    n_inputs: int
+    hidden: tuple[int, ...]
+    n_outputs: int
+    expansion: tuple[int, ...]
+
+    @property
+    def widths(self) -> list[int]:
+        """Inputs, parents per hidden layer, outputs."""
+        return [self.n_inputs, *self.hidden, self.n_outputs]
+
+    def fan_ins(self) -> list[int]:
+        """Return the units that feed each hidden layer and the output layer."""
+        units = [h * a for h, a in zip(self.hidden, self.expansion, strict=True)]
+        return [self.n_inputs, *units]
+
+    def n_parameters(self) -> int:
+        """Count the parameters before pruning, biases included."""
+        fan_ins = self.fan_ins()
+        weights = sum(h * n for h, n in zip(self.hidden, fan_ins, strict=False))
+        return weights + sum(fan_ins[1:]) + self.n_outputs * (fan_ins[-1] + 1)
+
+    def parent(self) -> Shape:
+        """Return the shape of the dense parent network."""
+        return replace(self, expansion=(1,) * len(self.hidden))
