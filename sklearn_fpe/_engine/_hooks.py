@@ -18,7 +18,15 @@ class Hook:
     A hook may read the attributes of the trainer (``phase``, ``epoch``, ``n_epochs``,
     ``loss``, ``step``, ``n_steps``, ``network``), change masks by
     :meth:`Trainer.set_masks` and, in :meth:`before_step`, the gradients.
+
+    Attributes
+    ----------
+    settled : bool
+        Whether the network may be kept as it is. A hook that still has to prune says
+        no.
     """
+
+    settled = True
 
     def on_phase_begin(self, trainer: Trainer) -> None:
         """Act before the epochs of a phase."""
@@ -75,12 +83,16 @@ class EarlyStopping(Hook):
             return False
         score, loss = self._measure(trainer)
         trainer.record_validation(score, loss)
+        if not trainer.settled:
+            return False
         self._update(trainer, score)
         return self.n_no_change > self.patience
 
     def on_phase_end(self, trainer: Trainer) -> None:
         """Give the network its best weights back."""
-        if self._best_state is not None:
+        if trainer.phase == "fine-tune":
+            if self._best_state is None:  # pruning was not done before the last epoch
+                self._update(trainer, self._measure(trainer)[0])
             trainer.restore(self._best_state, self.best_score, self.best_iter)
 
     def _measure(self, trainer: Trainer) -> tuple[float, float]:

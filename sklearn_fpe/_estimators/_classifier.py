@@ -244,6 +244,7 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         split="shared",
         feature_groups=None,
         prune="magnitude",
+        skip_connection=False,
         warmup=0.1,
         budget=None,
         activation="relu",
@@ -274,6 +275,7 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         self.split = split
         self.feature_groups = feature_groups
         self.prune = prune
+        self.skip_connection = skip_connection
         self.warmup = warmup
         self.budget = budget
         self.activation = activation

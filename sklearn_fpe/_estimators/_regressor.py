@@ -226,6 +226,7 @@ class FPERegressor(RegressorMixin, BaseFPE):
         split="shared",
         feature_groups=None,
         prune="magnitude",
+        skip_connection=False,
         warmup=0.1,
         budget=None,
         activation="relu",
@@ -254,6 +255,7 @@ class FPERegressor(RegressorMixin, BaseFPE):
         self.split = split
         self.feature_groups = feature_groups
         self.prune = prune
+        self.skip_connection = skip_connection
         self.warmup = warmup
         self.budget = budget
         self.activation = activation
