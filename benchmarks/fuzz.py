@@ -36,6 +36,9 @@ from sklearn_fpe import ModelFileError, load
 LIMIT = 120
 """Seconds a case may take; cores may be shared with others."""
 
+GRACE = 600
+"""Seconds for a process to start and run its first case, before it counts as hung."""
+
 KINDS = ("file", "call")
 
 
@@ -173,9 +176,9 @@ def supervise(cases, limit, report):
         theirs.close()
         done, what = 0, "the process did not end"
         try:
-            # The first one has imports and fits before it.
-            while ours.poll(2 * limit + 60):
-                answer = ours.recv()
+            wait = GRACE
+            while ours.poll(wait):
+                answer, wait = ours.recv(), 2 * limit + 5
                 if answer is None:
                     done = len(cases)
                     break
