@@ -216,8 +216,8 @@ def check_expansion(
         )
     if (skip or not hidden) and not pruning.allows_skip:
         raise ValueError(
-            f"prune={pruning.name!r} keeps dense blocks only, which weights from inputs "
-            f'straight to outputs are not: use prune="magnitude" or "gradual".'
+            f"prune={pruning.name!r} keeps dense blocks only, and weights from inputs "
+            f'straight to outputs are none: use prune="magnitude" or "gradual".'
         )
     limit = rule.max_children(n_inputs, groups)
     expansion = tuple(int(a) for a in asked)
