@@ -3,10 +3,12 @@
 import os
 import pickle
 import shutil
+import sqlite3
 import subprocess
 import sys
 import warnings
 import weakref
+from contextlib import closing
 from importlib.metadata import PackageNotFoundError
 
 import joblib
@@ -528,11 +530,19 @@ def test_memory_objects_work_and_print_nothing(model, pictures, tmp_path, capfd)
 def test_lost_entry_is_computed_again(model, pictures, encoded, tmp_path):
     embedder = CLIPEmbedder(model, memory=tmp_path)
     first = embedder.transform(pictures)
-    entries = sorted(tmp_path.rglob("_recall/*/output.pkl"))
-    assert len(entries) == 7
-    entries[3].unlink()
+    keys = kept_embeddings(tmp_path)
+    assert len(keys) == 7
+    with closing(sqlite3.connect(tmp_path / "embeddings.sqlite")) as database, database:
+        database.execute("DELETE FROM entries WHERE key = ?", keys[3])
     np.testing.assert_allclose(embedder.transform(pictures), first, atol=1e-5)
     assert encoded == [7, 1]
+
+
+def kept_embeddings(folder):
+    """Keys of the embeddings of 6 columns in a cache."""
+    with closing(sqlite3.connect(folder / "embeddings.sqlite")) as database:
+        query = "SELECT key FROM entries WHERE length(value) = 24"
+        return database.execute(query).fetchall()
 
 
 # Pipelines
@@ -554,7 +564,7 @@ def test_grid_search_over_a_folder(model, folder, tmp_path):
     assert search.score(images.paths, images.labels) > 0.9
     assert search.classes_.tolist() == ["dark", "light"]
     # One entry an image, whatever the folds.
-    assert len(list(tmp_path.rglob("_recall/*/output.pkl"))) == 12
+    assert len(kept_embeddings(tmp_path / "memory")) == 12
     restored = pickle.loads(pickle.dumps(search))
     np.testing.assert_array_equal(
         restored.predict(images.paths), search.predict(images.paths)
