@@ -341,7 +341,7 @@ def bomb(path, width, height):
     return path
 
 
-@pytest.mark.filterwarnings("default::PIL.Image.DecompressionBombWarning")
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("size", [(13000, 13600), (10000, 9000), (8193, 8193)])
 def test_large_image_is_refused_before_it_is_decoded(size, tmp_path, monkeypatch):
     path = bomb(tmp_path / "bomb.png", *size)
@@ -359,6 +359,16 @@ def test_large_image_is_an_error_where_warnings_are(tmp_path):
     path = bomb(tmp_path / "bomb.png", 10000, 9000)
     with pytest.raises(OSError, match=r"X\[0\] cannot be read .*DecompressionBomb"):
         rgb(path)
+
+
+@pytest.mark.filterwarnings("ignore:Image was not the expected size")
+def test_size_that_an_icon_announces_is_not_believed(tmp_path):
+    data = bomb(tmp_path / "bomb.png", 8193, 8193).read_bytes()
+    entry = struct.pack("<BBBBHHII", 32, 32, 0, 0, 1, 32, len(data), 22)
+    icon = tmp_path / "image.ico"
+    icon.write_bytes(struct.pack("<HHH", 0, 1, 1) + entry + data)
+    with pytest.raises(OSError, match=r"X\[0\] .*8193 × 8193 pixels are more"):
+        rgb(icon)
 
 
 def test_very_long_image_is_refused(model):
