@@ -64,7 +64,10 @@ class EarlyStopping(Hook):
 
     def on_phase_begin(self, trainer: Trainer) -> None:
         """After a warm start, let the weights so far compete."""
-        if trainer.phase == "fine-tune" and trainer.history.best_score > -math.inf:
+        if trainer.phase != "fine-tune" or trainer.history.best_score == -math.inf:
+            return
+        # Weights that were trained on the held-out rows must not compete.
+        if not trainer.history.refitted:
             score, _ = self._measure(trainer)
             self._update(trainer, score)
             trainer.validation_score = score
@@ -80,8 +83,13 @@ class EarlyStopping(Hook):
 
     def on_phase_end(self, trainer: Trainer) -> None:
         """Give the network its best weights back."""
-        if self._best_state is not None:
-            trainer.restore(self._best_state, self.best_score, self.best_iter)
+        if trainer.phase != "fine-tune":
+            return
+        if self._best_state is None:  # no epoch was left for the fine-tuning
+            score, _ = self._measure(trainer)
+            self._update(trainer, score)
+        assert self._best_state is not None
+        trainer.restore(self._best_state, self.best_score, self.best_iter)
 
     def _measure(self, trainer: Trainer) -> tuple[float, float]:
         outputs, loss = trainer.validate()

@@ -75,24 +75,21 @@ class Trainer:
         if learned is None:
             self.phase, self.history = "warm-up", History()
             self.moments, self.affine = None, Affine.identity(n_inputs)
-            generator = torch.Generator(device="cpu").manual_seed(recipe.seeds.init)
-            network = MLP.dense(recipe.shape.widths, recipe.activation, generator)
         else:
             self.phase, self.history = learned.phase, learned.history
             self.moments, self.affine = learned.moments, learned.affine
-            network = copy.deepcopy(learned.network)
-            network.unfold_input(learned.affine)
-        self.network: MLP = network.to(settings.device)
-        self.net: Net = make_net(
-            self.network,
-            settings.loss,
-            lr=settings.learning_rate_init,
-            weight_decay=settings.weight_decay,
-            device=settings.device,
-            callbacks=copy.deepcopy(list(settings.callbacks)) or None,
-            targets=self.targets,
-            bfloat16=settings.bfloat16,
-        )
+        with training_context(settings.device):
+            self.network: MLP = self._make_network(learned).to(settings.device)
+            self.net: Net = make_net(
+                self.network,
+                settings.loss,
+                lr=settings.learning_rate_init,
+                weight_decay=settings.weight_decay,
+                device=settings.device,
+                callbacks=copy.deepcopy(list(settings.callbacks)) or None,
+                targets=self.targets,
+                bfloat16=settings.bfloat16,
+            )
         self.epochs, self.from_cache = range(0), False
         self.epoch = self.n_epochs = self.step = self.n_steps = 0
         self.loss = math.nan
@@ -100,7 +97,19 @@ class Trainer:
         self._held: Rows | None = None
         is_registered = recipe.prune in PRUNES.values()
         if self.phase == "warm-up" and (recipe.split.checked or not is_registered):
-            self._expanded()  # to fail before training if a user's rule does not fit
+            # To fail before training if a user's rule does not fit.
+            with training_context(settings.device):
+                self._expanded()
+
+    def _make_network(self, learned: Learned | None) -> MLP:
+        """Make a fresh network, or a copy of a learned one, on standardised inputs."""
+        recipe = self.recipe
+        if learned is None:
+            generator = torch.Generator(device="cpu").manual_seed(recipe.seeds.init)
+            return MLP.dense(recipe.shape.widths, recipe.activation, generator)
+        network = copy.deepcopy(learned.network)
+        network.unfold_input(learned.affine)
+        return network
 
     # ----------------------------------------------------------------------------------
     # What an estimator calls
@@ -111,6 +120,10 @@ class Trainer:
 
         Where a column was constant so far, it stays that function of all rows seen.
         """
+        with training_context(self.settings.device):
+            self._learn_scale(sample)
+
+    def _learn_scale(self, sample: Sample) -> None:
         trained = bool(self.history.losses)
         if self.settings.standardize:
             moments = Moments(sample.view.shape[1])
@@ -168,6 +181,8 @@ class Trainer:
             rows = self._rows(train)
             self._held = None if held is None else self._rows(held)
             self.history = replace(self.history, n_iter=0)
+            if held is None:
+                self.history = self.history.without_validation()
             self.n_epochs = settings.max_iter
             last = settings.max_iter if n_epochs is None else n_epochs
             first = 0
@@ -188,6 +203,7 @@ class Trainer:
                     self.expand()
             rows = self._rows(sample)
             self._arrange(rows)
+            self.history = self.history.without_validation()
             self.net.notify("on_train_begin", X=None, y=None)
             self._epoch(rows, self.settings.learning_rate_init)
             self.net.notify("on_train_end", X=None, y=None)
@@ -258,7 +274,9 @@ class Trainer:
         self.network.load_state_dict(state)
         if self.net.flat_ is not None:
             self.net.flat_.follow_masks()
-        self.history = replace(self.history, best_score=score, best_iter=best_iter)
+        self.history = replace(
+            self.history, best_score=score, best_iter=best_iter, refitted=False
+        )
 
     @torch.no_grad()
     def set_masks(self, masks: dict[int, Tensor]) -> None:
