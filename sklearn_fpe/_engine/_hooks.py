@@ -85,11 +85,23 @@ class EarlyStopping(Hook):
         """Give the network its best weights back."""
         if trainer.phase != "fine-tune":
             return
+        if trainer.loaded:
+            self._take_loaded(trainer)
         if self._best_state is None:  # no epoch was left for the fine-tuning
             score, _ = self._measure(trainer)
             self._update(trainer, score)
         assert self._best_state is not None
         trainer.restore(self._best_state, self.best_score, self.best_iter)
+
+    def _take_loaded(self, trainer: Trainer) -> None:
+        """Keep the weights that a skorch callback loaded, and find their epoch."""
+        score, loss = self._measure(trainer)
+        self.best_score, self._best_state = -math.inf, None
+        self._update(trainer, score)
+        n_epochs = min(len(trainer.epochs), trainer.n_iter)
+        losses = np.array(trainer.history.validation_losses[-n_epochs:])
+        after = len(losses) - 1 - int(np.abs(losses - loss).argmin())
+        self.best_iter = trainer.n_iter - after
 
     def _measure(self, trainer: Trainer) -> tuple[float, float]:
         outputs, loss = trainer.validate()

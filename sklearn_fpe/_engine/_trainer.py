@@ -60,6 +60,8 @@ class Trainer:
         Mean training loss of the last epoch.
     validation_score : float or None
         Score of the held-out rows after the last epoch.
+    loaded : bool
+        Whether a skorch callback replaced the weights at the end of the last phase.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Trainer:
         self.epoch = self.n_epochs = self.step = self.n_steps = 0
         self.loss = math.nan
         self.validation_score: float | None = None
+        self.loaded = False
         self._held: Rows | None = None
         is_registered = recipe.prune in PRUNES.values()
         if self.phase == "warm-up" and (recipe.split.checked or not is_registered):
@@ -410,11 +413,21 @@ class Trainer:
             asked = [hook.on_epoch_end(self) for hook in hooks]
             if stopped := self.net.stop_ or any(asked):
                 break
+        self._end_training()
         for hook in hooks:
             hook.on_phase_end(self)
-        self.net.notify("on_train_end", X=None, y=None)
         self.net.before_step = None
         return stopped
+
+    def _end_training(self) -> None:
+        """Let skorch's callbacks end the phase; note whether one loaded weights."""
+        self.loaded = False
+        state = {}
+        if self.settings.callbacks:
+            state = copy.deepcopy(self.network.state_dict())
+        self.net.notify("on_train_end", X=None, y=None)
+        for name, value in self.network.state_dict().items():
+            self.loaded |= name in state and not torch.equal(value, state[name])
 
     def _before_step(self, hooks: Iterable[Hook]) -> Callable[[], None] | None:
         """Return what the net calls before a step; None if no hook wants it."""
