@@ -18,7 +18,15 @@ class Hook:
     A hook may read the attributes of the trainer (``phase``, ``epoch``, ``n_epochs``,
     ``loss``, ``step``, ``n_steps``, ``network``), change masks by
     :meth:`Trainer.set_masks` and, in :meth:`before_step`, the gradients.
+
+    Attributes
+    ----------
+    settled : bool
+        Whether the network may be kept as it is. A hook that still has to prune says
+        no.
     """
+
+    settled = True
 
     def on_phase_begin(self, trainer: Trainer) -> None:
         """Act before the epochs of a phase."""
@@ -78,6 +86,8 @@ class EarlyStopping(Hook):
             return False
         score, loss = self._measure(trainer)
         trainer.record_validation(score, loss)
+        if not trainer.settled:
+            return False
         self._update(trainer, score)
         return self.n_no_change > self.patience
 
@@ -87,7 +97,7 @@ class EarlyStopping(Hook):
             return
         if trainer.loaded:
             self._take_loaded(trainer)
-        if self._best_state is None:  # no epoch was left for the fine-tuning
+        if self._best_state is None:  # no epoch ended with a network to keep
             score, _ = self._measure(trainer)
             self._update(trainer, score)
         assert self._best_state is not None

@@ -61,7 +61,7 @@ class FlatParameters:
 
     def follow_masks(self) -> None:
         """Bring :attr:`trainable` up to date with the masks of the layers."""
-        masked = [layer for layer in self.network.layers if layer.mask is not None]
+        masked = [layer for layer in self.network.maps if layer.mask is not None]
         if not masked:
             self.trainable = None
             return
@@ -159,7 +159,11 @@ def backpropagate(
     for layer in others:
         inputs.append(apply_(outputs))
         outputs = layer(inputs[-1])
+    if network.skip is not None:
+        outputs.addmm_(inputs[0], network.skip.weight.mT)
     loss, gradient = differentiate(outputs)
+    if network.skip is not None:
+        network.skip.backward(inputs[0], gradient, first=True)
     for layer, x in zip(reversed(others), reversed(inputs), strict=False):
         # The activations are not needed any more, so their derivatives overwrite them.
         gradient = backward_(layer.backward(x, gradient), x)

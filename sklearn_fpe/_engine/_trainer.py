@@ -16,12 +16,12 @@ from sklearn_fpe._engine._context import training_context
 from sklearn_fpe._engine._hooks import Hook
 from sklearn_fpe._engine._moments import Moments
 from sklearn_fpe._engine._net import Net, make_net
+from sklearn_fpe._engine._pruning import PRUNES
 from sklearn_fpe._engine._recipe import History, Learned, Recipe, Settings, Targets
 from sklearn_fpe._engine._rows import Rows, make_rows
 from sklearn_fpe._engine._views import Sample
 from sklearn_fpe.nn import MLP, Affine
 from sklearn_fpe.nn._expand import expand_to
-from sklearn_fpe.nn._prune import PRUNES
 
 PREDICTION_ROWS = 4096
 """Held-out rows that are predicted at a time."""
@@ -52,6 +52,8 @@ class Trainer:
         The epochs of the running phase.
     from_cache : bool
         Whether the running phase is taken from a cache.
+    settled : bool
+        Whether the network may be kept as it is; not while it is pruned gradually.
     epoch, n_epochs : int
         The running epoch of a fit, counted from 0, and their number.
     step, n_steps : int
@@ -92,7 +94,7 @@ class Trainer:
                 targets=self.targets,
                 bfloat16=settings.bfloat16,
             )
-        self.epochs, self.from_cache = range(0), False
+        self.epochs, self.from_cache, self.settled = range(0), False, True
         self.epoch = self.n_epochs = self.step = self.n_steps = 0
         self.loss = math.nan
         self.validation_score: float | None = None
@@ -109,7 +111,10 @@ class Trainer:
         recipe = self.recipe
         if learned is None:
             generator = torch.Generator(device="cpu").manual_seed(recipe.seeds.init)
-            return MLP.dense(recipe.shape.widths, recipe.activation, generator)
+            shape = recipe.shape
+            return MLP.dense(
+                shape.widths, recipe.activation, generator, skip=shape.skip
+            )
         network = copy.deepcopy(learned.network)
         network.unfold_input(learned.affine)
         return network
@@ -147,7 +152,8 @@ class Trainer:
             # The mean, which is added to the output, predicts a constant exactly.
             constant = torch.from_numpy(self.targets.constant()).to(self.network.device)
             with torch.no_grad():
-                self.network.layers[-1].weight[constant] = 0.0
+                for layer in self.network.output_maps:
+                    layer.weight[constant] = 0.0
 
     def fit(
         self,
@@ -194,6 +200,9 @@ class Trainer:
                 self._warm_up(rows, range(min(first, last)), hooks, cache, train)
                 self.expand()
             self._arrange(rows)
+            pruning = self.recipe.prune.hook(self.recipe)
+            if pruning is not None:
+                hooks = [pruning, *hooks]
             self._run(rows, range(first, max(first, last)), hooks)
             return self.learned()
 
@@ -204,6 +213,7 @@ class Trainer:
                 self.learn_scale(sample)
                 if len(self.history.losses) >= self.settings.n_warmup:
                     self.expand()
+                    self._prune_now()
             rows = self._rows(sample)
             self._arrange(rows)
             self.history = self.history.without_validation()
@@ -214,9 +224,10 @@ class Trainer:
 
     def learned(self) -> Learned:
         """Return what was learned, as if the training had ended now."""
-        network = copy.deepcopy(self.network).eval()
+        network = copy.deepcopy(self.network).eval().without_dead_units()
         network.fold_input(self.affine)
-        largest = [p.detach().abs().amax() for p in network.parameters()]
+        parameters = [p.detach() for p in network.parameters() if p.numel()]
+        largest = [p.abs().amax() for p in parameters]
         if not bool(torch.stack(largest).isfinite().all()):
             raise self._diverged("The weights became infinite.")
         return Learned(
@@ -236,7 +247,8 @@ class Trainer:
             # Weights of constant columns are untrained; zero is pruned first.
             constant = torch.from_numpy(self.moments.constant()).to(self.network.device)
             with torch.no_grad():
-                self.network.layers[0].weight[:, constant] = 0.0
+                for layer in self.network.input_maps:
+                    layer.weight[:, constant] = 0.0
         self.network = self._expanded()
         self.net.swap(self.network)
         self.phase = "fine-tune"
@@ -280,6 +292,20 @@ class Trainer:
         self.history = replace(
             self.history, best_score=score, best_iter=best_iter, refitted=False
         )
+
+    def mean_square_gradient(self, weight: torch.nn.Parameter) -> Tensor | None:
+        """Return the optimizer's running mean of the squared gradient of a weight.
+
+        None before the first step.
+        """
+        flat, state = self.net.flat_, self.net.optimizer_.state
+        key = weight if flat is None else flat.vector
+        if "exp_avg_sq" not in state.get(key, {}):
+            return None
+        squares = state[key]["exp_avg_sq"]
+        if flat is None:
+            return squares
+        return squares[flat.places[weight]].view(weight.shape)
 
     @torch.no_grad()
     def set_masks(self, masks: dict[int, Tensor]) -> None:
@@ -335,6 +361,13 @@ class Trainer:
             groups=recipe.groups,
             rng=recipe.seeds.split,
         )
+
+    def _prune_now(self) -> None:
+        """Prune to the budget at once, because partial_fit must never exceed it."""
+        hook = self.recipe.prune.hook(self.recipe)
+        if hook is not None:
+            hook.on_phase_begin(self)
+            hook.on_phase_end(self)
 
     def _arrange(self, rows: Rows) -> None:
         """Arrange the columns of rows that are used again and again."""
@@ -409,6 +442,7 @@ class Trainer:
             for hook in hooks:
                 hook.on_epoch_begin(self)
             self._epoch(rows, self.settings.rate_at(self.epoch))
+            self.settled = all(hook.settled for hook in hooks)
             # Every hook is called, whichever asks to stop.
             asked = [hook.on_epoch_end(self) for hook in hooks]
             if stopped := self.net.stop_ or any(asked):

@@ -24,7 +24,7 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
     ----------
     hidden_layer_sizes : int or array-like of int, default=(32,)
         Widths of the dense parent network's hidden layers. Each parent neuron is
-        split into `expansion` children.
+        split into `expansion` children. ``()`` is a linear model.
 
     expansion : int or array-like of int, default=4
         Children per parent neuron, one number for all hidden layers or one for
@@ -32,7 +32,7 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         the budget do not allow it, the largest possible one is used, with a
         warning; see `expansion_`.
 
-    split : {"random", "shared", "contiguous", "feature", "groups"}, \
+    split : {"random", "shared", "contiguous", "feature", "groups", "learned"}, \
             callable or sklearn_fpe.nn.SplitRule, default="shared"
         How the input edges of a parent are dealt to its children.
 
@@ -41,6 +41,8 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         - ``"contiguous"``: neighbouring columns together, one deal for all;
         - ``"feature"``: columns that are used alike together, one deal for all;
         - ``"groups"``: the columns of a group together, see `feature_groups`;
+        - ``"learned"``: every child starts with all inputs of its parent, and pruning
+          decides which it keeps; needs ``prune="gradual"``;
         - a callable ``f(weight, n_children, rng)`` that returns an int array of the
           shape of `weight`, (n_neurons, n_inputs): the child of each edge. It is
           also called once before training, on the initial weights, so that a mistake
@@ -51,7 +53,7 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         Group labels of the columns of X, for ``split="groups"``. Deeper layers are
         then split ``"shared"``.
 
-    prune : {"magnitude", "structured"} or sklearn_fpe.nn.PruneRule, \
+    prune : {"magnitude", "structured", "gradual"} or sklearn_fpe.nn.PruneRule, \
             default="magnitude"
         How the network is brought back to the budget.
 
@@ -60,7 +62,14 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
           go, so that all that is kept is dense: nothing is masked, and the matrix
           products cost what the parent's cost. Needs a split that all neurons of a
           layer share;
+        - ``"gradual"``: nothing goes at the split; the weights of least saliency go
+          step by step, until three quarters of the epochs are over;
         - a rule of your own, see :class:`~sklearn_fpe.nn.PruneRule`.
+
+    skip_connection : bool, default=False
+        Whether to add a linear map from the inputs straight to the outputs. It is
+        trained and pruned with the rest under the budget of the network without it:
+        more weights to choose from, not more parameters.
 
     warmup : int or float in [0, 1], default=0.1
         Epochs before the split: a number, or a fraction of `max_iter`; 1 is one epoch,
@@ -288,6 +297,7 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
 
     _parameter_constraints: ClassVar[dict] = {
         **BaseFPE._parameter_constraints,
+        "skip_connection": ["boolean"],
         "class_weight": [dict, list, StrOptions({"balanced"}), None],
         "label_smoothing": [Interval(Real, 0, 1, closed="left")],
     }
@@ -300,6 +310,7 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         split="shared",
         feature_groups=None,
         prune="magnitude",
+        skip_connection=False,
         warmup=0.1,
         budget=None,
         activation="relu",
@@ -330,6 +341,7 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         self.split = split
         self.feature_groups = feature_groups
         self.prune = prune
+        self.skip_connection = skip_connection
         self.warmup = warmup
         self.budget = budget
         self.activation = activation

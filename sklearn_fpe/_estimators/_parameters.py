@@ -95,10 +95,9 @@ def check_schedule(n_warmup, max_iter):
 def resolve_hidden(hidden_layer_sizes):
     """Turn `hidden_layer_sizes` into a tuple of positive ints."""
     sizes = _entries(hidden_layer_sizes)
-    if not sizes or not all(_is_positive(h) for h in sizes):
+    if not all(_is_positive(h) for h in sizes):
         raise ValueError(
-            f"hidden_layer_sizes must be one or more positive integers, got "
-            f"{hidden_layer_sizes!r}."
+            f"hidden_layer_sizes must be positive integers, got {hidden_layer_sizes!r}."
         )
     return tuple(int(h) for h in sizes)
 

@@ -26,7 +26,7 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
     ----------
     hidden_layer_sizes : int or array-like of int, default=(32,)
         Widths of the dense parent network's hidden layers. Each parent neuron is
-        split into `expansion` children.
+        split into `expansion` children. ``()`` is a linear model.
 
     task : {"classification", "regression"}, default="classification"
         What y holds: labels (or a 0/1 indicator matrix), or real numbers.
@@ -37,7 +37,7 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
         the budget do not allow it, the largest possible one is used, with a
         warning; see `expansion_`.
 
-    split : {"random", "shared", "contiguous", "feature", "groups"}, \
+    split : {"random", "shared", "contiguous", "feature", "groups", "learned"}, \
             callable or sklearn_fpe.nn.SplitRule, default="shared"
         How the input edges of a parent are dealt to its children.
 
@@ -46,6 +46,8 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
         - ``"contiguous"``: neighbouring columns together, one deal for all;
         - ``"feature"``: columns that are used alike together, one deal for all;
         - ``"groups"``: the columns of a group together, see `feature_groups`;
+        - ``"learned"``: every child starts with all inputs of its parent, and pruning
+          decides which it keeps; needs ``prune="gradual"``;
         - a callable ``f(weight, n_children, rng)`` that returns an int array of the
           shape of `weight`, (n_neurons, n_inputs): the child of each edge. It is
           also called once before training, on the initial weights, so that a mistake
@@ -56,7 +58,7 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
         Group labels of the columns of X, for ``split="groups"``. Deeper layers are
         then split ``"shared"``.
 
-    prune : {"magnitude", "structured"} or sklearn_fpe.nn.PruneRule, \
+    prune : {"magnitude", "structured", "gradual"} or sklearn_fpe.nn.PruneRule, \
             default="magnitude"
         How the network is brought back to the budget.
 
@@ -65,6 +67,8 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
           go, so that all that is kept is dense: nothing is masked, and the matrix
           products cost what the parent's cost. Needs a split that all neurons of a
           layer share;
+        - ``"gradual"``: nothing goes at the split; the weights of least saliency go
+          step by step, until three quarters of the epochs are over;
         - a rule of your own, see :class:`~sklearn_fpe.nn.PruneRule`.
 
     warmup : int or float in [0, 1], default=0.1
