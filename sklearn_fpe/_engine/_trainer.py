@@ -329,13 +329,15 @@ class Trainer:
         self._attach(self.net.module_ is not self.network)
         flat, optimizer = self.net.flat_, self.net.optimizer_
         for weight, where in changed.items():
-            key, place = (weight, slice(None))
-            if flat is not None:
-                key, place = flat.vector, flat.places[weight]
+            key = weight if flat is None else flat.vector
             state = optimizer.state.get(key, {})
             for name in ("exp_avg", "exp_avg_sq"):
-                if name in state:
-                    state[name].view(-1)[place].masked_fill_(where.view(-1), 0)
+                if name not in state:
+                    continue
+                mean = state[name]
+                if flat is not None:
+                    mean = mean[flat.places[weight]].view(weight.shape)
+                mean.masked_fill_(where, 0)
 
     # ----------------------------------------------------------------------------------
     # Epochs

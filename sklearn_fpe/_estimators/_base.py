@@ -241,7 +241,9 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         _parameters.resolve_expansion(self.expansion)
         if self.memory is not None:
             _parameters.check_cache(self)
-        _parameters.check_skorch_callbacks(self.skorch_callbacks, self.early_stopping)
+        _parameters.check_skorch_callbacks(
+            self.skorch_callbacks, self.early_stopping, get_prune(self.prune)
+        )
         if self.refit and not self.early_stopping:
             raise ValueError(
                 "refit=True trains again for the epochs that early stopping found "

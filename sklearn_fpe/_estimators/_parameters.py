@@ -191,7 +191,7 @@ def _is_positive(value):
     return isinstance(value, Integral) and not isinstance(value, bool) and value > 0
 
 
-def check_skorch_callbacks(callbacks, validates):
+def check_skorch_callbacks(callbacks, validates, prune):
     """Check that a list holds skorch callbacks that can work.
 
     Parameters
@@ -200,6 +200,8 @@ def check_skorch_callbacks(callbacks, validates):
         The parameter.
     validates : bool
         Whether rows are held out.
+    prune : PruneRule
+        The prune rule.
     """
     for entry in callbacks or ():
         callback = entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry
@@ -219,6 +221,12 @@ def check_skorch_callbacks(callbacks, validates):
             raise ValueError(
                 f"skorch_callbacks must hold no {kind.__name__}, because the parameter "
                 f"hidden_layer_sizes and the data set the shape of the network."
+            )
+        if getattr(callback, "load_best", False) and not prune.at_once:
+            raise ValueError(
+                f"{kind.__name__}(load_best=True) in skorch_callbacks could bring back "
+                f"weights from before prune={prune.name!r} was done: set "
+                f"load_best=False. early_stopping=True keeps the best pruned weights."
             )
         if not validates:
             _check_needs_no_held_out_rows(callback, kind)
