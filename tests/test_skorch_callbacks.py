@@ -96,7 +96,7 @@ def test_scores_on_training_rows_are_of_the_users_targets(histories):
     callback = skorch.callbacks.EpochScoring(score, on_train=True)
     fit(FPEClassifier, X, y, callback)
     assert [sorted(y_true) for y_true in seen] == [sorted(y[:150])] * 6
-    assert histories[1][-1]["score"] > 0.4
+    assert histories[1][-1]["score"] > 0.36
 
 
 def test_scores_of_batches(histories):

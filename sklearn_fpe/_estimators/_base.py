@@ -230,6 +230,8 @@ class BaseFPE(CallbackSupportMixin, Fitted):
                 trainer = Trainer(recipe, settings, targets, learned)
             trainer.settings = settings
             result = trainer.partial_fit(rows)
+        if result.phase == "fine-tune" and (not learned or learned.phase == "warm-up"):
+            _consistency.warn_constant(draft, trainer)
         if self.verbose:
             print(f"{result.phase}, epoch {trainer.n_iter}: loss {trainer.loss:.6f}")
         self._accept(draft, result, (trainer, result))

@@ -378,14 +378,15 @@ class FPERegressor(RegressorMixin, BaseFPE):
         Returns
         -------
         y : ndarray of shape (n_samples,) or (n_samples, n_outputs)
-            Predictions; float64 if X is of higher precision than float32, else
-            float32.
+            Predictions; float64 if X is of higher precision than float32, or if
+            float32 cannot hold the units of the targets, else float32.
         """
         targets, outputs = self._raw_predict(X)
         y = targets.decide(outputs)
+        if outputs.dtype == np.float64 or not targets.fit_single():
+            return y
         with np.errstate(over="ignore"):
-            narrow = y.astype(outputs.dtype, copy=False)
-        # The units of the targets may be out of the range of float32.
+            narrow = y.astype(np.float32)
         return narrow if np.isfinite(narrow).all() else y
 
     def score(self, X, y, sample_weight=None):
