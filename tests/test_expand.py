@@ -13,6 +13,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
+from sklearn_fpe.nn._partition import SPLITS
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -23,7 +24,6 @@ from sklearn_fpe.nn import (
     check_expansion,
     expand,
 )
-from sklearn_fpe.nn._partition import SPLITS
 
 SHARED = ["shared", "contiguous", "feature"]
 exactly = {"rtol": 0, "atol": 0}

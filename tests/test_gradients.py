@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn_fpe._training import WeightedLoss
+from sklearn_fpe.nn._gradients import ALIGNMENT, backpropagate, flatten_parameters
 from torch.testing import assert_close
 
-from sklearn_fpe._training import WeightedLoss
 from sklearn_fpe.nn import MLP, expand
-from sklearn_fpe.nn._gradients import ALIGNMENT, backpropagate, flatten_parameters
 from sklearn_fpe.nn._mlp import ACTIVATIONS
 
 pytestmark = pytest.mark.filterwarnings("ignore:The outgoing weights of the children")

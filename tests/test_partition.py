@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
+from sklearn_fpe.nn._partition import SPLITS, max_children
 
 from sklearn_fpe.nn import is_shared, partition
-from sklearn_fpe.nn._partition import SPLITS, max_children
 
 BALANCED = [split for split in SPLITS if split != "groups"]
 SHARED = ["shared", "contiguous", "feature"]

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
+from sklearn_fpe.nn._partition import SPLITS
 
 from sklearn_fpe.nn import _prune, check_expansion, partition
-from sklearn_fpe.nn._partition import SPLITS
 from sklearn_fpe.nn._prune import Sizes
 
 seeds = st.integers(0, 2**32 - 1)

@@ -403,8 +403,9 @@ class MLP(ArrayModule):
         affine = self.input_affine.compose(affine)
         least, most = FOLDED_SCALES
         size = np.abs(affine.scale)
-        kept = (np.abs(affine.mean) > MAX_FOLDED_OFFSET * size) | (size < least)
-        kept |= size > most
+        with np.errstate(over="ignore"):
+            kept = np.abs(affine.mean) > MAX_FOLDED_OFFSET * size
+        kept |= (size < least) | (size > most)
         stays = Affine(np.where(kept, affine.mean, 0), np.where(kept, affine.scale, 1))
         self._fold(affine.relative_to(stays))
         self.input_mean = self.input_scale = None
