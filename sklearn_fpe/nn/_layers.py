@@ -216,11 +216,14 @@ class DenseLinear(Layer, nn.Linear):
         return _linear(x, self.weight, self.bias, out)
 
     def backward(self, x: Tensor, gradient: Tensor, first: bool = False):
-        """Compute gradients without autograd, see :meth:`Layer.backward`."""
+        """Write gradients from `x` and `gradient`, see :meth:`Layer.backward`.
+
+        With `first`, the gradient with respect to `x` is not computed.
+        """
         return _linear_backward(x, gradient, self.weight, self.bias, first)
 
     def set_mask(self, mask: Tensor) -> None:
-        """Refuse: a dense layer keeps all weights."""
+        """Refuse any `mask`, because a dense layer keeps all weights."""
         raise TypeError("A DenseLinear keeps all weights; use a MaskedLinear.")
 
 
@@ -280,7 +283,10 @@ class MaskedLinear(Layer):
         return _linear(x, self._masked_weight(), self.bias, out)
 
     def backward(self, x: Tensor, gradient: Tensor, first: bool = False):
-        """Compute gradients without autograd, see :meth:`Layer.backward`."""
+        """Write gradients from `x` and `gradient`, see :meth:`Layer.backward`.
+
+        With `first`, the gradient with respect to `x` is not computed.
+        """
         return _linear_backward(x, gradient, self.weight, self.bias, first)
 
 
@@ -361,7 +367,10 @@ class BlockLinear(Layer):
         return outputs if out is None else out.copy_(outputs)
 
     def backward(self, x: Tensor, gradient: Tensor, first: bool = False):
-        """Compute gradients without autograd, see :meth:`Layer.backward`."""
+        """Write gradients from `x` and `gradient`, see :meth:`Layer.backward`.
+
+        With `first`, the gradient with respect to `x` is not computed.
+        """
         weight, bias = self.weight, self.bias
         if self.outputs is not None:
             gradient = scatter_columns(gradient, self.outputs, bias.numel())

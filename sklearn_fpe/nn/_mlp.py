@@ -189,7 +189,7 @@ class MLP(ArrayModule):
         return twin
 
     def masked(self, level: int) -> Layer:
-        """Return a layer that can be masked; a dense one is replaced by such a layer.
+        """Return layer `level`; a dense one is first replaced by one with a mask.
 
         The new layer has the same parameters.
         """
@@ -272,7 +272,7 @@ class MLP(ArrayModule):
         affine = self.input_affine.compose(affine)
         least, most = FOLDED_SCALES
         size = np.abs(affine.scale)
-        kept = (np.abs(affine.mean) > MAX_FOLDED_OFFSET * size) | (size < least)
+        kept = (np.abs(affine.mean) / MAX_FOLDED_OFFSET > size) | (size < least)
         kept |= size > most
         stays = Affine(np.where(kept, affine.mean, 0), np.where(kept, affine.scale, 1))
         self.layers[0].fold_input(affine.relative_to(stays))
@@ -300,7 +300,7 @@ class MLP(ArrayModule):
 
     @torch.no_grad()
     def change_output(self, old: Affine, new: Affine) -> None:
-        """Keep ``old.undo(outputs)`` the same for another location and scale."""
+        """Make ``new.undo(outputs)`` what ``old.undo(outputs)`` was."""
         last, back = self.layers[-1], new.relative_to(old)
         mean, scale = back.tensors(self.device)
         last.weight.copy_(last.weight.double() / scale.unsqueeze(1))

@@ -19,6 +19,13 @@ class Shape:
         Outputs of the network.
     expansion : tuple of int
         Children per parent of every hidden layer.
+
+    Examples
+    --------
+    >>> from sklearn_fpe.nn import Shape
+    >>> shape = Shape(n_inputs=64, hidden=(8,), n_outputs=10, expansion=(4,))
+    >>> shape.n_parameters(), shape.parent().n_parameters()
+    (874, 610)
     """
 
     n_inputs: int
