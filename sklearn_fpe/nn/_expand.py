@@ -311,7 +311,7 @@ def _matrix_layer(weight: np.ndarray, bias: np.ndarray, kept: np.ndarray) -> Lay
     values, biases = torch.from_numpy(weight.copy()), torch.from_numpy(bias.copy())
     if kept.all():
         return DenseLinear(values, biases)
-    return MaskedLinear(values, biases, torch.from_numpy(np.array(kept)))
+    return MaskedLinear(values, biases, torch.from_numpy(np.array(kept, order="C")))
 
 
 def _block_layer(

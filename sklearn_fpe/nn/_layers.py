@@ -116,6 +116,15 @@ class Layer(ArrayModule):
         mask : bool tensor of the shape of `weight`
             The kept weights. Must be False outside of :meth:`available`.
         """
+        self.check_mask(mask)
+        if self.mask is None:
+            self.mask = mask.clone(memory_format=torch.contiguous_format)
+        else:
+            self.mask.copy_(mask)
+        self.weight.mul_(self.mask)
+
+    def check_mask(self, mask: Tensor) -> None:
+        """Raise a ValueError if :meth:`set_mask` cannot take `mask`."""
         if mask.shape != self.weight.shape or mask.dtype != torch.bool:
             raise ValueError(
                 f"mask must be a bool tensor of shape {tuple(self.weight.shape)}, got "
@@ -125,11 +134,6 @@ class Layer(ArrayModule):
             raise ValueError(
                 "mask must be False where the layer has no weight to keep."
             )
-        if self.mask is None:
-            self.mask = mask.clone()
-        else:
-            self.mask.copy_(mask)
-        self.weight.mul_(self.mask)
 
     def available(self) -> Tensor:
         """Return the weights that a mask may keep, bool of the shape of `weight`."""
