@@ -65,7 +65,8 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         Non-zero parameters in all, biases included. None: as many as the dense
         parent has.
 
-    activation : {"identity", "logistic", "tanh", "relu"}, default="relu"
+    activation : {"identity", "logistic", "tanh", "relu", "gelu", "silu"} or \
+            Activation, default="relu"
         Activation of the hidden layers.
 
     batch_size : int or "auto", default="auto"
