@@ -134,6 +134,11 @@ def expand_to(
         plan = prune.plan(weights, shape, split, groups, budget, rng)
     layers, parents = _build(weights, biases, shape, plan)
     expanded = MLP(layers, network.activation, parents)
+    if expanded.n_nonzero > budget:
+        raise ValueError(
+            f"prune={prune.name!r} kept {expanded.n_nonzero} parameters, more than the "
+            f"budget of {budget}."
+        )
     if network.input_mean is not None:
         expanded.input_mean = network.input_mean.clone()
         expanded.input_scale = network.input_scale.clone()

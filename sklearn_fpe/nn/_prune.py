@@ -209,7 +209,8 @@ class Structured(PruneRule):
         n_units = shape.n_inputs
         for level, n_children in enumerate(shape.expansion):
             weight = weights[level][:, inputs % weights[level].shape[1]]
-            living = partition(weight, n_children, split.at_level(level), rng=rng)
+            rule = split.at_level(level)
+            living = partition(weight, n_children, rule, groups=groups, rng=rng)
             labels = _shared_row(living, n_children)
             out_norm = np.linalg.norm(weights[level + 1], axis=0)
             energy = (weight * out_norm[:, None]) ** 2
