@@ -22,6 +22,7 @@ from sklearn_fpe.nn._blocks import (
     block_gradients,
     block_input_gradient,
     is_column_major,
+    is_recorded,
     multiply_blocks,
     scatter_columns,
     select_columns,
@@ -58,7 +59,7 @@ class Layer(ArrayModule):
 
     def _masked_weight(self) -> Tensor:
         """Return the weight as autograd must see it."""
-        if self.mask is None or not torch.is_grad_enabled():
+        if self.mask is None or not is_recorded():
             return self.weight
         return self.weight * self.mask
 
@@ -168,7 +169,8 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None) -> Tens
     """Compute ``x weight' + bias`` in the precision of x, into `out` if given."""
     weight, bias = _in_precision_of(x, weight, bias)
     n_outputs, n_inputs = weight.shape
-    if n_inputs >= MIN_COLUMN_MAJOR_RATIO * n_outputs and is_column_major(x):
+    # In this order, because a tracer records comparisons of sizes.
+    if is_column_major(x) and n_inputs >= MIN_COLUMN_MAJOR_RATIO * n_outputs:
         by_output = torch.addmm(bias.unsqueeze(1), weight, x.mT).mT
         return by_output if out is None else out.copy_(by_output)
     if out is None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sklearn_fpe.nn._activation import Activation, get_activation
 from sklearn_fpe.nn._affine import Affine
 from sklearn_fpe.nn._arrays import ArrayModule
+from sklearn_fpe.nn._blocks import is_recorded
 from sklearn_fpe.nn._layers import BlockLinear, DenseLinear, Layer, MaskedLinear
 
 MAX_FOLDED_OFFSET = 1e3
@@ -150,7 +151,7 @@ class MLP(ArrayModule):
         """Map x (n_rows, n_inputs) to the activations of the last hidden layer."""
         if self.input_mean is not None:
             x = self._scaled(x)
-        recorded = torch.is_grad_enabled()
+        recorded = is_recorded()
         for layer, module in zip(self.layers, self.activations, strict=False):
             x = layer(x)
             hooked = module._forward_hooks or module._forward_pre_hooks
