@@ -286,6 +286,12 @@ class Trainer:
 
     def restore(self, state: dict, score: float, best_iter: int | None) -> None:
         """Give the network earlier weights back, and record their score."""
+        state = state.copy()
+        for level, layer in enumerate(self.network.layers):
+            if layer.mask is not None:
+                # All weights were kept before the layer got a mask.
+                all_kept = torch.ones_like(layer.mask)
+                state.setdefault(f"layers.{level}.mask", all_kept)
         self.network.load_state_dict(state)
         if self.net.flat_ is not None:
             self.net.flat_.follow_masks()
@@ -318,8 +324,11 @@ class Trainer:
         ----------
         masks : dict
             For some layers, by their number, the kept weights, a bool tensor of the
-            shape of the layer's `weight`.
+            shape of the layer's `weight`. If one of them is not possible, none is
+            changed.
         """
+        for level, mask in masks.items():
+            self.network.layers[level].check_mask(mask)
         changed = {}
         for level, mask in masks.items():
             layer = self.network.masked(level)
@@ -329,15 +338,12 @@ class Trainer:
         self._attach(self.net.module_ is not self.network)
         flat, optimizer = self.net.flat_, self.net.optimizer_
         for weight, where in changed.items():
-            key = weight if flat is None else flat.vector
-            state = optimizer.state.get(key, {})
-            for name in ("exp_avg", "exp_avg_sq"):
-                if name not in state:
-                    continue
-                mean = state[name]
-                if flat is not None:
-                    mean = mean[flat.places[weight]].view(weight.shape)
-                mean.masked_fill_(where, 0)
+            state = optimizer.state.get(weight if flat is None else flat.vector, {})
+            for name in state.keys() & {"exp_avg", "exp_avg_sq"}:
+                if flat is None:
+                    state[name].masked_fill_(where, 0)
+                else:
+                    state[name][flat.places[weight]].masked_fill_(where.flatten(), 0)
 
     # ----------------------------------------------------------------------------------
     # Epochs

@@ -16,8 +16,8 @@ from sklearn.base import (
 from sklearn.callback import CallbackSupportMixin
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from sklearn_fpe._estimators._compat import fit_context
 from sklearn_fpe._engine._context import readable_memory_errors
+from sklearn_fpe._estimators._compat import fit_context
 from sklearn_fpe._estimators._parameters import resolve_device
 from sklearn_fpe.embeddings._batches import prepared_batches
 from sklearn_fpe.embeddings._cache import open_cache
