@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sklearn_fpe._engine._cache import StoppedError, WarmUpCache
 from sklearn_fpe._engine._context import training_context
@@ -280,15 +280,38 @@ class Trainer:
             layer.set_mask(mask)
             changed[layer.weight] = before != mask
         self._attach(self.net.module_ is not self.network)
-        flat, optimizer = self.net.flat_, self.net.optimizer_
         for weight, where in changed.items():
-            key, place = (weight, slice(None))
-            if flat is not None:
-                key, place = flat.vector, flat.places[weight]
-            state = optimizer.state.get(key, {})
-            for name in ("exp_avg", "exp_avg_sq"):
-                if name in state:
-                    state[name].view(-1)[place].masked_fill_(where.view(-1), 0)
+            for mean in self._running_means(weight).values():
+                mean.masked_fill_(where, 0)
+
+    def optimizer_state(self, level: int) -> dict[str, Tensor]:
+        """Return the running means that AdamW keeps for the weight of a layer.
+
+        Parameters
+        ----------
+        level : int
+            Number of the layer.
+
+        Returns
+        -------
+        state : dict
+            ``"exp_avg"``, the running mean of gradients, and ``"exp_avg_sq"``, that of
+            squared gradients: views of the shape of the weight. Empty before the first
+            step.
+        """
+        return self._running_means(self.network.layers[level].weight)
+
+    def _running_means(self, weight: nn.Parameter) -> dict[str, Tensor]:
+        flat, optimizer = self.net.flat_, self.net.optimizer_
+        key, place = weight, slice(None)
+        if flat is not None:
+            key, place = flat.vector, flat.places[weight]
+        state = optimizer.state.get(key, {})
+        return {
+            name: state[name].view(-1)[place].view(weight.shape)
+            for name in ("exp_avg", "exp_avg_sq")
+            if name in state
+        }
 
     # ----------------------------------------------------------------------------------
     # Epochs
