@@ -78,7 +78,7 @@ SCHEDULES = {
 N_TRAIN = {"glyphs": 20_000, "text": 20_000}
 """Training rows, where the default is fewer or more."""
 
-N_SEEDS = 4
+N_SEEDS = 5
 
 
 def cases(quick, data):
