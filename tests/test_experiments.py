@@ -2,6 +2,7 @@
 
 import json
 import math
+import tarfile
 from dataclasses import replace
 from itertools import pairwise
 
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import make_embeddings
 from benchmarks.experiments import (
     NAMES,
     _dealing,
@@ -420,3 +422,48 @@ def test_data_must_be_a_file(capsys):
     with pytest.raises(SystemExit):
         main.main(["--data", "nowhere.npz", "--quick"])
     assert "--data must be a file, got 'nowhere.npz'" in capsys.readouterr().err
+
+
+# Public embeddings
+
+
+WORDNET = {
+    "data.noun1": "  1 License text | not a definition\n"
+    '00000001 05 n 01 cat 0 000 @ | a feline; small; "the cat sat"  \n',
+    "data.noun2": "00000002 05 n 01 dog 0 000 @ | a canine  \n",
+    "data.verb": "00000003 38 v 01 go 0 000 | to move  \n"
+    "00000004 30 v 01 pass 0 000 | to change  \n"
+    "00000005 38 v 01 shift 0 000 | to change  \n",
+    "index.noun": "cat n 1 0 1 0 00000001  \n",
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_definitions_are_read_of_a_folder_or_an_archive(tmp_path, packed):
+    folder = tmp_path / "dict"
+    folder.mkdir()
+    for name, content in WORDNET.items():
+        (folder / name).write_text(content)
+    path = folder
+    if packed:
+        path = tmp_path / "source.tar.gz"
+        with tarfile.open(path, "w:gz") as archive:
+            archive.add(folder, "source/wordnet/dict")
+    lines = make_embeddings.read_wordnet(path)
+    texts, labels = make_embeddings.definitions(lines)
+    names = [make_embeddings.LEXICOGRAPHER_FILES[label] for label in labels]
+    expected = {"a feline; small": "noun.animal", "a canine": "noun.animal"}
+    assert dict(zip(texts, names, strict=True)) == expected | {"to move": "verb.motion"}
+
+
+def test_digits_become_embeddings_that_the_experiments_read(tmp_path):
+    path = str(tmp_path / "digits.npz")
+    make_embeddings.main(["digits", path])
+    with np.load(path) as file:
+        assert {*file} == {"X_train", "y_train", "X_test", "y_test", "classes"}
+        X = file["X_train"].astype(np.float32)
+        assert file["classes"].tolist() == [str(i) for i in range(10)]
+    np.testing.assert_allclose(np.linalg.norm(X, axis=1), 1, atol=1e-2)
+    task = _tasks.make_task("glyphs", data={"glyphs": path})
+    assert task.n_classes == 10
+    assert task.n_inputs == X.shape[1]
