@@ -148,7 +148,7 @@ def _methods(result):
 
 def plot(result):
     found = _cases(result)
-    figure, axes = subplots(len(found), width=4.0, height=3.8, sharey=True)
+    figure, axes = subplots(len(found), width=4.0, height=4.4, columns=3, sharey=True)
     for ax, (name, best) in zip(axes, found.items(), strict=True):
         for position, method in enumerate(_methods(result)):
             rows = best[method]
@@ -169,34 +169,25 @@ def plot(result):
 
 def tables(result):
     found = _cases(result)
-    rows = [
-        [
-            method,
-            *(
-                text
-                for best in found.values()
-                for text in (
-                    show(best[method]),
-                    str(best[method][0]["n_nonzero"]),
-                    _setting(best[method][0]),
-                )
-            ),
-        ]
-        for method in _methods(result)
-    ]
-    setting = "rate, decay" if "weight_decay" in result["rows"][0] else "rate"
-    header = [
-        "method",
-        *(f"{n}: {c}" for n in found for c in ("%", "non-zeros", setting)),
-    ]
+    accuracy, how = [], []
+    for method in _methods(result):
+        of_cases = [best[method] for best in found.values()]
+        accuracy.append([method, *map(show, of_cases)])
+        how.append([method, *(_setting(rows[0]) for rows in of_cases)])
     n_seeds = len({row["seed"] for row in result["rows"]})
-    return [Table(f"Test accuracy in %, {n_seeds} seeds.", header, rows)]
+    decay = " and weight decay" if "weight_decay" in result["rows"][0] else ""
+    header = ["method", *found]
+    return [
+        Table(f"Test accuracy in %, {n_seeds} seeds.", header, accuracy),
+        Table(f"Non-zeros, best learning rate{decay}.", header, how),
+    ]
 
 
 def _setting(row):
-    """Format the learning rate and, if it was tuned, the weight decay."""
-    rate, decay = f"{row['lr']:g}", row.get("weight_decay")
-    return rate if decay is None else f"{rate}, {decay:g}"
+    """Format non-zeros, learning rate and, if it was tuned, weight decay."""
+    values = f"{row['n_nonzero']}; {row['lr']:g}"
+    decay = row.get("weight_decay")
+    return values if decay is None else f"{values}; {decay:g}"
 
 
 def _compare(result, peers, title, paper):
