@@ -314,7 +314,7 @@ class Trainer:
             changed.
         """
         for level, mask in masks.items():
-            self.network.layers[level].check_mask(mask)
+            self.network.maps[level].check_mask(mask)
         changed = {}
         for level, mask in masks.items():
             layer = self.network.masked(level)
