@@ -323,8 +323,15 @@ class FPERegressor(RegressorMixin, BaseFPE):
         y = targets.decide(outputs)
         with np.errstate(over="ignore"):
             narrow = y.astype(outputs.dtype, copy=False)
+        if np.isfinite(narrow).all():
+            return narrow
         # The units of the targets may be out of the range of float32.
-        return narrow if np.isfinite(narrow).all() else y
+        if not np.isfinite(y).all():
+            raise ValueError(
+                "Input X contains a value too large for float64: the predictions, in "
+                "the units of the targets, overflow."
+            )
+        return y
 
     def score(self, X, y, sample_weight=None):
         """Return the coefficient of determination of the predictions.
