@@ -289,6 +289,16 @@ def outputs(estimator, X):
     return [getattr(estimator, n)(X) for n in OUTPUTS if hasattr(estimator, n)]
 
 
+def outputs_or_error(estimator, X):
+    """Return the outputs, or the message where float64 cannot hold them."""
+    try:
+        return outputs(estimator, X)
+    except ValueError as error:
+        if "too large" not in str(error):
+            raise
+        return str(error)
+
+
 def rows_for(estimator):
     """Return rows as the estimator knows them, and a single one of them."""
     n_features = estimator.n_features_in_
@@ -301,7 +311,10 @@ def rows_for(estimator):
 def check_sound(estimator):
     """Check that what was loaded predicts finite numbers of the right shape."""
     for rows in rows_for(estimator):
-        for output in outputs(estimator, rows):
+        found = outputs_or_error(estimator, rows)
+        if isinstance(found, str):
+            continue
+        for output in found:
             assert len(output) == len(rows)
             assert output.dtype.kind != "f" or np.isfinite(output).all(), "not finite"
         if isinstance(estimator, FPETransformer):
@@ -322,7 +335,8 @@ def check_saved_again(estimator, path):
     again = load(path)
     assert repr(again.get_params()) == repr(estimator.get_params())
     for rows in rows_for(estimator):
-        for a, b in zip(outputs(estimator, rows), outputs(again, rows), strict=True):
+        found, expected = (outputs_or_error(m, rows) for m in (again, estimator))
+        for a, b in zip(found, expected, strict=True):
             np.testing.assert_array_equal(a, b, strict=True)
     with open(path, "rb") as file:
         first = file.read()

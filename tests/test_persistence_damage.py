@@ -273,20 +273,20 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(packed):
             "binary",
             ["learned", "network", "layers", 0, "kind"],
             "conv",
-            "kind of layers.0",
+            "kind of network.layers.0",
         ),
         (
             "binary",
             ["learned", "network", "layers", 0, "kind"],
             "masked",
-            "shape of layers.0",
+            "shape of network.layers.0",
         ),
         ("binary", ["learned", "network", "layers", 0, "shape"], [2, 4, 7], "layers.0"),
         (
             "binary",
             ["learned", "network", "layers", 0, "shape"],
             [0, 4, 6],
-            "shape of layers.0",
+            "shape of network.layers.0",
         ),
         (
             "dense",
@@ -562,13 +562,13 @@ def test_messages_repeat_no_value_of_any_length(packed, tmp_path):
         *(["learned", "recipe", name] for name in model["learned"]["recipe"]),
         *(["learned", "targets", "classes"], ["class"], ["feature_names"]),
     ]
-    n_refused = 0
+    lengths = []
     for place in places:
         for value in (long, [long] * 9, {long: 1}, {"tuple": [0] * 10**4}):
             path = write(tmp_path / "model", with_value(model, place, value), arrays)
             try:
                 load(path)
             except ModelFileError as error:
-                assert len(str(error)) < 500
-                n_refused += 1
-    assert n_refused > 50
+                lengths.append(len(str(error)))
+    assert len(lengths) > 50
+    assert max(lengths) < 500

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,9 +25,25 @@ class Loss(ABC):
     ----------
     label_smoothing : float in [0, 1), default=0.0
         Share of every target that is spread evenly over the classes.
+
+    Attributes
+    ----------
+    name : str
+        Name of the loss.
+    of_entries : bool
+        Whether there is a loss for every output of a row, so that entries may have
+        weights of their own.
     """
 
+    name: ClassVar[str]
+    of_entries: ClassVar[bool] = False
     label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(
+                f"label_smoothing must be in [0, 1), got {self.label_smoothing!r}."
+            )
 
     @abstractmethod
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -56,6 +73,7 @@ class Loss(ABC):
         loss : tensor of shape ()
             The sum of weight times loss, divided by the number of rows.
         """
+        self._check_weights(weights)
         losses = self.losses(outputs, targets)
         if losses.ndim > weights.ndim:
             losses = losses.sum(dim=1)
@@ -68,6 +86,7 @@ class Loss(ABC):
 
         The outputs may be overwritten.
         """
+        self._check_weights(weights)
         shares = weights / len(weights)
         losses, gradient = self.gradient(outputs, targets, shares)
         if losses.ndim > shares.ndim:
@@ -75,6 +94,13 @@ class Loss(ABC):
         if losses.ndim == 1:
             return torch.dot(losses, shares), gradient
         return (losses * shares).sum(), gradient
+
+    def _check_weights(self, weights: Tensor) -> None:
+        if weights.ndim > 1 and not self.of_entries:
+            raise ValueError(
+                f"The loss {self.name!r} is one of rows: it takes weights of shape "
+                f"(n_rows,), got {tuple(weights.shape)}."
+            )
 
 
 def _of_row(shares: Tensor) -> Tensor:
@@ -111,6 +137,7 @@ class Sigmoid(Loss):
     """Binary cross-entropy of every column, summed over columns."""
 
     name = "sigmoid"
+    of_entries = True
 
     def losses(self, outputs, targets):
         """Return the binary cross-entropy of every entry."""
@@ -135,6 +162,10 @@ class Squared(Loss):
 
     name = "squared"
 
+    def __post_init__(self) -> None:
+        if self.label_smoothing != 0:
+            raise ValueError("label_smoothing is for classes, not for real targets.")
+
     def losses(self, outputs, targets):
         """Return the mean half squared error of every row."""
         return 0.5 * (outputs - targets).square().mean(dim=1)
@@ -143,7 +174,7 @@ class Squared(Loss):
         """Return losses and gradient, see :meth:`Loss.gradient`."""
         gradient = outputs.sub_(targets)
         losses = 0.5 * gradient.square().mean(dim=1)
-        return losses, gradient.mul_(_of_row(shares / outputs.shape[1]))
+        return losses, gradient.mul_((shares / outputs.shape[1]).unsqueeze(1))
 
 
 LOSSES = {loss.name: loss for loss in (Softmax, Sigmoid, Squared)}

@@ -63,7 +63,7 @@ class Moments:
         moments.weight = float(moments.weight)
         return moments
 
-    def update(self, view: View, weights: np.ndarray) -> Moments:
+    def update(self, view: View, weights: np.ndarray, name: str = "X") -> Moments:
         """Add the rows of a view.
 
         Parameters
@@ -72,6 +72,8 @@ class Moments:
             Rows.
         weights : ndarray of shape (n_rows,)
             Positive weights.
+        name : str, default="X"
+            Name of the rows in messages.
 
         Returns
         -------
@@ -84,36 +86,64 @@ class Moments:
             If a column's spread is too large for float64; the message names it.
         """
         for rows in chunks(*view.shape):
-            part = as_double(view.read(rows))
-            if self.weight == 0:
-                self.shift = part[0].cpu().numpy().copy()
-            part -= torch.from_numpy(self.shift).to(part.device)
-            self._choose_units(part)
-            if (self.unit != 1).any():
-                part /= torch.from_numpy(self.unit).to(part.device)
-            w = torch.from_numpy(weights[rows].astype(np.float64)).to(part.device)
+            w = torch.from_numpy(weights[rows].astype(np.float64))
             total = float(w.sum())
-            mean = w @ part / total
-            part -= mean
-            mean, m2 = mean.cpu().numpy(), (w @ part.square_()).cpu().numpy()
-            self._add(total, mean, m2)
+            part = self._deviations(view, rows)
+            first = (self.m2 == 0) & (self.mean == 0)
+            if first.any():
+                self._choose_units(part, first)
+            mean, m2 = self._summed(part, w, total)
+            most = PLAIN_DEVIATIONS[1]
+            too_large = ~((np.abs(mean) <= most) & (m2 <= most**2))
+            if too_large.any():
+                part = self._deviations(view, rows)
+                self._choose_units(part, too_large)
+                mean, m2 = self._summed(part, w, total)
+            self._add(total, mean, m2, name)
         return self
 
-    def _choose_units(self, part: torch.Tensor) -> None:
-        """Choose the unit of columns whose first deviations are very small or large."""
-        undecided = self.m2 == 0
-        if not undecided.any():
-            return
-        columns = torch.from_numpy(np.flatnonzero(undecided)).to(part.device)
-        largest = part.index_select(1, columns).abs().amax(0).cpu().numpy()
+    def _deviations(self, view: View, rows: slice) -> torch.Tensor:
+        """Return some rows minus the first row seen."""
+        part = as_double(view.read(rows))
+        if self.weight == 0:
+            self.shift = part[0].cpu().numpy().copy()
+        part -= torch.from_numpy(self.shift).to(part.device)
+        return part
+
+    def _summed(
+        self, part: torch.Tensor, weights: torch.Tensor, total: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and m2, see :class:`Moments`, of deviations; overwrite them."""
+        if (self.unit != 1).any():
+            part /= torch.from_numpy(self.unit).to(part.device)
+        weights = weights.to(part.device)
+        mean = weights @ part / total
+        part -= mean
+        return mean.cpu().numpy(), (weights @ part.square_()).cpu().numpy()
+
+    def _choose_units(self, part: torch.Tensor, where: np.ndarray) -> None:
+        """Choose the unit of some columns, for deviations that are small or large.
+
+        What was summed is converted, which is exact, because units are powers of two.
+        """
+        columns = torch.from_numpy(np.flatnonzero(where)).to(part.device)
+        largest = np.zeros(len(where))
+        largest[where] = part.index_select(1, columns).abs().amax(0).cpu().numpy()
         least, most = PLAIN_DEVIATIONS
-        extreme = (largest > 0) & ((largest < least) | (largest > most))
-        extreme &= np.isfinite(largest)
+        # Divided first, because a small unit would make the quotient overflow.
+        extreme = (largest / most > np.minimum(self.unit, 1)) | (largest < least)
+        # A spread that float64 does not hold is an error later.
+        extreme &= (largest > 0) & np.isfinite(largest)
         _, exponent = np.frexp(largest[extreme])
         # Not 2.0 ** 1024, which overflows.
-        self.unit[np.flatnonzero(undecided)[extreme]] = np.ldexp(1.0, exponent - 1)
+        unit = np.ldexp(1.0, exponent - 1)
+        ratio = self.unit[extreme] / unit
+        self.mean[extreme] *= ratio
+        for _ in range(2):  # the square of the ratio may underflow
+            self.m2[extreme] *= ratio
+        self.unit[extreme] = unit
 
-    def _add(self, total: float, mean: np.ndarray, m2: np.ndarray) -> None:
+    def _add(self, total: float, mean: np.ndarray, m2: np.ndarray, name: str) -> None:
         delta = mean - self.mean
         share = total / (self.weight + total)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -123,8 +153,8 @@ class Moments:
         if not np.isfinite(self.m2).all():
             columns = np.flatnonzero(~np.isfinite(self.m2)).tolist()
             raise ValueError(
-                f"The spread of a column must fit float64; that of column "
-                f"{', '.join(map(str, columns[:5]))} does not. Scale the column first."
+                f"The spread of every column of {name} must fit float64; that of "
+                f"column {', '.join(map(str, columns[:5]))} does not. Scale it first."
             )
 
     def exactly_constant(self) -> np.ndarray:

@@ -18,6 +18,7 @@ from sklearn_fpe._engine._step import (
     VectorAdamW,
     backpropagate,
     has_fast_step,
+    mask_gradients,
 )
 from sklearn_fpe.nn import MLP
 
@@ -118,6 +119,8 @@ class Net(NeuralNet):
             )
         if self.before_step is not None:
             self.before_step()
+            # Autograd has not seen masks that were changed just now.
+            mask_gradients(self.module_)
         self.optimizer_.step()
         return {"loss": loss.detach(), "y_pred": outputs.detach()}
 
@@ -221,6 +224,7 @@ def make_net(
         lr=lr,
         train_split=None,
         callbacks=callbacks,
+        use_caching=True,  # because batches cannot be indexed by a scorer
         device=device,
         verbose=0,
     )

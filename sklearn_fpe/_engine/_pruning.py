@@ -51,6 +51,10 @@ class Gradual(PruneRule):
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and vars(other) == vars(self)
 
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({fields})"
+
     def __hash__(self) -> int:
         return hash((type(self), *vars(self).values()))
 

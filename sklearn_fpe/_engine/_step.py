@@ -75,6 +75,13 @@ class FlatParameters:
             self.vector.grad.mul_(self.trainable)
 
 
+def mask_gradients(network: MLP) -> None:
+    """Set the gradients of the pruned weights of a network to zero."""
+    for layer in network.layers:
+        if layer.mask is not None:
+            layer.weight.grad.mul_(layer.mask)
+
+
 class VectorAdamW(torch.optim.AdamW):
     """AdamW whose :meth:`update` of a single parameter does little but run the kernel.
 

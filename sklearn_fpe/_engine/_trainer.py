@@ -62,6 +62,8 @@ class Trainer:
         Mean training loss of the last epoch.
     validation_score : float or None
         Score of the held-out rows after the last epoch.
+    loaded : bool
+        Whether a skorch callback replaced the weights at the end of the last phase.
     """
 
     def __init__(
@@ -77,35 +79,45 @@ class Trainer:
         if learned is None:
             self.phase, self.history = "warm-up", History()
             self.moments, self.affine = None, Affine.identity(n_inputs)
-            generator = torch.Generator(device="cpu").manual_seed(recipe.seeds.init)
-            shape = recipe.shape
-            network = MLP.dense(
-                shape.widths, recipe.activation, generator, skip=shape.skip
-            )
         else:
             self.phase, self.history = learned.phase, learned.history
             self.moments, self.affine = learned.moments, learned.affine
-            network = copy.deepcopy(learned.network)
-            network.unfold_input(learned.affine)
-        self.network: MLP = network.to(settings.device)
-        self.net: Net = make_net(
-            self.network,
-            settings.loss,
-            lr=settings.learning_rate_init,
-            weight_decay=settings.weight_decay,
-            device=settings.device,
-            callbacks=copy.deepcopy(list(settings.callbacks)) or None,
-            targets=self.targets,
-            bfloat16=settings.bfloat16,
-        )
+        with training_context(settings.device):
+            self.network: MLP = self._make_network(learned).to(settings.device)
+            self.net: Net = make_net(
+                self.network,
+                settings.loss,
+                lr=settings.learning_rate_init,
+                weight_decay=settings.weight_decay,
+                device=settings.device,
+                callbacks=copy.deepcopy(list(settings.callbacks)) or None,
+                targets=self.targets,
+                bfloat16=settings.bfloat16,
+            )
         self.epochs, self.from_cache, self.settled = range(0), False, True
         self.epoch = self.n_epochs = self.step = self.n_steps = 0
         self.loss = math.nan
         self.validation_score: float | None = None
+        self.loaded = False
         self._held: Rows | None = None
         is_registered = recipe.prune in PRUNES.values()
         if self.phase == "warm-up" and (recipe.split.checked or not is_registered):
-            self._expanded()  # to fail before training if a user's rule does not fit
+            # To fail before training if a user's rule does not fit.
+            with training_context(settings.device):
+                self._expanded()
+
+    def _make_network(self, learned: Learned | None) -> MLP:
+        """Make a fresh network, or a copy of a learned one, on standardised inputs."""
+        recipe = self.recipe
+        if learned is None:
+            generator = torch.Generator(device="cpu").manual_seed(recipe.seeds.init)
+            shape = recipe.shape
+            return MLP.dense(
+                shape.widths, recipe.activation, generator, skip=shape.skip
+            )
+        network = copy.deepcopy(learned.network)
+        network.unfold_input(learned.affine)
+        return network
 
     # ----------------------------------------------------------------------------------
     # What an estimator calls
@@ -116,6 +128,10 @@ class Trainer:
 
         Where a column was constant so far, it stays that function of all rows seen.
         """
+        with training_context(self.settings.device):
+            self._learn_scale(sample)
+
+    def _learn_scale(self, sample: Sample) -> None:
         trained = bool(self.history.losses)
         if self.settings.standardize:
             moments = Moments(sample.view.shape[1])
@@ -174,6 +190,8 @@ class Trainer:
             rows = self._rows(train)
             self._held = None if held is None else self._rows(held)
             self.history = replace(self.history, n_iter=0)
+            if held is None:
+                self.history = self.history.without_validation()
             self.n_epochs = settings.max_iter
             last = settings.max_iter if n_epochs is None else n_epochs
             first = 0
@@ -198,6 +216,7 @@ class Trainer:
                     self._prune_now()
             rows = self._rows(sample)
             self._arrange(rows)
+            self.history = self.history.without_validation()
             self.net.notify("on_train_begin", X=None, y=None)
             self._epoch(rows, self.settings.learning_rate_init)
             self.net.notify("on_train_end", X=None, y=None)
@@ -267,10 +286,18 @@ class Trainer:
 
     def restore(self, state: dict, score: float, best_iter: int | None) -> None:
         """Give the network earlier weights back, and record their score."""
+        state = state.copy()
+        for level, layer in enumerate(self.network.layers):
+            if layer.mask is not None:
+                # All weights were kept before the layer got a mask.
+                all_kept = torch.ones_like(layer.mask)
+                state.setdefault(f"layers.{level}.mask", all_kept)
         self.network.load_state_dict(state)
         if self.net.flat_ is not None:
             self.net.flat_.follow_masks()
-        self.history = replace(self.history, best_score=score, best_iter=best_iter)
+        self.history = replace(
+            self.history, best_score=score, best_iter=best_iter, refitted=False
+        )
 
     def mean_square_gradient(self, weight: torch.nn.Parameter) -> Tensor | None:
         """Return the optimizer's running mean of the squared gradient of a weight.
@@ -297,8 +324,11 @@ class Trainer:
         ----------
         masks : dict
             For some layers, by their number, the kept weights, a bool tensor of the
-            shape of the layer's `weight`.
+            shape of the layer's `weight`. If one of them is not possible, none is
+            changed.
         """
+        for level, mask in masks.items():
+            self.network.layers[level].check_mask(mask)
         changed = {}
         for level, mask in masks.items():
             layer = self.network.masked(level)
@@ -308,13 +338,12 @@ class Trainer:
         self._attach(self.net.module_ is not self.network)
         flat, optimizer = self.net.flat_, self.net.optimizer_
         for weight, where in changed.items():
-            key, place = (weight, slice(None))
-            if flat is not None:
-                key, place = flat.vector, flat.places[weight]
-            state = optimizer.state.get(key, {})
-            for name in ("exp_avg", "exp_avg_sq"):
-                if name in state:
-                    state[name].view(-1)[place].masked_fill_(where.view(-1), 0)
+            state = optimizer.state.get(weight if flat is None else flat.vector, {})
+            for name in state.keys() & {"exp_avg", "exp_avg_sq"}:
+                if flat is None:
+                    state[name].masked_fill_(where, 0)
+                else:
+                    state[name][flat.places[weight]].masked_fill_(where.flatten(), 0)
 
     # ----------------------------------------------------------------------------------
     # Epochs
@@ -426,11 +455,21 @@ class Trainer:
             asked = [hook.on_epoch_end(self) for hook in hooks]
             if stopped := self.net.stop_ or any(asked):
                 break
+        self._end_training()
         for hook in hooks:
             hook.on_phase_end(self)
-        self.net.notify("on_train_end", X=None, y=None)
         self.net.before_step = None
         return stopped
+
+    def _end_training(self) -> None:
+        """Let skorch's callbacks end the phase; note whether one loaded weights."""
+        self.loaded = False
+        state = {}
+        if self.settings.callbacks:
+            state = copy.deepcopy(self.network.state_dict())
+        self.net.notify("on_train_end", X=None, y=None)
+        for name, value in self.network.state_dict().items():
+            self.loaded |= name in state and not torch.equal(value, state[name])
 
     def _before_step(self, hooks: Iterable[Hook]) -> Callable[[], None] | None:
         """Return what the net calls before a step; None if no hook wants it."""

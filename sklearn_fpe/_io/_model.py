@@ -409,6 +409,8 @@ def _layer(entry, arrays, name, n_inputs):
     choice(kind, kinds, f"The kind of {name}")
     n_axes = 3 if kind == "block" else 2
     shape = integers(shape, f"The shape of {name}", 1, length=n_axes)
+    if kind != "block" and shape[1] != n_inputs:
+        raise ModelFileError(f"{name} must have {n_inputs} inputs, it has {shape[1]}.")
     state = {"kind": kind, "shape": shape}
     if kind == "masked" or (kind == "block" and f"{name}.mask" in arrays):
         state["mask"] = arrays.mask(f"{name}.mask", shape)
@@ -420,8 +422,6 @@ def _layer(entry, arrays, name, n_inputs):
         state["bias"] = arrays.real(f"{name}.bias", np.float32, shape[:-1])
     if kind == "block":
         return state, _check_block(state, arrays, name, n_inputs)
-    if shape[1] != n_inputs:
-        raise ModelFileError(f"{name} must have {n_inputs} inputs, it has {shape[1]}.")
     return state, shape[0]
 
 
@@ -479,12 +479,16 @@ def _biases(layer):
 
 
 def _history(described, arrays):
-    best, n_iter = record(described, ("best_iter", "n_iter"), "The history")
+    fields = ("best_iter", "n_iter", "refitted")
+    best, n_iter, refitted = record(described, fields, "The history")
+    if type(refitted) is not bool:
+        raise ModelFileError("refitted must be a bool.")
     state = {"losses": arrays.real("history.losses", np.float64, (None,))}
     for name in CURVES[1:]:
         # Scores may be undefined: R² of a single row is.
         state[name] = arrays.take(f"history.{name}", np.float64, (None,))
     state["best_score"] = arrays.take("history.best_score", np.float64, ())
     state["n_iter"] = integer(n_iter, "n_iter", 0, len(state["losses"]))
+    state["refitted"] = refitted
     state["best_iter"] = None if best is None else integer(best, "best_iter", 0)
     return state

@@ -70,7 +70,10 @@ def upgrade(model, arrays, memory):
         "moments": _moments(arrays, "moments"),
         "targets": targets,
         "phase": fields["phase"],
-        "history": {"best_iter": best_iter, "n_iter": fields["n_iter"]},
+        "history": {
+            **{"best_iter": best_iter, "n_iter": fields["n_iter"]},
+            "refitted": False,
+        },
     }
     center = arrays.pop("center", None)
     if center is not None:

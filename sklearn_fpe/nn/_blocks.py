@@ -26,6 +26,11 @@ def is_traced() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
+def is_recorded() -> bool:
+    """Tell whether gradients may be computed: by autograd, or by what torch records."""
+    return torch.is_grad_enabled() or is_traced()
+
+
 def is_column_major(x: Tensor) -> bool:
     """Tell whether x of shape (n_rows, n_units) is stored column by column."""
     if is_traced():

@@ -143,6 +143,11 @@ def expand_to(
     if shape.skip:
         skip = _matrix_layer(weights[-1], None, plan.keep[-1])
     expanded = MLP(layers, network.activation, parents, skip)
+    if prune.at_once and expanded.n_nonzero > budget:
+        raise ValueError(
+            f"prune={prune.name!r} kept {expanded.n_nonzero} parameters, more than the "
+            f"budget of {budget}."
+        )
     if network.input_mean is not None:
         expanded.input_mean = network.input_mean.clone()
         expanded.input_scale = network.input_scale.clone()
@@ -367,7 +372,7 @@ def _matrix_layer(
     biases = None if bias is None else torch.from_numpy(bias.copy())
     if kept.all():
         return DenseLinear(values, biases)
-    return MaskedLinear(values, biases, torch.from_numpy(np.array(kept)))
+    return MaskedLinear(values, biases, torch.from_numpy(np.array(kept, order="C")))
 
 
 def _block_layer(

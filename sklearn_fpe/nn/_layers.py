@@ -23,6 +23,7 @@ from sklearn_fpe.nn._blocks import (
     block_gradients,
     block_input_gradient,
     is_column_major,
+    is_recorded,
     multiply_blocks,
     scatter_columns,
     select_columns,
@@ -69,7 +70,7 @@ class Layer(ArrayModule):
 
     def _masked_weight(self) -> Tensor:
         """Return the weight as autograd must see it."""
-        if self.mask is None or not torch.is_grad_enabled():
+        if self.mask is None or not is_recorded():
             return self.weight
         return self.weight * self.mask
 
@@ -133,6 +134,15 @@ class Layer(ArrayModule):
         mask : bool tensor of the shape of `weight`
             The kept weights. Must be False outside of :meth:`available`.
         """
+        self.check_mask(mask)
+        if self.mask is None:
+            self.mask = mask.clone(memory_format=torch.contiguous_format)
+        else:
+            self.mask.copy_(mask)
+        self.weight.mul_(self.mask)
+
+    def check_mask(self, mask: Tensor) -> None:
+        """Raise a ValueError if :meth:`set_mask` cannot take `mask`."""
         if mask.shape != self.weight.shape or mask.dtype != torch.bool:
             raise ValueError(
                 f"mask must be a bool tensor of shape {tuple(self.weight.shape)}, got "
@@ -142,11 +152,6 @@ class Layer(ArrayModule):
             raise ValueError(
                 "mask must be False where the layer has no weight to keep."
             )
-        if self.mask is None:
-            self.mask = mask.clone()
-        else:
-            self.mask.copy_(mask)
-        self.weight.mul_(self.mask)
 
     def available(self) -> Tensor:
         """Return the weights that a mask may keep, bool of the shape of `weight`."""
@@ -250,7 +255,8 @@ def _linear(
         return F.linear(x, weight) if out is None else torch.mm(x, weight.mT, out=out)
     weight, bias = _in_precision_of(x, weight, bias)
     n_outputs, n_inputs = weight.shape
-    if n_inputs >= MIN_COLUMN_MAJOR_RATIO * n_outputs and is_column_major(x):
+    # In this order, because a tracer records comparisons of sizes.
+    if is_column_major(x) and n_inputs >= MIN_COLUMN_MAJOR_RATIO * n_outputs:
         by_output = torch.addmm(bias.unsqueeze(1), weight, x.mT).mT
         return by_output if out is None else out.copy_(by_output)
     if out is None:
@@ -305,11 +311,14 @@ class DenseLinear(Layer, nn.Linear):
         return _linear(x, self.weight, self.bias, out)
 
     def backward(self, x: Tensor, gradient: Tensor, first: bool = False):
-        """Compute gradients without autograd, see :meth:`Layer.backward`."""
+        """Write gradients from `x` and `gradient`, see :meth:`Layer.backward`.
+
+        With `first`, the gradient with respect to `x` is not computed.
+        """
         return _linear_backward(x, gradient, self.weight, self.bias, first)
 
     def set_mask(self, mask: Tensor) -> None:
-        """Refuse: a dense layer keeps all weights."""
+        """Refuse any `mask`, because a dense layer keeps all weights."""
         raise TypeError("A DenseLinear keeps all weights; use a MaskedLinear.")
 
 
@@ -372,7 +381,10 @@ class MaskedLinear(Layer):
         return _linear(x, self._masked_weight(), self.bias, out)
 
     def backward(self, x: Tensor, gradient: Tensor, first: bool = False):
-        """Compute gradients without autograd, see :meth:`Layer.backward`."""
+        """Write gradients from `x` and `gradient`, see :meth:`Layer.backward`.
+
+        With `first`, the gradient with respect to `x` is not computed.
+        """
         return _linear_backward(x, gradient, self.weight, self.bias, first)
 
 
@@ -454,7 +466,10 @@ class BlockLinear(Layer):
         return outputs if out is None else out.copy_(outputs)
 
     def backward(self, x: Tensor, gradient: Tensor, first: bool = False):
-        """Compute gradients without autograd, see :meth:`Layer.backward`."""
+        """Write gradients from `x` and `gradient`, see :meth:`Layer.backward`.
+
+        With `first`, the gradient with respect to `x` is not computed.
+        """
         weight, bias = self.weight, self.bias
         if self.outputs is not None:
             gradient = scatter_columns(gradient, self.outputs, bias.numel())

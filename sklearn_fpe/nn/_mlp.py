@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sklearn_fpe.nn._activation import Activation, get_activation
 from sklearn_fpe.nn._affine import Affine
 from sklearn_fpe.nn._arrays import ArrayModule, restored_arrays, stored_arrays
+from sklearn_fpe.nn._blocks import is_recorded
 from sklearn_fpe.nn._layers import (
     BlockLinear,
     DenseLinear,
@@ -251,12 +252,12 @@ class MLP(ArrayModule):
         outputs = last(hidden) if out is None else last(hidden, out=out)
         if self.skip is None:
             return outputs
-        if torch.is_grad_enabled():
+        if is_recorded():
             return outputs + self.skip(x)
         return outputs.addmm_(x, self.skip.weight.to(x.dtype).mT)
 
     def _hidden(self, x: Tensor) -> Tensor:
-        recorded = torch.is_grad_enabled()
+        recorded = is_recorded()
         for layer, module in zip(self.layers, self.activations, strict=False):
             x = layer(x)
             hooked = module._forward_hooks or module._forward_pre_hooks
@@ -458,7 +459,7 @@ class MLP(ArrayModule):
         affine = self.input_affine.compose(affine)
         least, most = FOLDED_SCALES
         size = np.abs(affine.scale)
-        kept = (np.abs(affine.mean) > MAX_FOLDED_OFFSET * size) | (size < least)
+        kept = (np.abs(affine.mean) / MAX_FOLDED_OFFSET > size) | (size < least)
         kept |= size > most
         stays = Affine(np.where(kept, affine.mean, 0), np.where(kept, affine.scale, 1))
         self._fold(affine.relative_to(stays))
@@ -491,7 +492,7 @@ class MLP(ArrayModule):
 
     @torch.no_grad()
     def change_output(self, old: Affine, new: Affine) -> None:
-        """Keep ``old.undo(outputs)`` the same for another location and scale."""
+        """Make ``new.undo(outputs)`` what ``old.undo(outputs)`` was."""
         last, back = self.layers[-1], new.relative_to(old)
         mean, scale = back.tensors(self.device)
         for layer in self.output_maps:

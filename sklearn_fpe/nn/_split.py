@@ -73,7 +73,7 @@ class SplitRule:
         return super().__reduce__()
 
     def max_children(self, n_inputs: int, groups: Any = None) -> int:
-        """Return the largest number of children that the inputs allow."""
+        """Return the largest number of children for `n_inputs` inputs in `groups`."""
         if not self.needs_groups:
             return n_inputs
         if groups is None:
@@ -90,7 +90,7 @@ class SplitRule:
         return len(np.unique(groups))
 
     def at_level(self, level: int) -> SplitRule:
-        """Return the rule for a hidden layer; group labels belong to the first."""
+        """Return the rule for hidden layer `level`; only the first one has groups."""
         return SPLITS["shared"] if level and self.needs_groups else self
 
 
