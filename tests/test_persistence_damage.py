@@ -298,7 +298,7 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(packed):
             "dense",
             ["learned", "network", "layers", 1, "shape"],
             [4, 6],
-            "layers.1.bias",
+            "layers.1.weight",
         ),
         (
             "binary",

@@ -67,9 +67,9 @@ class Fitted(BaseEstimator):
         learned, view = state._learned, View(X)
         dtype = _inputs.predict_dtype(X)
         outputs = state._compute(learned.network, view, dtype, hidden)
-        if not math.isfinite(outputs.sum()) and not np.isfinite(outputs).all():
+        if not _all_finite(outputs):
             outputs = state._compute(learned.network, view, torch.float64, hidden)
-            if not np.isfinite(outputs).all():
+            if not _all_finite(outputs):
                 raise ValueError(
                     "Input X contains a value too large for float64: the outputs of "
                     "the network overflow."
@@ -349,6 +349,12 @@ def make_fitted(estimator, learned: dict[str, Any], feature_names, version: str)
         }
     )
     return estimator
+
+
+def _all_finite(array: np.ndarray) -> bool:
+    """Tell whether all numbers are finite; the sum is, if it does not overflow."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return math.isfinite(array.sum()) or bool(np.isfinite(array).all())
 
 
 def _csr(values: np.ndarray, kept: np.ndarray) -> sparse.csr_array:
