@@ -13,7 +13,6 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
-from sklearn_fpe.nn._partition import SPLITS
 from torch.nn import functional as F
 from torch.testing import assert_close
 

@@ -131,13 +131,11 @@ class GradualPruning(Hook):
 def saliencies(trainer: Trainer, skip_factor: float) -> list[Tensor]:
     """Return the saliency of every weight, of the layers' shapes; 0 where pruned."""
     found = []
-    for layer in trainer.network.maps:
-        squares = trainer.mean_square_gradient(layer.weight)
+    for level, layer in enumerate(trainer.network.maps):
         saliency = layer.weight.detach().square()
+        state = trainer.optimizer_state(level)
         # Before the first step of the optimizer, magnitude is all there is.
-        if squares is not None:
-            saliency = saliency * squares.sqrt()
-        found.append(saliency)
+        found.append(saliency * state["exp_avg_sq"].sqrt() if state else saliency)
     if trainer.network.skip is not None:
         found[-1] = found[-1] * skip_factor
     return found

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sklearn_fpe._engine._cache import StoppedError, WarmUpCache
 from sklearn_fpe._engine._context import training_context
@@ -299,20 +299,6 @@ class Trainer:
             self.history, best_score=score, best_iter=best_iter, refitted=False
         )
 
-    def mean_square_gradient(self, weight: torch.nn.Parameter) -> Tensor | None:
-        """Return the optimizer's running mean of the squared gradient of a weight.
-
-        None before the first step.
-        """
-        flat, state = self.net.flat_, self.net.optimizer_.state
-        key = weight if flat is None else flat.vector
-        if "exp_avg_sq" not in state.get(key, {}):
-            return None
-        squares = state[key]["exp_avg_sq"]
-        if flat is None:
-            return squares
-        return squares[flat.places[weight]].view(weight.shape)
-
     @torch.no_grad()
     def set_masks(self, masks: dict[int, Tensor]) -> None:
         """Change which weights are kept.
@@ -336,14 +322,38 @@ class Trainer:
             layer.set_mask(mask)
             changed[layer.weight] = before != mask
         self._attach(self.net.module_ is not self.network)
-        flat, optimizer = self.net.flat_, self.net.optimizer_
         for weight, where in changed.items():
-            state = optimizer.state.get(weight if flat is None else flat.vector, {})
-            for name in state.keys() & {"exp_avg", "exp_avg_sq"}:
-                if flat is None:
-                    state[name].masked_fill_(where, 0)
-                else:
-                    state[name][flat.places[weight]].masked_fill_(where.flatten(), 0)
+            for mean in self._running_means(weight).values():
+                mean.masked_fill_(where, 0)
+
+    def optimizer_state(self, level: int) -> dict[str, Tensor]:
+        """Return the running means that AdamW keeps for the weight of a layer.
+
+        Parameters
+        ----------
+        level : int
+            Number of the layer in ``network.maps``.
+
+        Returns
+        -------
+        state : dict
+            ``"exp_avg"``, the running mean of gradients, and ``"exp_avg_sq"``, that of
+            squared gradients: views of the shape of the weight. Empty before the first
+            step.
+        """
+        return self._running_means(self.network.maps[level].weight)
+
+    def _running_means(self, weight: nn.Parameter) -> dict[str, Tensor]:
+        flat, optimizer = self.net.flat_, self.net.optimizer_
+        key, place = weight, slice(None)
+        if flat is not None:
+            key, place = flat.vector, flat.places[weight]
+        state = optimizer.state.get(key, {})
+        return {
+            name: state[name].view(-1)[place].view(weight.shape)
+            for name in ("exp_avg", "exp_avg_sq")
+            if name in state
+        }
 
     # ----------------------------------------------------------------------------------
     # Epochs

@@ -15,7 +15,7 @@ from torch import Tensor
 from sklearn_fpe.nn._arrays import to_numpy
 from sklearn_fpe.nn._layers import BlockLinear, DenseLinear, Layer, MaskedLinear
 from sklearn_fpe.nn._mlp import MLP
-from sklearn_fpe.nn._prune import Plan, PruneRule, get_prune
+from sklearn_fpe.nn._prune import PRUNES, Plan, PruneRule, get_prune
 from sklearn_fpe.nn._shape import Shape
 from sklearn_fpe.nn._split import SplitRule, balanced_runs, get_split, is_shared
 
@@ -104,8 +104,15 @@ def expand(
         raise ValueError(f"network must have DenseLinear layers only, got {kinds}.")
     widths = [network.layers[0].in_features]
     widths += [layer.out_features for layer in network.layers]
+    rule = get_prune(prune)
+    if not rule.at_once:
+        raise ValueError(
+            f"prune={rule.name!r} prunes while the network trains; expand prunes at "
+            f"once, for which there are "
+            f"{[name for name, known in PRUNES.items() if known.at_once]}."
+        )
     shape, budget = check_expansion(
-        widths, expansion, split, prune=prune, budget=budget, groups=groups
+        widths, expansion, split, prune=rule, budget=budget, groups=groups
     )
     warn_expansion(shape, expansion, budget)
     expanded = expand_to(
@@ -113,7 +120,7 @@ def expand(
         shape,
         budget,
         get_split(split),
-        prune=get_prune(prune),
+        prune=rule,
         groups=groups,
         rng=rng,
     )
