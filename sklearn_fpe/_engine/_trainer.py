@@ -345,15 +345,12 @@ class Trainer:
 
     def _running_means(self, weight: nn.Parameter) -> dict[str, Tensor]:
         flat, optimizer = self.net.flat_, self.net.optimizer_
-        key, place = weight, slice(None)
-        if flat is not None:
-            key, place = flat.vector, flat.places[weight]
-        state = optimizer.state.get(key, {})
-        return {
-            name: state[name].view(-1)[place].view(weight.shape)
-            for name in ("exp_avg", "exp_avg_sq")
-            if name in state
-        }
+        state = optimizer.state.get(weight if flat is None else flat.vector, {})
+        means = {k: state[k] for k in ("exp_avg", "exp_avg_sq") if k in state}
+        if flat is None:
+            return means  # they have the strides of the weight
+        place = flat.places[weight]
+        return {name: mean[place].view(weight.shape) for name, mean in means.items()}
 
     # ----------------------------------------------------------------------------------
     # Epochs
