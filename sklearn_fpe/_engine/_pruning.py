@@ -53,6 +53,10 @@ class Gradual(PruneRule):
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and vars(other) == vars(self)
 
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({fields})"
+
     def __hash__(self) -> int:
         return hash((type(self), *vars(self).values()))
 
@@ -319,12 +323,19 @@ def saliencies(trainer: Trainer, skip_factor: float) -> list[Tensor]:
 
 
 def prune_to(trainer: Trainer, n_parameters: int, skip_factor: float) -> None:
-    """Keep so many parameters, those of the largest saliency; all biases stay."""
+    """Keep so many parameters, those of the largest saliency; all biases stay.
+
+    At least as many weights stay as there are biases: where the budget is below that,
+    :func:`finish` removes units. One path from an input to an output stays, so that no
+    layer is left empty.
+    """
     maps = trainer.network.maps
     n_biases = sum(layer.n_nonzero - layer.n_weights for layer in maps)
     usable = [layer.kept() for layer in maps]
     scores = saliencies(trainer, skip_factor)
-    masks = _largest(scores, usable, n_parameters - n_biases)
+    forced = _strongest_path(trainer.network, scores, usable)
+    n_weights = max(n_parameters - n_biases, n_biases)
+    masks = _largest(scores, usable, n_weights, forced)
     trainer.set_masks(dict(enumerate(masks)))
 
 
@@ -340,11 +351,18 @@ def finish(trainer: Trainer, budget: int, skip_factor: float) -> None:
     usable = [layer.kept() for layer in network.maps]
     alive = network.alive(usable)
     forced = _strongest_path(network, scores, usable)
+    n_forced = sum(int(f.sum()) for f in forced)
     while True:
         edges = network.edges_between(alive)
         usable = [u & e for u, e in zip(usable, edges, strict=True)]
         n_biases = sum(int(a.sum()) for a in alive) + network.layers[-1].out_features
         n_weights = budget - n_biases
+        if n_weights < n_forced:
+            # The biases alone exceed the budget: halve the edges until units go.
+            n_usable = sum(int(u.sum()) for u in usable)
+            usable = _largest(scores, usable, max(n_forced, n_usable // 2), forced)
+            alive = network.alive(usable)
+            continue
         if n_weights > sum(int(u.sum()) for u in usable):
             usable = _grown(network, usable, edges, n_weights)
         masks = _largest(scores, usable, n_weights, forced)
