@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_fpe._engine._cache import StoppedError, WarmUpCache
+from sklearn_fpe._engine._cache import StoppedError, Warm, WarmUpCache
 from sklearn_fpe._engine._context import training_context
 from sklearn_fpe._engine._hooks import Hook
 from sklearn_fpe._engine._moments import Moments
@@ -129,9 +129,9 @@ class Trainer:
             self.network.change_output(before, self.targets.output_affine())
         else:
             # The mean, which is added to the output, predicts a constant exactly.
-            constant = torch.from_numpy(self.targets.constant()).to(self.network.device)
+            rows = torch.from_numpy(self.targets.constant()).to(self.network.device)
             with torch.no_grad():
-                self.network.layers[-1].weight[constant] = 0.0
+                self.network.layers[-1].weight[rows] = 0.0
 
     def fit(
         self,
@@ -351,7 +351,7 @@ class Trainer:
             self._run(rows, epochs, hooks)
             return
 
-        def compute():
+        def compute() -> Warm:
             if self._run(rows, epochs, hooks):
                 raise StoppedError
             state = self.network.state_dict()
@@ -412,7 +412,7 @@ class Trainer:
         if not wanted:
             return None
 
-        def before_step():
+        def before_step() -> None:
             for hook in wanted:
                 hook.before_step(self)
             self.step += 1

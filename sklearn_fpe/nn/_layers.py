@@ -63,7 +63,9 @@ class Layer(ArrayModule):
             return self.weight
         return self.weight * self.mask
 
-    def backward(self, x: Tensor, gradient: Tensor, first: bool = False):
+    def backward(
+        self, x: Tensor, gradient: Tensor, first: bool = False
+    ) -> Tensor | None:
         """Compute gradients without autograd.
 
         Writes the gradients of weight and bias over those that are there; pruned
@@ -210,6 +212,8 @@ class DenseLinear(Layer, nn.Linear):
     15
     """
 
+    weight: nn.Parameter
+    bias: nn.Parameter
     mask = None
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
@@ -221,7 +225,9 @@ class DenseLinear(Layer, nn.Linear):
         """Map x (n_rows, in_features) to (n_rows, out_features), see :class:`Layer`."""
         return _linear(x, self.weight, self.bias, out)
 
-    def backward(self, x: Tensor, gradient: Tensor, first: bool = False):
+    def backward(
+        self, x: Tensor, gradient: Tensor, first: bool = False
+    ) -> Tensor | None:
         """Write gradients from `x` and `gradient`, see :meth:`Layer.backward`.
 
         With `first`, the gradient with respect to `x` is not computed.
@@ -260,6 +266,7 @@ class MaskedLinear(Layer):
 
     def __init__(self, weight: Tensor, bias: Tensor, mask: Tensor) -> None:
         super().__init__()
+        self.out_features, self.in_features = weight.shape
         self.weight = nn.Parameter(weight * mask)
         self.bias = nn.Parameter(bias)
         self.register_buffer("mask", mask)
@@ -269,26 +276,19 @@ class MaskedLinear(Layer):
         """Return a layer that shares the parameters of a dense one and keeps all."""
         masked = cls.__new__(cls)
         nn.Module.__init__(masked)
+        masked.out_features, masked.in_features = layer.weight.shape
         masked.weight, masked.bias = layer.weight, layer.bias
         mask = torch.ones_like(layer.weight, dtype=torch.bool)
         masked.register_buffer("mask", mask)
         return masked
 
-    @property
-    def in_features(self) -> int:
-        """Number of inputs."""
-        return self.weight.shape[1]
-
-    @property
-    def out_features(self) -> int:
-        """Number of outputs."""
-        return self.weight.shape[0]
-
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Map x (n_rows, in_features) to (n_rows, out_features), see :class:`Layer`."""
         return _linear(x, self._masked_weight(), self.bias, out)
 
-    def backward(self, x: Tensor, gradient: Tensor, first: bool = False):
+    def backward(
+        self, x: Tensor, gradient: Tensor, first: bool = False
+    ) -> Tensor | None:
         """Write gradients from `x` and `gradient`, see :meth:`Layer.backward`.
 
         With `first`, the gradient with respect to `x` is not computed.
@@ -348,6 +348,7 @@ class BlockLinear(Layer):
     ) -> None:
         super().__init__()
         self.in_features = in_features
+        self.out_features = bias.numel() if outputs is None else len(outputs)
         self.weight = nn.Parameter(weight if mask is None else weight * mask)
         self.bias = nn.Parameter(bias)
         self.register_buffer("inputs", inputs)
@@ -356,11 +357,6 @@ class BlockLinear(Layer):
         self.reorders_columns = not torch.equal(
             inputs.flatten().cpu(), torch.arange(in_features, device="cpu")
         )
-
-    @property
-    def out_features(self) -> int:
-        """Number of outputs."""
-        return self.bias.numel() if self.outputs is None else len(self.outputs)
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Map x (n_rows, in_features) to (n_rows, out_features), see :class:`Layer`."""
@@ -372,7 +368,9 @@ class BlockLinear(Layer):
             outputs = select_columns(outputs, self.outputs)
         return outputs if out is None else out.copy_(outputs)
 
-    def backward(self, x: Tensor, gradient: Tensor, first: bool = False):
+    def backward(
+        self, x: Tensor, gradient: Tensor, first: bool = False
+    ) -> Tensor | None:
         """Write gradients from `x` and `gradient`, see :meth:`Layer.backward`.
 
         With `first`, the gradient with respect to `x` is not computed.
@@ -382,6 +380,8 @@ class BlockLinear(Layer):
             gradient = scatter_columns(gradient, self.outputs, bias.numel())
         if self.reorders_columns:
             x = select_columns(x, self.inputs.flatten())
+        assert weight.grad is not None
+        assert bias.grad is not None
         block_gradients(x, gradient, weight, out=(weight.grad, bias.grad))
         if first:
             return None
@@ -392,6 +392,8 @@ class BlockLinear(Layer):
 
     def arrange(self, x: Tensor) -> Tensor:
         """Return the columns of x (n_rows, in_features) in the order of the blocks."""
+        if not self.reorders_columns:
+            return x
         return x.index_select(1, self.inputs.flatten())
 
     def arranged(self) -> BlockLinear:
@@ -403,6 +405,7 @@ class BlockLinear(Layer):
         twin = BlockLinear.__new__(BlockLinear)
         nn.Module.__init__(twin)
         twin.in_features = self.inputs.numel()
+        twin.out_features = self.out_features
         twin.weight, twin.bias = self.weight, self.bias
         order = torch.arange(self.inputs.numel(), device=self.inputs.device)
         twin.register_buffer("inputs", order.view(self.inputs.shape))

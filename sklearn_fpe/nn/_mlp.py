@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import MutableSequence, Sequence
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 import torch
@@ -57,6 +58,8 @@ class MLP(ArrayModule):
     (torch.Size([5, 2]), 23)
     """
 
+    layers: MutableSequence[Layer]
+    activations: MutableSequence[nn.Module]
     input_mean: Tensor | None
     input_scale: Tensor | None
 
@@ -68,10 +71,10 @@ class MLP(ArrayModule):
     ) -> None:
         super().__init__()
         self.activation = get_activation(activation)
-        self.layers = nn.ModuleList(layers)
-        self.activations = nn.ModuleList(
-            self.activation.module() for _ in range(len(layers) - 1)
-        )
+        # torch's class says nothing of the modules that it holds.
+        self.layers = cast("MutableSequence[Layer]", nn.ModuleList(layers))
+        modules = [self.activation.module() for _ in range(len(layers) - 1)]
+        self.activations = cast("MutableSequence[nn.Module]", nn.ModuleList(modules))
         if parents is None:
             parents = [
                 torch.arange(layer.out_features, device="cpu") for layer in layers[:-1]
@@ -172,6 +175,8 @@ class MLP(ArrayModule):
             raise TypeError(
                 f"The input must be of a floating-point dtype, got {x.dtype}."
             )
+        assert self.input_mean is not None
+        assert self.input_scale is not None
         return ((x.double() - self.input_mean) / self.input_scale).to(x.dtype)
 
     def arranged(self) -> MLP:
@@ -182,7 +187,7 @@ class MLP(ArrayModule):
         layer reads the columns in their order.
         """
         first = self.layers[0]
-        if not self.reorders_columns:
+        if not (isinstance(first, BlockLinear) and first.reorders_columns):
             return self
         others = list(self.layers[1:])
         twin = MLP([first.arranged(), *others], self.activation, self.parents)
@@ -211,7 +216,8 @@ class MLP(ArrayModule):
 
         The input must not be scaled, see :meth:`fold_input`.
         """
-        return self.layers[0].arrange(x) if self.reorders_columns else x
+        first = self.layers[0]
+        return first.arrange(x) if isinstance(first, BlockLinear) else x
 
     def to_sequential(self) -> nn.Sequential:
         """Return the same function as ``nn.Linear`` modules and activations.
@@ -235,7 +241,7 @@ class MLP(ArrayModule):
             linear.out_features, linear.in_features = weight.shape
             linear.weight, linear.bias = nn.Parameter(weight), nn.Parameter(bias)
             modules += [linear, self.activation.module()]
-        if self.input_mean is not None:
+        if self.input_mean is not None and self.input_scale is not None:
             first = modules[0]
             assert isinstance(first, nn.Linear)
             with torch.no_grad():
@@ -251,7 +257,7 @@ class MLP(ArrayModule):
     @property
     def input_affine(self) -> Affine:
         """The map of the input that is not folded; the identity if there is none."""
-        if self.input_mean is None:
+        if self.input_mean is None or self.input_scale is None:
             return Affine.identity(self.layers[0].in_features)
         mean, scale = self.input_mean.cpu().numpy(), self.input_scale.cpu().numpy()
         return Affine(mean, scale)

@@ -106,9 +106,9 @@ class PruneRule(ABC):
     needs_shared = False
     exact = True
 
-    def __reduce__(self):
+    def __reduce__(self) -> str | tuple[Any, ...]:
         """Pickle a registered rule by its name."""
-        if PRUNES.get(getattr(self, "name", None)) is self:
+        if PRUNES.get(getattr(self, "name", "")) is self:
             return get_prune, (self.name,)
         return super().__reduce__()
 
@@ -168,7 +168,15 @@ class Magnitude(PruneRule):
         """Return the cost of a bias, an edge in and an edge out for every child."""
         return shape.n_outputs + 3 * sum(shape.fan_ins()[1:])
 
-    def plan(self, weights, shape, split, groups, budget, rng) -> Plan:
+    def plan(
+        self,
+        weights: list[np.ndarray],
+        shape: Shape,
+        split: SplitRule,
+        groups: Any,
+        budget: int,
+        rng: np.random.Generator,
+    ) -> Plan:
         """Split all layers, then keep the largest weights of all."""
         copies = (1, *shape.expansion)
         wide = [np.tile(w, (1, c)) for w, c in zip(weights, copies, strict=True)]
@@ -194,7 +202,15 @@ class Structured(PruneRule):
         """Return the least budget, because blocks keep at least one child."""
         return self.least_budget(shape)
 
-    def plan(self, weights, shape, split, groups, budget, rng) -> Plan:
+    def plan(
+        self,
+        weights: list[np.ndarray],
+        shape: Shape,
+        split: SplitRule,
+        groups: Any,
+        budget: int,
+        rng: np.random.Generator,
+    ) -> Plan:
         """Split and prune layer by layer: living units are assigned to blocks.
 
         Masks are broadcast, not stored, because a block keeps everything between its
