@@ -68,11 +68,15 @@ def main():
             memory = Path(folder, f"cache-{repetition}")
             first, first_s = embed(checkpoint, paths, memory)
             again, again_s = embed(checkpoint, paths, memory)
+            files = [file for file in memory.rglob("*") if file.is_file()]
             rows.append(
                 {
                     "first_s": first_s,
                     "again_s": again_s,
                     "ratio": again_s / first_s,
+                    "files": len(files),
+                    "bytes_per_image": sum(file.stat().st_size for file in files)
+                    / len(paths),
                     "same": bool((first == again).all()),
                 }
             )

@@ -140,10 +140,10 @@ model = checkpoint
 # The pipeline
 # ------------
 #
-# There are two caches. That of the embedder keeps every embedding under the content of
-# its file and of the model, so the search embeds each image once. That of the
-# classifier keeps the dense warm-up, which is the same for all expansions and splits;
-# it needs an integer ``random_state``.
+# There are two caches. That of the embedder is one SQLite file with an entry for each
+# image, whose key is the content of the image file and of the model, so the search
+# embeds each image once. That of the classifier keeps the dense warm-up, which is the
+# same for all expansions and splits; it needs an integer ``random_state``.
 
 cache = Path(folder.name, "cache")
 pipeline = make_pipeline(

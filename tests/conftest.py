@@ -1,4 +1,5 @@
 import os
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -27,3 +28,31 @@ def pytest_collection_modifyitems(items):
         skip = pytest.mark.skip(reason="no CUDA device on this machine")
         for item in gpu_items:
             item.add_marker(skip)
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """Make a step of training raise: ``at_step(7, error)``; returns the steps so far.
+
+    Afterwards steps are as they were.
+    """
+
+    def install(number, error):
+        from sklearn_fpe._engine._net import Net
+
+        steps = []
+        real = Net.train_step
+
+        def train_step(self, batch, **kwargs):
+            steps.append(1)
+            if len(steps) == number:
+                monkeypatch.setattr(Net, "train_step", real)
+                if error is KeyboardInterrupt:
+                    os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does
+                raise error
+            return real(self, batch, **kwargs)
+
+        monkeypatch.setattr(Net, "train_step", train_step)
+        return steps
+
+    return install

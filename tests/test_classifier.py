@@ -16,6 +16,7 @@ from sklearn.datasets import (
 from sklearn.model_selection import train_test_split
 
 from sklearn_fpe import FPEClassifier
+from sklearn_fpe._estimators import _fitted
 
 ACTIVATIONS = {
     "identity": lambda x: x,
@@ -218,7 +219,8 @@ def test_prediction_in_pieces_is_that_at_once(monkeypatch, dtype):
     model = FPEClassifier((6,), max_iter=2, random_state=0).fit(X, y)
     whole = model.predict_proba(X)
     # Rows of X, of 24 activations at most, in pieces of a few.
-    monkeypatch.setattr("sklearn_fpe._base.CACHE_BYTES", 8 * (X.shape[1] + 24) * 7)
+    n_bytes = 8 * (X.shape[1] + 24) * 7
+    monkeypatch.setitem(_fitted.PREDICTION_BYTES, "cpu", n_bytes)
     np.testing.assert_allclose(model.predict_proba(X), whole, rtol=1e-5)
     rows = np.concatenate([model.predict_proba(X[i : i + 1]) for i in range(9)])
     np.testing.assert_allclose(rows, whole[:9], rtol=1e-5)
@@ -371,7 +373,7 @@ def test_verbose_prints_a_line_per_epoch(capsys):
 def test_unreachable_expansion_is_reduced_with_one_warning():
     X, y = load_iris(return_X_y=True)
     model = FPEClassifier((8,), expansion=9, max_iter=2, random_state=0)
-    with pytest.warns(UserWarning, match="expansion=.* cannot be had") as record:
+    with pytest.warns(UserWarning, match="expansion=.* is not possible") as record:
         model.fit(X, y)
     assert len(record) == 1
     # It points at the line above, not into the library.

@@ -31,7 +31,7 @@ ESTIMATORS = [
 
 @pytest.mark.filterwarnings(
     # The checks fit on a feature or two, which cannot be dealt to several children.
-    "ignore:expansion=.* cannot be had:UserWarning",
+    "ignore:expansion=.* is not possible:UserWarning",
     "ignore:The outgoing weights:UserWarning",
 )
 @parametrize_with_checks(

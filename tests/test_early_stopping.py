@@ -13,7 +13,9 @@ from sklearn.metrics import accuracy_score, r2_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer, _data
+from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer
+from sklearn_fpe._engine import _views
+from sklearn_fpe._estimators import _base
 
 QUICK = {
     "hidden_layer_sizes": (8,),
@@ -105,8 +107,6 @@ def test_holding_out_is_giving_the_rows(monkeypatch):
         split.update(train=np.sort(train), held=np.sort(held), **kwargs)
         return train, held
 
-    from sklearn_fpe import _base
-
     real = _base.train_test_split
     monkeypatch.setattr(_base, "train_test_split", record)
     model.fit(X, y)
@@ -125,9 +125,9 @@ def test_hold_out_is_stratified():
     seen = []
 
     class Recording(FPEClassifier):
-        def _split_validation(self, *args):
-            train, held = super()._split_validation(*args)
-            seen.append((train[1], held[1]))
+        def _hold_out(self, *args):
+            train, held = super()._hold_out(*args)
+            seen.append((train.y, held.y))
             return train, held
 
     Recording(**QUICK).fit(X, y)
@@ -302,7 +302,7 @@ def test_the_last_batch_of_streamed_validation_rows_may_be_one_row(
     model = FPEClassifier(**{**QUICK, "split": split, "max_iter": 2})
     held, rest = slice(0, 4097), slice(4097, None)
     loaded = clone(model).fit(mapped[rest], y[rest], X_val=mapped[held], y_val=y[held])
-    monkeypatch.setattr(_data, "STREAM_ABOVE", 0)
+    monkeypatch.setattr(_views, "STREAM_ABOVE", 0)
     model.fit(mapped[rest], y[rest], X_val=mapped[held], y_val=y[held])
     assert model.validation_scores_[-1] > 0
     assert len(model.validation_scores_) == len(loaded.validation_scores_)

@@ -8,7 +8,9 @@ from scipy import sparse
 from sklearn.datasets import make_classification, make_regression
 from sklearn.exceptions import NotFittedError
 
-from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer, _training
+from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer
+from sklearn_fpe._engine._trainer import Trainer
+from sklearn_fpe._estimators import _fitted
 
 QUICK = {"hidden_layer_sizes": (6,), "expansion": 2, "max_iter": 2, "random_state": 0}
 ESTIMATORS = [FPEClassifier, FPERegressor, FPETransformer]
@@ -18,9 +20,9 @@ ESTIMATORS = [FPEClassifier, FPERegressor, FPETransformer]
 def epochs(monkeypatch):
     """The epochs that were trained: none, where an error is expected."""
     trained = []
-    real = _training.run_epoch
+    real = Trainer._epoch
     monkeypatch.setattr(
-        _training, "run_epoch", lambda *a, **k: trained.append(1) or real(*a, **k)
+        Trainer, "_epoch", lambda *args: trained.append(1) or real(*args)
     )
     return trained
 
@@ -98,7 +100,7 @@ PARAMETERS = [
     ({"warmup": -1}, ["'warmup'", "Got -1"]),
     ({"warmup": 1.5}, ["'warmup'", "Got 1.5"]),
     ({"max_iter": 0}, ["'max_iter'", "Got 0"]),
-    ({"activation": "gelu"}, ["'activation'", "'relu'", "'gelu'"]),
+    ({"activation": "swish"}, ["'activation'", "'relu'", "'gelu'", "'swish'"]),
     ({"batch_size": 0}, ["'batch_size'", "Got 0"]),
     ({"batch_size": "all"}, ["'batch_size'", "'auto'", "'all'"]),
     ({"learning_rate": "step"}, ["'learning_rate'", "'cosine'", "'step'"]),
@@ -152,9 +154,9 @@ def _changed(change):
 DATA = [
     (lambda X, y: (_put(X, np.nan), y), "Input X contains NaN"),
     (lambda X, y: (_put(X, np.inf), y), "Input X contains infinity"),
-    (lambda X, y: (_put(X, 1e39), y), "Input X contains a value too large for float32"),
+    (lambda X, y: (_beyond(X), y), "Input X contains (infinity|a value too large)"),
     (lambda X, y: (sparse.csr_array(_put(X, np.nan)), y), "Input X contains NaN"),
-    (lambda X, y: (sparse.csr_array(_put(X, -1e39)), y), "too large for float32"),
+    (lambda X, y: (sparse.csr_array(_put(X, -np.inf)), y), "contains infinity"),
     (lambda X, y: (X + 1j, y), "Complex data not supported"),
     (lambda X, y: (X[:0], y[:0]), r"Found array with 0 sample\(s\)"),
     (lambda X, y: (X[:, :0], y), r"Found array with 0 feature\(s\)"),
@@ -175,6 +177,12 @@ DATA = [
 def _put(X, value):
     X[3, 2] = value
     return X
+
+
+def _beyond(X):
+    """Return values that float64 cannot hold; infinity where longdouble is float64."""
+    with np.errstate(over="ignore"):
+        return np.asarray(X, dtype=np.longdouble) * np.longdouble(1e308) * 1e9
 
 
 @pytest.mark.parametrize("kind", ESTIMATORS)
@@ -220,7 +228,7 @@ def test_labels(kind, change, message, epochs):
     [
         (lambda y: _put(y[:, None] * np.ones(4), np.nan), "Input y contains NaN"),
         (lambda y: _put(y[:, None] * np.ones(4), np.inf), "Input y contains infinity"),
-        (lambda y: y * 1e300, "Input y contains a value too large for float32"),
+        (lambda y: _beyond(y), "Input y contains (infinity|a value too large)"),
         (lambda y: ["low"] * 60, "y must hold real numbers, got dtype <U3"),
         (lambda y: ["1.5"] * 60, "y must hold real numbers, got dtype <U3"),
         (lambda y: np.array(["1.5"] * 60, object), "objects of type str"),
@@ -256,7 +264,7 @@ def test_prediction_of_bad_rows(kind):
     model = kind(**QUICK).fit(X, y)
     for bad, message in [
         (_put(X.copy(), np.nan), "Input X contains NaN"),
-        (_put(X.copy(), 1e39), "too large for float32"),
+        (_beyond(X), "Input X contains (infinity|a value too large for float64)"),
         (X[:, :5], "X has 5 features, but .* is expecting 8 features"),
         (X[0], "Expected 2D array, got 1D array"),
     ]:
@@ -284,7 +292,7 @@ def test_prediction_of_bad_rows(kind):
 def test_bad_values_are_found_in_any_piece(monkeypatch, form, dtype, values, message):
     X, y = problem()
     model = FPEClassifier(**QUICK).fit(X, y)
-    monkeypatch.setattr("sklearn_fpe._base.CACHE_BYTES", 8 * X.shape[1] * 16)
+    monkeypatch.setitem(_fitted.PREDICTION_BYTES, "cpu", 8 * X.shape[1] * 16)
     bad = X.astype(dtype)
     assert np.isfinite(model.predict_proba(form(bad))).all()
     bad[-1, : len(values)] = values
@@ -319,14 +327,15 @@ def test_parameter_error_leaves_an_earlier_model_alone():
         np.testing.assert_array_equal(model.predict_proba(X), expected)
 
 
-def test_failed_fit_leaves_no_earlier_model():
+@pytest.mark.parametrize("kind", ESTIMATORS)
+def test_failed_fit_leaves_an_earlier_model_alone(kind):
     X, y = problem()
-    model = FPEClassifier(**QUICK).fit(X, y)
+    model = kind(**QUICK).fit(X, y)
+    expected, attributes = _use(model, X), vars(model).copy()
     with pytest.raises(ValueError, match="NaN"):
         model.fit(_put(X[:, :6].copy(), np.nan), y)
-    with pytest.raises(NotFittedError):
-        model.predict(X)
-    assert not [name for name in vars(model) if name.endswith("_")]
+    np.testing.assert_array_equal(_use(model, X), expected)
+    assert vars(model) == attributes
 
 
 def test_range_of_the_budget_is_that_which_can_be_had(epochs):
@@ -335,7 +344,7 @@ def test_range_of_the_budget_is_that_which_can_be_had(epochs):
         FPEClassifier(**QUICK, budget=10**6).fit(X, y)
     low, high = map(int, re.search(r"\[(\d+), (\d+)\]", str(error.value)).groups())
     assert FPEClassifier(**QUICK, budget=high).fit(X, y).n_nonzero_ == high
-    with pytest.warns(UserWarning, match="cannot be had"):
+    with pytest.warns(UserWarning, match="is not possible"):
         model = FPEClassifier(**QUICK, budget=low).fit(X, y)
     assert model.n_nonzero_ == low
     epochs.clear()
@@ -348,8 +357,8 @@ def test_range_of_the_budget_is_that_which_can_be_had(epochs):
 @pytest.mark.parametrize(
     ("settings", "n_features", "message"),
     [
-        ({"expansion": 9}, 8, r"expansion=\(9,\) cannot be had with 8 inputs"),
-        ({"expansion": 2}, 1, r"expansion=\(2,\) cannot be had with 1 inputs"),
+        ({"expansion": 9}, 8, r"expansion=\(9,\) is not possible with 8 inputs"),
+        ({"expansion": 2}, 1, r"expansion=\(2,\) is not possible with 1 inputs"),
     ],
 )
 @pytest.mark.parametrize("method", ["fit", "partial_fit"])

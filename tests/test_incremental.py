@@ -17,8 +17,10 @@ from sklearn.datasets import (
 )
 
 from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer
-from sklearn_fpe._training import learning_rate
-from sklearn_fpe.nn import MLP
+from sklearn_fpe._engine._loss import Softmax
+from sklearn_fpe._engine._recipe import Settings
+from sklearn_fpe._engine._trainer import Trainer
+from sklearn_fpe.nn import MLP, Affine
 
 QUICK = {"hidden_layer_sizes": (6,), "expansion": 2, "random_state": 0}
 
@@ -57,7 +59,7 @@ def test_warm_start_goes_on_with_partition_masks_and_scale(kind, problem):
     model = kind(**QUICK, max_iter=4, warm_start=True).fit(X, y)
     kept = [coef.toarray() != 0 for coef in model.coefs_]
     budget, losses = model.n_nonzero_, model.loss_curve_
-    scaler = copy.deepcopy(model._scaler)
+    scaler = copy.deepcopy(model.learned_.affine)
     model.set_params(max_iter=3).fit(X + 1.0, y)
     assert model.n_iter_ == 3
     assert model.loss_curve_[:4] == losses
@@ -66,7 +68,7 @@ def test_warm_start_goes_on_with_partition_masks_and_scale(kind, problem):
     assert model.n_nonzero_ == budget
     for before, after in zip(kept, model.coefs_, strict=True):
         np.testing.assert_array_equal(before, after.toarray() != 0)
-    np.testing.assert_array_equal(model._scaler.mean, scaler.mean)
+    np.testing.assert_array_equal(model.learned_.affine.mean, scaler.mean)
 
 
 def test_warm_start_improves_and_a_cold_start_repeats():
@@ -86,25 +88,37 @@ def test_warm_start_improves_and_a_cold_start_repeats():
 def test_warm_start_runs_the_schedule_of_the_learning_rate_again():
     X, y = classification()
     rates = []
+    model = FPEClassifier(**QUICK, max_iter=3, warm_start=True)
+    real = Trainer._epoch
 
-    class Recording(FPEClassifier):
-        pass
+    def epoch(self, rows, rate):
+        rates.append(rate)
+        real(self, rows, rate)
+        assert self.net.optimizer_.param_groups[0]["lr"] == rate
 
-    model = Recording(**QUICK, max_iter=3, warm_start=True)
-    from sklearn_fpe import _phases
-
-    real = _phases._training.run_epoch
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            _phases._training,
-            "run_epoch",
-            lambda *a, lr, **k: rates.append(lr) or real(*a, lr=lr, **k),
-        )
+        patch.setattr(Trainer, "_epoch", epoch)
         model.fit(X, y)
         model.set_params(max_iter=5).fit(X, y)
     expected = [learning_rate("cosine", 1e-2, epoch, 3) for epoch in range(3)]
     expected += [learning_rate("cosine", 1e-2, epoch, 5) for epoch in range(5)]
     assert rates == expected
+
+
+def learning_rate(name, initial, epoch, n_epochs):
+    settings = Settings(
+        loss=Softmax(),
+        max_iter=n_epochs,
+        n_warmup=0,
+        batch_size=None,
+        learning_rate=name,
+        learning_rate_init=initial,
+        weight_decay=0.0,
+        standardize=True,
+        bfloat16=False,
+        device=torch.device("cpu"),
+    )
+    return settings.rate_at(epoch)
 
 
 @given(n_epochs=st.integers(1, 200), initial=st.floats(1e-8, 10), data=st.data())
@@ -139,7 +153,7 @@ def test_what_shapes_the_network_must_stay(name, value, method):
     model = FPEClassifier(**QUICK, max_iter=2, warm_start=True).fit(X, y)
     expected = model.predict_proba(X)
     model.set_params(**{name: value})
-    with pytest.raises(ValueError, match=f"{name} must stay .* to go on"):
+    with pytest.raises(ValueError, match=f"{name} must stay .* to continue with"):
         getattr(model, method)(X, y)
     # The model there is was left alone.
     np.testing.assert_array_equal(model.predict_proba(X), expected)
@@ -328,8 +342,10 @@ def test_statistics_run_until_the_split_and_then_stand():
         seen = slice(0, pieces[min(call, 2)].stop)
         mean = np.average(X[seen], axis=0, weights=weights[seen])
         variance = np.average((X[seen] - mean) ** 2, axis=0, weights=weights[seen])
-        np.testing.assert_allclose(model._scaler.mean, mean, rtol=1e-9)
-        np.testing.assert_allclose(model._scaler.scale, np.sqrt(variance), rtol=1e-9)
+        np.testing.assert_allclose(model.learned_.affine.mean, mean, rtol=1e-9)
+        np.testing.assert_allclose(
+            model.learned_.affine.scale, np.sqrt(variance), rtol=1e-9
+        )
 
 
 @settings(max_examples=20)
@@ -345,10 +361,11 @@ def test_new_statistics_leave_the_function_unchanged(mean, scale, seed):
     means, scales = torch.from_numpy(mean), torch.from_numpy(scale)
     with torch.no_grad():
         before = network((X - means[0]) / scales[0])
-        network.change_input_scale(means[0], scales[0], means[1], scales[1])
+        old, new = (Affine(m, s) for m, s in zip(mean, scale, strict=True))
+        network.change_input(old, new)
         after = network((X - means[1]) / scales[1])
         torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-3)
-        network.change_output_scale(means[0], scales[0], means[1], scales[1])
+        network.change_output(old, new)
         outputs = network((X - means[1]) / scales[1])
     torch.testing.assert_close(
         outputs * scales[1] + means[1],
@@ -366,10 +383,8 @@ def test_re_expression_leaves_the_predictions_unchanged(monkeypatch, kind, probl
     classes = {} if kind is FPERegressor else {"classes": [0, 1, 2]}
     model.partial_fit(X[:20], y[:20], **classes)
     before = outputs(model, X[:20])
-    from sklearn_fpe import _phases
-
     # An epoch that learns nothing leaves the re-expression alone.
-    monkeypatch.setattr(_phases._training, "run_epoch", lambda *a, **k: 0.5)
+    monkeypatch.setattr(Trainer, "_epoch", lambda *args: None)
     model.partial_fit(100 + 7 * X[20:], y[20:])
     np.testing.assert_allclose(
         outputs(model, X[:20]), before, rtol=1e-3, atol=1e-3 * np.abs(before).max()
@@ -484,12 +499,15 @@ def test_call_that_fails_changes_nothing():
 def test_a_call_that_fails_at_its_end_keeps_the_scores_of_before():
     X, y = classification()
     model = FPEClassifier(**QUICK, early_stopping=True, max_iter=3).fit(X, y)
-    before = dict(vars(model))
+    before, scores = dict(vars(model)), model.validation_scores_
     model.set_params(early_stopping=False, learning_rate_init=1e38, batch_size=80)
     with pytest.raises(FloatingPointError, match="weights became infinite"):
         model.partial_fit(X, y)
     assert vars(model).keys() == before.keys()
-    assert model.validation_scores_ == before["validation_scores_"]
+    assert model.validation_scores_ == scores
+    # A call that succeeds trains weights that were never scored.
+    model.set_params(learning_rate_init=1e-2).partial_fit(X, y)
+    assert not hasattr(model, "validation_scores_")
 
 
 def test_a_call_of_a_regressor_that_fails_changes_no_prediction():

@@ -8,7 +8,8 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV
 
-from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer, _training
+from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer
+from sklearn_fpe._engine._trainer import Trainer
 
 N_WARMUP, N_EPOCHS = 3, 5
 
@@ -33,10 +34,10 @@ def make(kind=FPEClassifier, **kwargs):
 def epochs_of(fit):
     """Return what `fit` returns, and the number of epochs that were trained."""
     with mock.patch.object(
-        _training, "run_epoch", side_effect=_training.run_epoch
-    ) as run_epoch:
+        Trainer, "_epoch", autospec=True, side_effect=Trainer._epoch
+    ) as epoch:
         result = fit()
-    return result, run_epoch.call_count
+    return result, epoch.call_count
 
 
 def state(estimator):

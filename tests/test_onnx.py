@@ -12,6 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer, to_onnx
 from sklearn_fpe._onnx import IR_VERSION, OPSET
+from sklearn_fpe.nn import Affine
 
 N_ROWS, N_FEATURES = 60, 9
 RNG = np.random.default_rng(0)
@@ -117,7 +118,7 @@ def test_other_labels_keep_their_kind(classes, dtype):
     y = classes[CODES % len(classes)]
     if classes.dtype == object:
         clf = fitted(FPEClassifier, y.astype(int))
-        clf._targets.classes = np.array([5, 6], dtype=object)
+        clf.learned_.targets.classes = np.array([5, 6], dtype=object)
     else:
         clf = fitted(FPEClassifier, y)
     assert check_classifier(clf)["label"].dtype == dtype
@@ -174,7 +175,7 @@ def test_the_center_is_subtracted(split, prune):
     far = X.copy()
     far[:, [0, 4]] += np.float32(1e4)
     clf = fitted(FPEClassifier, CODES, X=far, split=split, prune=prune)
-    assert clf.module_.center is not None
+    assert clf.module_.input_mean is not None
     check_classifier(clf, far)
 
 
@@ -214,7 +215,7 @@ def test_contiguous_blocks_gather_no_columns():
     clf = fitted(
         FPEClassifier, CODES, X=X[:, :8], split="contiguous", feature_groups=None
     )
-    assert not clf.module_.layers[0].gathers
+    assert not clf.module_.layers[0].reorders_columns
     # What is left gathers the label.
     assert operations(to_onnx(clf)).count("Gather") == 1
 
@@ -235,14 +236,14 @@ def test_the_input_is_described():
 
 def test_labels_of_mixed_types_are_an_error():
     clf = fitted(FPEClassifier, CODES)
-    clf._targets.classes = np.array([1, 2.5, "a"], dtype=object)
+    clf.learned_.targets.classes = np.array([1, 2.5, "a"], dtype=object)
     with pytest.raises(ValueError, match=r"all of one kind, got \[1, 2.5, 'a'\]"):
         to_onnx(clf)
 
 
 def test_units_beyond_single_precision_are_an_error():
     reg = fitted(FPERegressor, X[:, 0])
-    reg._targets.scale = np.array([1e60])
+    reg.learned_.targets.affine = Affine(np.zeros(1), np.array([1e60]))
     with pytest.raises(ValueError, match="that float32 can hold"):
         to_onnx(reg)
 

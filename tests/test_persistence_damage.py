@@ -1,7 +1,6 @@
 """Model files that are damaged or hostile are refused, for the right reason."""
 
 import copy
-import json
 import os
 import subprocess
 import sys
@@ -14,12 +13,16 @@ from model_files import (
     X,
     described_models,
     fitted_models,
+    header_of,
     make,
+    pack,
+    raw_file,
+    unpack,
     with_value,
     write,
 )
 
-from sklearn_fpe import FPEClassifier, ModelFileError, __version__, load, save
+from sklearn_fpe import FPEClassifier, ModelFileError, load, save
 from sklearn_fpe._persistence import _file
 
 
@@ -74,11 +77,6 @@ def test_what_is_no_file_is_an_error(tmp_path):
             load(tmp_path / "pipe")
 
 
-def raw_file(header, data=b""):
-    header = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return len(header).to_bytes(8, "little") + header + data
-
-
 @pytest.mark.parametrize(
     ("content", "match"),
     [
@@ -110,11 +108,6 @@ def test_another_file_is_an_error(content, match, tmp_path):
         load(path)
 
 
-def header_of(data):
-    length = int.from_bytes(data[:8], "little")
-    return json.loads(data[8 : 8 + length]), data[8 + length :]
-
-
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -132,7 +125,7 @@ def header_of(data):
     ],
 )
 def test_tables_that_lie_are_an_error(name, value, packed, tmp_path):
-    header, rest = header_of(_file.pack(*packed["multiclass"], __version__))
+    header, rest = header_of(pack(*packed["multiclass"]))
     header["layers.0.bias"][name] = value
     path = tmp_path / "model"
     path.write_bytes(raw_file(header, rest))
@@ -153,7 +146,7 @@ def test_no_claim_allocates_memory(packed, tmp_path):
             {"dtype": "str9000000", "values": [str(i) for i in range(100, 999)]},
         ),
     ]:
-        claims.append(_file.pack(with_value(model, place, value), arrays, __version__))
+        claims.append(pack(with_value(model, place, value), arrays))
     header, rest = header_of(claims[0])
     header["layers.0.bias"] |= {"shape": [2**38], "data_offsets": [0, 2**40]}
     claims.append(raw_file(header, rest))
@@ -222,7 +215,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(packed, tmp_path):
             self.place += n
             return part
 
-    data = _file.pack(*packed["binary"], __version__)
+    data = pack(*packed["binary"])
     with pytest.raises(ModelFileError, match="shorter while it was read"):
         _file._read(Shrinking(data[:-5]), len(data))
 
@@ -243,6 +236,13 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(packed, tmp_path):
         ("binary", ["parameters", "max_iter"], -1, "max_iter"),
         ("binary", ["parameters", "max_iter"], 2**70, "max_iter must be an integer"),
         ("binary", ["parameters", "split"], "os.system", "split"),
+        ("raw", ["parameters", "class_weight"], {"dict": [[2**64, 1]]}, "integer in"),
+        (
+            "raw",
+            ["parameters", "class_weight"],
+            {"dict": [[-(2**64), 1]]},
+            "integer in",
+        ),
         ("binary", ["parameters", "tol"], {"float": "nan"}, "tol must be one of"),
         ("binary", ["parameters", "tol"], {"call": "x"}, "must have the fields dict"),
         ("binary", ["parameters", "expansion"], [[[[[[1]]]]]], "nested deeper"),
@@ -277,7 +277,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(packed, tmp_path):
         (
             "binary",
             ["targets", "classes", "dtype"],
-            "str999999999999",
+            "str99",
             "must hold texts",
         ),
         ("binary", ["targets", "classes", "values"], [True, False], "increasing order"),
@@ -368,7 +368,7 @@ def test_validation_finds_what_arrays_get_wrong(
 def test_outputs_that_a_layer_has_not_are_found(tmp_path):
     estimator = make(prune="structured", hidden_layer_sizes=(11,), expansion=3)
     save(estimator.fit(X, CODES), tmp_path / "model")
-    model, arrays, _ = _file.read(tmp_path / "model")
+    model, arrays = unpack((tmp_path / "model").read_bytes())
     outputs = arrays["layers.0.outputs"]
     for wrong, match in [
         (outputs[::-1], "must increase"),
@@ -384,7 +384,7 @@ def test_outputs_that_a_layer_has_not_are_found(tmp_path):
 def test_a_bit_too_many_is_found(tmp_path):
     estimator = make(split="random", hidden_layer_sizes=(6,)).fit(X[:, :7], CODES)
     save(estimator, tmp_path / "model")
-    model, arrays, _ = _file.read(tmp_path / "model")
+    model, arrays = unpack((tmp_path / "model").read_bytes())
     n_bits = estimator.module_.layers[0].mask.numel()
     assert n_bits % 8, "the last byte of the mask has room"
     mask = arrays["layers.0.mask"].copy()
@@ -398,3 +398,25 @@ def test_a_parameter_younger_than_the_file_has_its_default(packed, tmp_path):
     del model["parameters"]["precision"]
     loaded = load(write(tmp_path / "model", model, arrays))
     assert loaded.precision == FPEClassifier().precision
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("split", marks=pytest.mark.xfail(raises=KeyError)),
+        *("prune", "activation", "class_weight", "standardize"),
+    ],
+)
+def test_what_was_made_with_defaults_can_be_saved_again(name, packed, tmp_path):
+    model, arrays = copy.deepcopy(packed["real features"])
+    del model["made_with"][name]
+    loaded = load(write(tmp_path / "model", model, arrays))
+    save(loaded, tmp_path / "model")
+
+
+@pytest.mark.xfail(reason="feature names are not compared with one another")
+def test_feature_names_that_no_fit_would_take_are_found(packed, tmp_path):
+    model, arrays = packed["names"]
+    model = with_value(model, ["feature_names", 1], model["feature_names"][0])
+    with pytest.raises(ModelFileError, match="feature_names"):
+        load(write(tmp_path / "model", model, arrays))

@@ -10,7 +10,8 @@ import torch
 from sklearn.base import clone
 from sklearn.datasets import make_classification
 
-from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer, _base
+from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer
+from sklearn_fpe._estimators import _fitted, _parameters
 
 QUICK = {"hidden_layer_sizes": (6,), "expansion": 2, "max_iter": 4, "random_state": 0}
 SETTINGS = [
@@ -102,7 +103,9 @@ def test_training_goes_on_after_loading(calls):
     model.partial_fit(X, y)
     loaded.partial_fit(X, y)
     # All but the state of the optimizer is there.
-    np.testing.assert_array_equal(loaded._scaler.mean, model._scaler.mean)
+    np.testing.assert_array_equal(
+        loaded.learned_.affine.mean, model.learned_.affine.mean
+    )
     assert loaded.n_iter_ == model.n_iter_
     assert loaded.phase_ == model.phase_
     np.testing.assert_allclose(
@@ -114,7 +117,7 @@ def test_change_of_version_is_told(monkeypatch):
     X, y = problem()
     model = FPEClassifier(**QUICK).fit(X, y)
     data = pickle.dumps(model)
-    monkeypatch.setattr(_base, "__version__", "99.0")
+    monkeypatch.setattr(_fitted, "__version__", "99.0")
     with pytest.warns(
         UserWarning, match=r"saved by sklearn_fpe .*this is 99.0"
     ) as told:
@@ -128,7 +131,7 @@ def test_device_that_is_not_there_becomes_the_cpu():
     X, y = problem()
     model = FPEClassifier(**QUICK).fit(X, y)
     data = pickle.dumps(model.set_params(device="cuda:99"))
-    with pytest.warns(UserWarning, match="'cuda:99'.* Using the CPU"):
+    with pytest.warns(UserWarning, match="'cuda:99'.* set to device='cpu'"):
         loaded = pickle.loads(data)
     assert loaded.module_.layers[0].weight.device.type == "cpu"
     np.testing.assert_array_equal(loaded.predict(X), model.predict(X))
@@ -138,7 +141,7 @@ def test_device_is_resolved_where_it_is_loaded(monkeypatch):
     X, y = problem()
     data = pickle.dumps(FPEClassifier(**QUICK).fit(X, y))
     monkeypatch.setattr(
-        _base._validation, "resolve_device", lambda device: torch.device("meta")
+        _parameters, "resolve_device", lambda device: torch.device("meta")
     )
     assert pickle.loads(data).module_.layers[0].weight.device.type == "meta"
 

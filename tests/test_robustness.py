@@ -1,8 +1,8 @@
 """Interrupts, exhausted memory, divergence, global state, threads."""
 
+import copy
 import os
 import pickle
-import signal
 import warnings
 
 import numpy as np
@@ -12,7 +12,8 @@ from sklearn.datasets import make_classification, make_regression
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 
-from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer, _phases
+from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer
+from sklearn_fpe._engine._trainer import Trainer
 
 QUICK = {
     "hidden_layer_sizes": (6,),
@@ -32,87 +33,72 @@ def outputs(model, X):
     return model.transform(X) if isinstance(model, FPETransformer) else model.predict(X)
 
 
-@pytest.fixture
-def at_step(monkeypatch):
-    """Make a step of training raise: ``at_step(7, error)``."""
-
-    def install(number, error):
-        steps = []
-        real = _phases._training.Net.train_step
-
-        def train_step(self, batch, **kwargs):
-            steps.append(1)
-            if len(steps) == number:
-                if error is KeyboardInterrupt:
-                    os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does
-                raise error
-            return real(self, batch, **kwargs)
-
-        monkeypatch.setattr(_phases._training.Net, "train_step", train_step)
-
-    return install
-
-
 # --------------------------------------------------------------------------------------
 # Interrupts. An epoch has four steps.
 # --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ESTIMATORS)
-@pytest.mark.parametrize("step", [1, 6])
-def test_interrupt_in_the_warm_up_is_raised(at_step, kind, step):
+@pytest.mark.parametrize("step", [1, 6, 9, 15, 24])
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_interrupt_is_raised_and_keeps_the_earlier_model(
+    at_step, kind, step, early_stopping
+):
     X, y = problem()
-    model = kind(**QUICK).fit(X, y)
+    settings = {**QUICK, "batch_size": 16, "early_stopping": early_stopping}
+    model = kind(**settings).fit(X, y)
+    expected, attributes = outputs(model, X), vars(model).copy()
+    at_step(step, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X[:, :5], y > 0)
+    assert vars(model) == attributes
+    np.testing.assert_array_equal(outputs(model, X), expected)
+    outputs(pickle.loads(pickle.dumps(model)), X)
+    model.fit(X[:, :5], y > 0)
+    assert model.n_features_in_ == 5
+
+
+@pytest.mark.parametrize("kind", ESTIMATORS)
+@pytest.mark.parametrize("step", [1, 9])
+def test_interrupt_of_a_first_fit_leaves_nothing(at_step, kind, step):
+    X, y = problem()
+    model = kind(**QUICK)
     at_step(step, KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         model.fit(X, y)
+    assert vars(model) == vars(kind(**QUICK))
     with pytest.raises(NotFittedError):
         outputs(model, X)
     assert not hasattr(model, "n_iter_")
 
 
-@pytest.mark.parametrize("kind", ESTIMATORS)
-@pytest.mark.parametrize(("step", "n_iter"), [(9, 2), (15, 3)])
-@pytest.mark.parametrize("early_stopping", [False, True])
-def test_interrupt_in_the_fine_tuning_keeps_the_model(
-    at_step, kind, step, n_iter, early_stopping
-):
-    X, y = problem()
-    settings = {**QUICK, "batch_size": 16}
-    if early_stopping:
-        settings |= {"early_stopping": True, "validation_fraction": 0.1}
-    at_step(step, KeyboardInterrupt)
-    model = kind(**settings)
-    with pytest.warns(UserWarning, match="Interrupted after") as record:
-        model.fit(X, y)
-    assert f"after {n_iter - 2} of 4 fine-tuning epochs" in str(record[0].message)
-    assert record[0].filename == __file__
-    assert model.n_iter_ == len(model.loss_curve_) == n_iter
-    assert model.phase_ == "fine-tune"
-    assert model.n_nonzero_ == model.budget_
-    assert np.isfinite(outputs(model, X)).all()
-    outputs(pickle.loads(pickle.dumps(model)), X)
-
-
-def test_interrupt_without_a_finished_epoch(at_step):
-    X, y = problem()
-    at_step(1, KeyboardInterrupt)
-    model = FPEClassifier(**{**QUICK, "warmup": 0})
-    with pytest.warns(UserWarning, match="Interrupted after 0 of 6"):
-        model.fit(X, y)
-    assert model.loss_curve_ == []
-    assert model.best_loss_ == np.inf
-    assert np.isfinite(model.predict_proba(X)).all()
-
-
-def test_interrupt_of_a_warm_started_fit_keeps_what_was_trained(at_step):
+def test_interrupt_of_a_warm_started_fit_keeps_the_earlier_model(at_step):
     X, y = problem()
     model = FPEClassifier(**QUICK, warm_start=True).fit(X, y)
+    other = copy.deepcopy(model).fit(X, y)
+    expected = model.predict_proba(X)
     at_step(5, KeyboardInterrupt)
-    with pytest.warns(UserWarning, match="Interrupted after 1 of 6"):
+    with pytest.raises(KeyboardInterrupt):
         model.fit(X, y)
-    assert model.n_iter_ == 1
-    assert len(model.loss_curve_) == 7
+    np.testing.assert_array_equal(model.predict_proba(X), expected)
+    assert (model.n_iter_, len(model.loss_curve_)) == (6, 6)
+    # It goes on from there as if nothing had happened.
+    np.testing.assert_array_equal(
+        model.fit(X, y).predict_proba(X), other.predict_proba(X)
+    )
+
+
+@pytest.mark.parametrize("kind", [FPEClassifier, FPERegressor])
+def test_interrupt_stops_a_search(at_step, kind):
+    X, y = problem()
+    steps = at_step(9, KeyboardInterrupt)
+    search = GridSearchCV(
+        kind(**QUICK), {"expansion": [1, 2]}, cv=2, error_score=np.nan
+    )
+    with pytest.raises(KeyboardInterrupt):
+        search.fit(X, y)
+    assert len(steps) == 9
+    assert not hasattr(search, "cv_results_")
 
 
 @pytest.mark.parametrize("n_calls", [1, 3])
@@ -122,13 +108,13 @@ def test_error_in_partial_fit_leaves_the_model_as_it_was(at_step, n_calls, error
     model = FPEClassifier(**QUICK)
     for _ in range(n_calls):
         model.partial_fit(X, y)
-    expected, scaler = model.predict_proba(X), model._scaler.mean.copy()
+    expected, scaler = model.predict_proba(X), model.learned_.affine.mean.copy()
     at_step(3, error)
     kind = error if isinstance(error, type) else type(error)
     with pytest.raises(kind):
         model.partial_fit(10 * X + 1, y)
     np.testing.assert_array_equal(model.predict_proba(X), expected)
-    np.testing.assert_array_equal(model._scaler.mean, scaler)
+    np.testing.assert_array_equal(model.learned_.affine.mean, scaler)
     assert model.n_iter_ == len(model.loss_curve_) == n_calls
     model.partial_fit(X, y)
     assert model.n_iter_ == n_calls + 1
@@ -216,15 +202,14 @@ def test_divergence_of_a_partial_fit_leaves_the_model_as_it_was():
 
 def test_weights_that_diverge_in_the_last_step_are_noticed(monkeypatch):
     X, y = problem()
-    real = _phases._training.run_epoch
+    real = Trainer._epoch
 
-    def run_epoch(net, *args, **kwargs):
-        loss = real(net, *args, **kwargs)
+    def epoch(self, *args):
+        real(self, *args)
         with torch.no_grad():
-            net.module_.layers[0].weight.mul_(torch.inf)
-        return loss
+            self.network.layers[0].weight.mul_(torch.inf)
 
-    monkeypatch.setattr(_phases._training, "run_epoch", run_epoch)
+    monkeypatch.setattr(Trainer, "_epoch", epoch)
     model = FPEClassifier(**{**QUICK, "max_iter": 1, "warmup": 0})
     with pytest.raises(FloatingPointError, match="weights became infinite"):
         model.fit(X, y)

@@ -13,7 +13,7 @@ import torch
 from scipy import sparse
 from sklearn.base import BaseEstimator
 
-from sklearn_fpe._estimators import _inputs as _validation
+from sklearn_fpe._estimators import _inputs, _parameters
 
 # --------------------------------------------------------------------------------------
 # Arrays
@@ -50,7 +50,7 @@ class OnAnotherDevice(torch.Tensor):
 @pytest.mark.parametrize("away", [False, True])
 def test_tensors_come_to_the_host(given, dtype, away):
     expected = given.detach().tolist()
-    array = _validation.to_host(given.as_subclass(OnAnotherDevice) if away else given)
+    array = _inputs.to_host(given.as_subclass(OnAnotherDevice) if away else given)
     assert type(array) is np.ndarray
     assert array.dtype == dtype
     assert array.tolist() == expected
@@ -69,21 +69,21 @@ def test_tensors_come_to_the_host(given, dtype, away):
 def test_tensors_without_plain_values_are_refused(change):
     tensor = change(torch.zeros(3, 2))
     with pytest.raises(ValueError, match=r"y_val must be a .*tensor"):
-        _validation.to_host(tensor, "y_val")
+        _inputs.to_host(tensor, "y_val")
     with pytest.raises(ValueError, match=r"X must be a .*tensor"):
-        _validation.check_X(BaseEstimator(), tensor, reset=True)
+        _inputs.check_X(BaseEstimator(), tensor, reset=True)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_nested_tensors_are_refused():
     nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
-    for check in (_validation.to_host, _what_check_X_does):
+    for check in (_inputs.to_host, _what_check_X_does):
         with pytest.raises(ValueError, match="got layout nested"):
             check(nested)
 
 
 def _what_check_X_does(X):
-    return _validation.check_X(BaseEstimator(), X, reset=True)
+    return _inputs.check_X(BaseEstimator(), X, reset=True)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def _what_check_X_does(X):
 def test_objects_of_one_kind_get_its_dtype(values, dtype):
     objects = np.empty(len(values), dtype=object)
     objects[:] = values
-    array = _validation.to_host(objects)
+    array = _inputs.to_host(objects)
     assert array.dtype == dtype
     assert array.tolist() == values
 
@@ -114,22 +114,22 @@ def test_objects_of_one_kind_get_its_dtype(values, dtype):
 def test_what_needs_no_conversion_stays_as_it_is(tmp_path):
     matrix = sparse.csr_array(np.eye(3))
     array = np.arange(3)
-    assert _validation.to_host(matrix) is matrix
-    assert _validation.to_host(array) is array
-    assert _validation.to_host(None) is None
+    assert _inputs.to_host(matrix) is matrix
+    assert _inputs.to_host(array) is array
+    assert _inputs.to_host(None) is None
     np.save(tmp_path / "y.npy", array)
     mapped = np.load(tmp_path / "y.npy", mmap_mode="r")
-    assert np.shares_memory(_validation.to_host(mapped), mapped)
+    assert np.shares_memory(_inputs.to_host(mapped), mapped)
 
 
 @pytest.mark.parametrize("values", [["a", 1], ["a", np.nan], ("a", True), ["a", None]])
 def test_lists_with_strings_are_not_made_strings(values):
-    assert _validation.to_host(values).tolist() == list(values)
+    assert _inputs.to_host(values).tolist() == list(values)
 
 
 def test_strings_of_numpy_are_labels():
     strings = np.array(["b", "a"], dtype=np.dtypes.StringDType())
-    y = _validation.check_y(strings, numeric=False)
+    y = _inputs.check_y(strings, numeric=False)
     assert y.dtype == object
     assert y.tolist() == ["b", "a"]
 
@@ -148,7 +148,7 @@ def test_strings_of_numpy_are_labels():
     ],
 )
 def test_classes_of_any_form(classes, expected):
-    assert _validation.check_classes(classes).tolist() == expected
+    assert _inputs.check_classes(classes).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_classes_of_any_form(classes, expected):
 )
 def test_bad_classes(classes, message):
     with pytest.raises(ValueError, match=message):
-        _validation.check_classes(classes)
+        _inputs.check_classes(classes)
 
 
 # --------------------------------------------------------------------------------------
@@ -178,9 +178,9 @@ def test_bad_classes(classes, message):
 )
 @pytest.mark.parametrize("piece", [1, 3, 7, 2**22])
 def test_values_of_tensors_are_found_in_any_piece(monkeypatch, dtype, piece):
-    monkeypatch.setattr(_validation, "PIECE", piece)
+    monkeypatch.setattr(_inputs, "PIECE", piece)
     X = torch.full((5, 4), torch.finfo(dtype).max, dtype=dtype)  # the sum overflows
-    find = _validation._what_is_not_finite
+    find = _inputs._what_is_not_finite
     for view in (X, X.T, X[::2, 1:]):
         assert find(view) is None
     for row, column in [(0, 0), (3, 2), (4, 3)]:
@@ -193,7 +193,7 @@ def test_values_of_tensors_are_found_in_any_piece(monkeypatch, dtype, piece):
 
 
 def test_values_of_a_tensor_need_little_memory(monkeypatch):
-    monkeypatch.setattr(_validation, "PIECE", 100)
+    monkeypatch.setattr(_inputs, "PIECE", 100)
     largest = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -206,11 +206,11 @@ def test_values_of_a_tensor_need_little_memory(monkeypatch):
 
     X = torch.full((90, 30), 3e38)
     with Watch():
-        assert _validation._what_is_not_finite(X) is None
+        assert _inputs._what_is_not_finite(X) is None
     assert max(largest) <= 100
     largest.clear()
     with Watch():
-        assert _validation._what_is_not_finite(X / 1e38) is None
+        assert _inputs._what_is_not_finite(X / 1e38) is None
     assert sorted(largest)[-2] == 1  # the quotient, then scalars only
 
 
@@ -221,7 +221,7 @@ def test_check_of_a_tensor_takes_little_memory_of_the_gpu():
         X[0] = value
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        assert _validation._what_is_not_finite(X) == message
+        assert _inputs._what_is_not_finite(X) == message
         assert torch.cuda.max_memory_allocated() - before <= 2**26
 
 
@@ -238,16 +238,12 @@ FORMS = {
 def test_range_is_that_of_the_type_in_which_values_are_standardised(form, value):
     X = FORMS[form](np.array([[0.0, value], [1.0, 2.0]]))
     estimator = BaseEstimator()
-    with pytest.raises(ValueError, match=r"Input X contains .* too large for float32"):
-        _validation.check_X(estimator, X, reset=True)
-    limit = _validation.LARGEST_DOUBLE
-    checked = _validation.check_X(estimator, X, reset=True, limit=limit)
+    checked = _inputs.check_X(estimator, X, reset=True)
     assert checked.dtype == X.dtype
     if not isinstance(X, torch.Tensor):
-        rows = X.toarray() if sparse.issparse(X) else X
-        _validation.check_values(estimator, X, rows, limit)
-        with pytest.raises(ValueError, match="too large for float32"):
-            _validation.check_values(estimator, X, rows)
+        _inputs.check_values(estimator, X, X.toarray() if sparse.issparse(X) else X)
+    with pytest.raises(ValueError, match=r"Input y contains .* too large for float32"):
+        _inputs.check_range(X, "y", _inputs.LARGEST)
 
 
 def test_longdouble_above_float64_is_refused():
@@ -255,9 +251,7 @@ def test_longdouble_above_float64_is_refused():
         pytest.skip("longdouble is float64 here")
     X = np.array([[np.longdouble(10) ** 400, 1]])
     with pytest.raises(ValueError, match="too large for float64"):
-        _validation.check_X(
-            BaseEstimator(), X, reset=True, limit=_validation.LARGEST_DOUBLE
-        )
+        _inputs.check_X(BaseEstimator(), X, reset=True)
 
 
 def test_bad_X_teaches_an_estimator_nothing():
@@ -269,7 +263,7 @@ def test_bad_X_teaches_an_estimator_nothing():
         torch.ones(1, 1) * torch.nan,
     ):
         with pytest.raises(ValueError, match=r"X|numeric"):
-            _validation.check_X(estimator, X, reset=True)
+            _inputs.check_X(estimator, X, reset=True)
         assert not vars(estimator)
 
 
@@ -281,16 +275,16 @@ def test_bad_X_teaches_an_estimator_nothing():
 @pytest.mark.parametrize("device", ["hpu", "privateuseone", "xla", "meta", "mps:7", ""])
 def test_devices_that_are_not_there(device):
     with pytest.raises(ValueError, match="device must be 'auto' or a device that is"):
-        _validation.resolve_device(device)
+        _parameters.resolve_device(device)
 
 
 def test_usable_device():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for device in ("auto", "cpu", torch.device("cpu")):
-            assert _validation.usable_device(device) is device
+            assert _parameters.usable_device(device) is device
     with pytest.warns(UserWarning, match=r"'cuda:99'.* set to device='cpu'") as record:
-        assert _validation.usable_device("cuda:99") == "cpu"
+        assert _parameters.usable_device("cuda:99") == "cpu"
     assert [warning.filename for warning in record] == [__file__]
 
 
@@ -298,25 +292,25 @@ def test_usable_device():
 def test_size_that_no_machine_has(hidden):
     message = re.escape(f"got {tuple(hidden)}: with 8 columns of X and 3 outputs")
     with pytest.raises(ValueError, match=f"hidden_layer_sizes must .*{message}"):
-        _validation.check_size([8, *hidden, 3])
+        _parameters.check_size([8, *hidden, 3])
 
 
 def test_size_is_counted_in_parameters(monkeypatch):
     n_parameters = 8 * 6 + 6 + 6 * 5 + 5 + 5 * 3 + 3
-    monkeypatch.setattr(_validation, "_memory", lambda: 16 * n_parameters)
-    _validation.check_size([8, np.int64(6), 5, 3])
+    monkeypatch.setattr(_parameters, "_memory", lambda: 16 * n_parameters)
+    _parameters.check_size([8, np.int64(6), 5, 3])
     with pytest.raises(ValueError, match=f"{8 + 1 + n_parameters + 5} parameters"):
-        _validation.check_size([8, 7, 5, 3])
+        _parameters.check_size([8, 7, 5, 3])
 
 
 def test_memory_of_the_machine_is_known_or_large():
-    assert 2**28 < _validation._memory() <= 2**47
+    assert 2**28 < _parameters._memory() <= 2**47
 
 
 @pytest.mark.parametrize("form", [str, Path, joblib.Memory])
 def test_memory_of_any_form(tmp_path, form):
     given = form(tmp_path / "cache")
-    memory = _validation.as_memory(given)
+    memory = _parameters.as_memory(given)
     assert isinstance(memory, joblib.Memory)
     assert Path(memory.location) == tmp_path / "cache"
     assert (memory is given) == isinstance(given, joblib.Memory)
@@ -326,10 +320,10 @@ def test_memory_of_any_form(tmp_path, form):
 def test_memory_that_cannot_be_written(monkeypatch, tmp_path, form):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="memory must be a folder that can be written"):
-        _validation.as_memory(form(tmp_path / "file" / "cache"))
-    monkeypatch.setattr(_validation.os, "access", lambda path, mode: False)
+        _parameters.as_memory(form(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(_parameters.os, "access", lambda path, mode: False)
     with pytest.raises(ValueError, match=r"memory must be .* no permission to write"):
-        _validation.as_memory(form(tmp_path))
+        _parameters.as_memory(form(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -280,10 +280,10 @@ def test_bad_class_weights(class_weight, message):
     assert not hasattr(model, "module_")
 
 
-def test_class_weight_is_not_for_several_labels():
+def test_class_weight_of_labels_is_not_for_several_of_them():
     X, y = classification()
-    with pytest.raises(ValueError, match="class_weight must be None for a multi-label"):
-        FPEClassifier(**QUICK, class_weight="balanced").fit(X, np.eye(3)[y])
+    with pytest.raises(ValueError, match="class_weight must be 'balanced', a list of"):
+        FPEClassifier(**QUICK, class_weight={0: 1.0, 1: 2.0}).fit(X, np.eye(3)[y])
 
 
 def test_balanced_is_not_for_partial_fit():

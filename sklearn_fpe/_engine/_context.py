@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from threadpoolctl import ThreadpoolController
@@ -17,8 +17,16 @@ def training_context(device: torch.device) -> Iterator[None]:
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast(device.type, enabled=False),
+        _default_device_of_torch(),
     ):
         yield
+
+
+def _default_device_of_torch() -> AbstractContextManager:
+    """Return a context in which tensors are made on the CPU by default."""
+    if torch.get_default_device().type == "cpu":
+        return nullcontext()  # because a device as context slows every call of torch
+    return torch.device("cpu")
 
 
 @contextmanager

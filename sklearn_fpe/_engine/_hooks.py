@@ -18,7 +18,15 @@ class Hook:
     A hook may read the attributes of the trainer (``phase``, ``epoch``, ``n_epochs``,
     ``loss``, ``step``, ``n_steps``, ``network``), change masks by
     :meth:`Trainer.set_masks` and, in :meth:`before_step`, the gradients.
+
+    Attributes
+    ----------
+    settled : bool
+        Whether the network may be kept as it is. A hook that still has to prune says
+        no.
     """
+
+    settled = True
 
     def on_phase_begin(self, trainer: Trainer) -> None:
         """Act before the epochs of a phase."""
@@ -64,7 +72,10 @@ class EarlyStopping(Hook):
 
     def on_phase_begin(self, trainer: Trainer) -> None:
         """After a warm start, let the weights so far compete."""
-        if trainer.phase == "fine-tune" and trainer.history.best_score > -math.inf:
+        if trainer.phase != "fine-tune" or trainer.history.best_score == -math.inf:
+            return
+        # Weights that were trained on the held-out rows must not compete.
+        if not trainer.history.refitted:
             score, _ = self._measure(trainer)
             self._update(trainer, score)
             trainer.validation_score = score
@@ -75,13 +86,32 @@ class EarlyStopping(Hook):
             return False
         score, loss = self._measure(trainer)
         trainer.record_validation(score, loss)
+        if not trainer.settled:
+            return False
         self._update(trainer, score)
         return self.n_no_change > self.patience
 
     def on_phase_end(self, trainer: Trainer) -> None:
         """Give the network its best weights back."""
-        if self._best_state is not None:
-            trainer.restore(self._best_state, self.best_score, self.best_iter)
+        if trainer.phase != "fine-tune":
+            return
+        if trainer.loaded:
+            self._take_loaded(trainer)
+        if self._best_state is None:  # no epoch ended with a network to keep
+            score, _ = self._measure(trainer)
+            self._update(trainer, score)
+        assert self._best_state is not None
+        trainer.restore(self._best_state, self.best_score, self.best_iter)
+
+    def _take_loaded(self, trainer: Trainer) -> None:
+        """Keep the weights that a skorch callback loaded, and find their epoch."""
+        score, loss = self._measure(trainer)
+        self.best_score, self._best_state = -math.inf, None
+        self._update(trainer, score)
+        n_epochs = min(len(trainer.epochs), trainer.n_iter)
+        losses = np.array(trainer.history.validation_losses[-n_epochs:])
+        after = len(losses) - 1 - int(np.abs(losses - loss).argmin())
+        self.best_iter = trainer.n_iter - after
 
     def _measure(self, trainer: Trainer) -> tuple[float, float]:
         outputs, loss = trainer.validate()

@@ -50,7 +50,7 @@ class Moments:
         self.mean = np.zeros(n_columns)
         self.m2 = np.zeros(n_columns)
 
-    def update(self, view: View, weights: np.ndarray) -> Moments:
+    def update(self, view: View, weights: np.ndarray, name: str = "X") -> Moments:
         """Add the rows of a view.
 
         Parameters
@@ -59,6 +59,8 @@ class Moments:
             Rows.
         weights : ndarray of shape (n_rows,)
             Positive weights.
+        name : str, default="X"
+            Name of the rows in messages.
 
         Returns
         -------
@@ -84,7 +86,7 @@ class Moments:
                 part = self._deviations(view, rows)
                 self._choose_units(part, too_large)
                 mean, m2 = self._summed(part, w, total)
-            self._add(total, mean, m2)
+            self._add(total, mean, m2, name)
         return self
 
     def _deviations(self, view: View, rows: slice) -> torch.Tensor:
@@ -129,7 +131,7 @@ class Moments:
             self.m2[extreme] *= ratio
         self.unit[extreme] = unit
 
-    def _add(self, total: float, mean: np.ndarray, m2: np.ndarray) -> None:
+    def _add(self, total: float, mean: np.ndarray, m2: np.ndarray, name: str) -> None:
         delta = mean - self.mean
         share = total / (self.weight + total)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -139,8 +141,8 @@ class Moments:
         if not np.isfinite(self.m2).all():
             columns = np.flatnonzero(~np.isfinite(self.m2)).tolist()
             raise ValueError(
-                f"The spread of a column must fit float64; that of column "
-                f"{', '.join(map(str, columns[:5]))} does not. Scale the column first."
+                f"The spread of every column of {name} must fit float64; that of "
+                f"column {', '.join(map(str, columns[:5]))} does not. Scale it first."
             )
 
     def exactly_constant(self) -> np.ndarray:

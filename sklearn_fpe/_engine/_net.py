@@ -231,6 +231,7 @@ def make_net(
         lr=lr,
         train_split=None,
         callbacks=callbacks,
+        use_caching=True,  # because batches cannot be indexed by a scorer
         device=device,
         verbose=0,
     )

@@ -169,9 +169,12 @@ class History:
     best_score : float
         Validation score of the weights that were kept; -inf without validation.
     best_iter : int or None
-        Epoch, counted from 1 over the last fit, whose weights were kept.
+        Epoch, counted from 1 over the last fit, whose weights were kept; 0 if those of
+        an earlier fit were.
     n_iter : int
         Epochs of the last fit, and calls of ``partial_fit`` since.
+    refitted : bool
+        Whether the weights were trained on the rows that were held out as well.
     """
 
     losses: tuple[float, ...] = ()
@@ -180,6 +183,11 @@ class History:
     best_score: float = -math.inf
     best_iter: int | None = None
     n_iter: int = 0
+    refitted: bool = False
+
+    def without_validation(self) -> History:
+        """Return the record without scores, which do not hold for new weights."""
+        return History(losses=self.losses, n_iter=self.n_iter)
 
 
 @dataclass(frozen=True)
@@ -219,12 +227,13 @@ class Learned:
         return (shape if self.phase == "fine-tune" else shape.parent()).expansion
 
     def with_validation(self, other: Learned) -> Learned:
-        """Return this with the record of the validation of another training."""
+        """Return this refit with the record of the training that was validated."""
         history = replace(
             self.history,
             validation_losses=other.history.validation_losses,
             validation_scores=other.history.validation_scores,
             best_score=other.history.best_score,
             best_iter=other.history.best_iter,
+            refitted=True,
         )
         return replace(self, history=history)

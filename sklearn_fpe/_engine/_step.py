@@ -62,7 +62,7 @@ class FlatParameters:
     def follow_masks(self) -> None:
         """Bring :attr:`trainable` up to date with the masks of the layers."""
         self.trainable = None
-        for layer in self.network.layers:
+        for layer in self.network.maps:
             if layer.mask is None:
                 continue
             if self.trainable is None:
@@ -78,7 +78,7 @@ class FlatParameters:
 
 def mask_gradients(network: MLP) -> None:
     """Set the gradients of the pruned weights of a network to zero."""
-    for layer in network.layers:
+    for layer in network.maps:
         if layer.mask is not None and layer.weight.grad is not None:
             layer.weight.grad.mul_(layer.mask)
 
@@ -167,7 +167,11 @@ def backpropagate(
     for layer in others:
         inputs.append(apply_(outputs))
         outputs = layer(inputs[-1])
+    if network.skip is not None:
+        outputs.addmm_(inputs[0], network.skip.weight.mT)
     loss, gradient = differentiate(outputs)
+    if network.skip is not None:
+        network.skip.backward(inputs[0], gradient, first=True)
     for layer, x in zip(reversed(others), reversed(inputs), strict=False):
         # The activations are not needed any more, so their derivatives overwrite them.
         back = layer.backward(x, gradient)

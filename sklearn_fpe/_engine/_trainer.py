@@ -9,19 +9,19 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sklearn_fpe._engine._cache import StoppedError, Warm, WarmUpCache
 from sklearn_fpe._engine._context import training_context
 from sklearn_fpe._engine._hooks import Hook
 from sklearn_fpe._engine._moments import Moments
 from sklearn_fpe._engine._net import Net, make_net
+from sklearn_fpe._engine._pruning import PRUNES
 from sklearn_fpe._engine._recipe import History, Learned, Recipe, Settings, Targets
 from sklearn_fpe._engine._rows import Rows, make_rows
 from sklearn_fpe._engine._views import Sample
 from sklearn_fpe.nn import MLP, Affine
 from sklearn_fpe.nn._expand import expand_to
-from sklearn_fpe.nn._prune import PRUNES
 
 PREDICTION_ROWS = 4096
 """Held-out rows that are predicted at a time."""
@@ -52,6 +52,8 @@ class Trainer:
         The epochs of the running phase.
     from_cache : bool
         Whether the running phase is taken from a cache.
+    settled : bool
+        Whether the network may be kept as it is; not while it is pruned gradually.
     epoch, n_epochs : int
         The running epoch of a fit, counted from 0, and their number.
     step, n_steps : int
@@ -60,6 +62,8 @@ class Trainer:
         Mean training loss of the last epoch.
     validation_score : float or None
         Score of the held-out rows after the last epoch.
+    loaded : bool
+        Whether a skorch callback replaced the weights at the end of the last phase.
     """
 
     def __init__(
@@ -75,32 +79,45 @@ class Trainer:
         if learned is None:
             self.phase, self.history = "warm-up", History()
             self.moments, self.affine = None, Affine.identity(n_inputs)
-            generator = torch.Generator(device="cpu").manual_seed(recipe.seeds.init)
-            network = MLP.dense(recipe.shape.widths, recipe.activation, generator)
         else:
             self.phase, self.history = learned.phase, learned.history
             self.moments, self.affine = learned.moments, learned.affine
-            network = copy.deepcopy(learned.network)
-            network.unfold_input(learned.affine)
-        self.network: MLP = network.to(settings.device)
-        self.net: Net = make_net(
-            self.network,
-            settings.loss,
-            lr=settings.learning_rate_init,
-            weight_decay=settings.weight_decay,
-            device=settings.device,
-            callbacks=copy.deepcopy(list(settings.callbacks)) or None,
-            targets=self.targets,
-            bfloat16=settings.bfloat16,
-        )
-        self.epochs, self.from_cache = range(0), False
+        with training_context(settings.device):
+            self.network: MLP = self._make_network(learned).to(settings.device)
+            self.net: Net = make_net(
+                self.network,
+                settings.loss,
+                lr=settings.learning_rate_init,
+                weight_decay=settings.weight_decay,
+                device=settings.device,
+                callbacks=copy.deepcopy(list(settings.callbacks)) or None,
+                targets=self.targets,
+                bfloat16=settings.bfloat16,
+            )
+        self.epochs, self.from_cache, self.settled = range(0), False, True
         self.epoch = self.n_epochs = self.step = self.n_steps = 0
         self.loss = math.nan
         self.validation_score: float | None = None
+        self.loaded = False
         self._held: Rows | None = None
         is_registered = recipe.prune in PRUNES.values()
         if self.phase == "warm-up" and (recipe.split.checked or not is_registered):
-            self._expanded()  # to fail before training if a user's rule does not fit
+            # To fail before training if a user's rule does not fit.
+            with training_context(settings.device):
+                self._expanded()
+
+    def _make_network(self, learned: Learned | None) -> MLP:
+        """Make a fresh network, or a copy of a learned one, on standardised inputs."""
+        recipe = self.recipe
+        if learned is None:
+            generator = torch.Generator(device="cpu").manual_seed(recipe.seeds.init)
+            shape = recipe.shape
+            return MLP.dense(
+                shape.widths, recipe.activation, generator, skip=shape.skip
+            )
+        network = copy.deepcopy(learned.network)
+        network.unfold_input(learned.affine)
+        return network
 
     # ----------------------------------------------------------------------------------
     # What an estimator calls
@@ -111,6 +128,10 @@ class Trainer:
 
         Where a column was constant so far, it stays that function of all rows seen.
         """
+        with training_context(self.settings.device):
+            self._learn_scale(sample)
+
+    def _learn_scale(self, sample: Sample) -> None:
         trained = bool(self.history.losses)
         if self.settings.standardize:
             moments = Moments(sample.view.shape[1])
@@ -131,7 +152,8 @@ class Trainer:
             # The mean, which is added to the output, predicts a constant exactly.
             rows = torch.from_numpy(self.targets.constant()).to(self.network.device)
             with torch.no_grad():
-                self.network.layers[-1].weight[rows] = 0.0
+                for layer in self.network.output_maps:
+                    layer.weight[rows] = 0.0
 
     def fit(
         self,
@@ -168,6 +190,8 @@ class Trainer:
             rows = self._rows(train)
             self._held = None if held is None else self._rows(held)
             self.history = replace(self.history, n_iter=0)
+            if held is None:
+                self.history = self.history.without_validation()
             self.n_epochs = settings.max_iter
             last = settings.max_iter if n_epochs is None else n_epochs
             first = 0
@@ -176,6 +200,9 @@ class Trainer:
                 self._warm_up(rows, range(min(first, last)), hooks, cache, train)
                 self.expand()
             self._arrange(rows)
+            pruning = self.recipe.prune.hook(self.recipe)
+            if pruning is not None:
+                hooks = [pruning, *hooks]
             self._run(rows, range(first, max(first, last)), hooks)
             return self.learned()
 
@@ -186,8 +213,10 @@ class Trainer:
                 self.learn_scale(sample)
                 if len(self.history.losses) >= self.settings.n_warmup:
                     self.expand()
+                    self._prune_now()
             rows = self._rows(sample)
             self._arrange(rows)
+            self.history = self.history.without_validation()
             self.net.notify("on_train_begin", X=None, y=None)
             self._epoch(rows, self.settings.learning_rate_init)
             self.net.notify("on_train_end", X=None, y=None)
@@ -195,9 +224,10 @@ class Trainer:
 
     def learned(self) -> Learned:
         """Return what was learned, as if the training had ended now."""
-        network = copy.deepcopy(self.network).eval()
+        network = copy.deepcopy(self.network).eval().without_dead_units()
         network.fold_input(self.affine)
-        largest = [p.detach().abs().amax() for p in network.parameters()]
+        parameters = [p.detach() for p in network.parameters() if p.numel()]
+        largest = [p.abs().amax() for p in parameters]
         if not bool(torch.stack(largest).isfinite().all()):
             raise self._diverged("The weights became infinite.")
         return Learned(
@@ -217,7 +247,8 @@ class Trainer:
             # Weights of constant columns are untrained; zero is pruned first.
             constant = torch.from_numpy(self.moments.constant()).to(self.network.device)
             with torch.no_grad():
-                self.network.layers[0].weight[:, constant] = 0.0
+                for layer in self.network.input_maps:
+                    layer.weight[:, constant] = 0.0
         self.network = self._expanded()
         self.net.swap(self.network)
         self.phase = "fine-tune"
@@ -256,15 +287,16 @@ class Trainer:
     def restore(self, state: dict, score: float, best_iter: int | None) -> None:
         """Give the network earlier weights back, and record their score."""
         state = state.copy()
-        for level, layer in enumerate(self.network.layers):
-            if layer.mask is not None:
+        for name, buffer in self.network.named_buffers():
+            if name.endswith(".mask"):
                 # All weights were kept before the layer got a mask.
-                all_kept = torch.ones_like(layer.mask)
-                state.setdefault(f"layers.{level}.mask", all_kept)
+                state.setdefault(name, torch.ones_like(buffer))
         self.network.load_state_dict(state)
         if self.net.flat_ is not None:
             self.net.flat_.follow_masks()
-        self.history = replace(self.history, best_score=score, best_iter=best_iter)
+        self.history = replace(
+            self.history, best_score=score, best_iter=best_iter, refitted=False
+        )
 
     @torch.no_grad()
     def set_masks(self, masks: dict[int, Tensor]) -> None:
@@ -281,7 +313,7 @@ class Trainer:
             changed.
         """
         for level, mask in masks.items():
-            self.network.layers[level].check_mask(mask)
+            self.network.maps[level].check_mask(mask)
         changed = {}
         for level, mask in masks.items():
             layer = self.network.masked(level)
@@ -289,14 +321,35 @@ class Trainer:
             layer.set_mask(mask)
             changed[layer.weight] = before != mask
         self._attach(self.net.module_ is not self.network)
-        flat, optimizer = self.net.flat_, self.net.optimizer_
         for weight, where in changed.items():
-            state = optimizer.state.get(weight if flat is None else flat.vector, {})
-            for name in state.keys() & {"exp_avg", "exp_avg_sq"}:
-                if flat is None:
-                    state[name].masked_fill_(where, 0)
-                else:
-                    state[name][flat.places[weight]].masked_fill_(where.flatten(), 0)
+            for mean in self._running_means(weight).values():
+                mean.masked_fill_(where, 0)
+
+    def optimizer_state(self, level: int) -> dict[str, Tensor]:
+        """Return the running means that AdamW keeps for the weight of a layer.
+
+        Parameters
+        ----------
+        level : int
+            Number of the layer in ``network.maps``.
+
+        Returns
+        -------
+        state : dict
+            ``"exp_avg"``, the running mean of gradients, and ``"exp_avg_sq"``, that of
+            squared gradients: views of the shape of the weight. Empty before the first
+            step.
+        """
+        return self._running_means(self.network.maps[level].weight)
+
+    def _running_means(self, weight: nn.Parameter) -> dict[str, Tensor]:
+        flat = self.net.flat_
+        state = self.net.optimizer_.state.get(weight if flat is None else flat.vector)
+        means = {name: state[name] for name in ("exp_avg", "exp_avg_sq") if state}
+        if flat is None:
+            return means
+        place = flat.places[weight]
+        return {name: mean[place].view(weight.shape) for name, mean in means.items()}
 
     # ----------------------------------------------------------------------------------
     # Epochs
@@ -322,6 +375,13 @@ class Trainer:
             groups=recipe.groups,
             rng=recipe.seeds.split,
         )
+
+    def _prune_now(self) -> None:
+        """Prune to the budget at once, because partial_fit must never exceed it."""
+        hook = self.recipe.prune.hook(self.recipe)
+        if hook is not None:
+            hook.on_phase_begin(self)
+            hook.on_phase_end(self)
 
     def _arrange(self, rows: Rows) -> None:
         """Arrange the columns of rows that are used again and again."""
@@ -396,15 +456,26 @@ class Trainer:
             for hook in hooks:
                 hook.on_epoch_begin(self)
             self._epoch(rows, self.settings.rate_at(self.epoch))
+            self.settled = all(hook.settled for hook in hooks)
             # Every hook is called, whichever asks to stop.
             asked = [hook.on_epoch_end(self) for hook in hooks]
             if stopped := self.net.stop_ or any(asked):
                 break
+        self._end_training()
         for hook in hooks:
             hook.on_phase_end(self)
-        self.net.notify("on_train_end", X=None, y=None)
         self.net.before_step = None
         return stopped
+
+    def _end_training(self) -> None:
+        """Let skorch's callbacks end the phase; note whether one loaded weights."""
+        self.loaded = False
+        state = {}
+        if self.settings.callbacks:
+            state = copy.deepcopy(self.network.state_dict())
+        self.net.notify("on_train_end", X=None, y=None)
+        for name, value in self.network.state_dict().items():
+            self.loaded |= name in state and not torch.equal(value, state[name])
 
     def _before_step(self, hooks: Iterable[Hook]) -> Callable[[], None] | None:
         """Return what the net calls before a step; None if no hook wants it."""

@@ -24,6 +24,7 @@ from sklearn_fpe._engine._cache import WarmUpCache, data_digest
 from sklearn_fpe._engine._context import readable_memory_errors, threads_for
 from sklearn_fpe._engine._hooks import EarlyStopping, Hook, Verbose
 from sklearn_fpe._engine._loss import LOSSES
+from sklearn_fpe._engine._pruning import PRUNES
 from sklearn_fpe._engine._recipe import Learned, Recipe, Seeds, Settings
 from sklearn_fpe._engine._trainer import Trainer
 from sklearn_fpe._engine._views import Sample, View
@@ -35,7 +36,7 @@ from sklearn_fpe._version import __version__
 from sklearn_fpe.nn import Activation, PruneRule, SplitRule, check_expansion
 from sklearn_fpe.nn._activation import ACTIVATIONS, get_activation
 from sklearn_fpe.nn._expand import warn_expansion
-from sklearn_fpe.nn._prune import PRUNES, get_prune
+from sklearn_fpe.nn._prune import get_prune
 from sklearn_fpe.nn._split import SPLITS, get_split
 
 if TYPE_CHECKING:
@@ -136,13 +137,13 @@ class BaseFPE(CallbackSupportMixin, Fitted):
             Training input. Large memory maps and sparse matrices are read in pieces,
             tensors stay on their device.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-            Targets.
+            Targets; on any device.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the rows; rows of weight 0 are left out.
         X_val : {array-like, sparse matrix} of shape (n_val, n_features), default=None
             Input to validate on, for `early_stopping`; None: hold rows of X out.
         y_val : array-like, default=None
-            Targets of `X_val`.
+            Targets of `X_val`; on any device.
         sample_weight_val : array-like of shape (n_val,), default=None
             Weights of the rows of `X_val`.
 
@@ -229,6 +230,8 @@ class BaseFPE(CallbackSupportMixin, Fitted):
                 trainer = Trainer(recipe, settings, targets, learned)
             trainer.settings = settings
             result = trainer.partial_fit(rows)
+        if result.phase == "fine-tune" and (not learned or learned.phase == "warm-up"):
+            _consistency.warn_constant(draft, trainer)
         if self.verbose:
             print(f"{result.phase}, epoch {trainer.n_iter}: loss {trainer.loss:.6f}")
         self._accept(draft, result, (trainer, result))
@@ -240,11 +243,18 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         _parameters.resolve_expansion(self.expansion)
         if self.memory is not None:
             _parameters.check_cache(self)
-        _parameters.check_skorch_callbacks(self.skorch_callbacks, self.early_stopping)
+        _parameters.check_skorch_callbacks(
+            self.skorch_callbacks, self.early_stopping, get_prune(self.prune)
+        )
         if self.refit and not self.early_stopping:
             raise ValueError(
                 "refit=True trains again for the epochs that early stopping found "
                 "best: it needs early_stopping=True."
+            )
+        if self.refit and self.skorch_callbacks:
+            raise ValueError(
+                "refit=True trains twice, and skorch_callbacks could stop or change "
+                "the second training, too: set skorch_callbacks=None or refit=False."
             )
         return (
             _parameters.resolve_device(self.device),
@@ -327,6 +337,7 @@ class BaseFPE(CallbackSupportMixin, Fitted):
             prune=prune,
             budget=self.budget,
             groups=self.feature_groups,
+            skip=getattr(self, "skip_connection", False),
         )
         recipe = Recipe(
             shape,
@@ -342,7 +353,7 @@ class BaseFPE(CallbackSupportMixin, Fitted):
             _consistency.check_unchanged(self, recipe, learned.recipe, standardized)
             return learned.recipe
         level = 1 + _parameters.stack_level()
-        warn_expansion(shape, expansion, budget, stacklevel=level)
+        warn_expansion(shape, expansion, budget, prune.at_once, stacklevel=level)
         return recipe
 
     def _seeds(self) -> Seeds:
@@ -435,17 +446,33 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         """Return a function that scores the model so far by `scoring`."""
         scorer = check_scoring(self, scoring=self.scoring)
         X = held.view.select(held.view.X)
-        weighted = isinstance(self.scoring, str) and (held.weights != 1).any()
-        keywords = {"sample_weight": held.weights} if weighted else {}
+        keywords = {}
+        if (held.weights != held.weights[0]).any():
+            _parameters.check_takes_weights(scorer, self.scoring)
+            keywords["sample_weight"] = held.weights
+        kind = self._predictor()
 
         def score(trainer, outputs):
-            model = self._draft(None)
-            model.__dict__ |= self._as_fitted(trainer.learned())
+            model = object.__new__(kind)
+            model.__dict__ = vars(self._draft(None)) | self._as_fitted(
+                trainer.learned()
+            )
             # Rows of a frame are an array by now.
             vars(model).pop("feature_names_in_", None)
-            return scorer(model, X, held.y, **keywords)
+            value = scorer(model, X, held.y, **keywords)
+            if np.isnan(value):
+                raise ValueError(
+                    f"scoring={self.scoring!r} gave NaN for the {len(held)} held-out "
+                    f"rows: raise validation_fraction, or choose a score that is "
+                    f"defined for them."
+                )
+            return value
 
         return score
+
+    def _predictor(self) -> type:
+        """Return the class whose predictions are scored."""
+        return type(self)
 
     def _cache(self, recipe: Recipe, settings: Settings):
         """Return a function from what a trainer knows of a warm-up to its cache."""

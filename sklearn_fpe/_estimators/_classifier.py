@@ -24,7 +24,7 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
     ----------
     hidden_layer_sizes : int or array-like of int, default=(32,)
         Widths of the dense parent network's hidden layers. Each parent neuron is
-        split into `expansion` children.
+        split into `expansion` children. ``()`` is a linear model.
 
     expansion : int or array-like of int, default=4
         Children per parent neuron, one number for all hidden layers or one for
@@ -32,8 +32,8 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         the budget do not allow it, the largest possible one is used, with a
         warning; see `expansion_`.
 
-    split : {"random", "shared", "contiguous", "feature", "groups"} or callable, \
-            default="shared"
+    split : {"random", "shared", "contiguous", "feature", "groups", "learned"}, \
+            callable or sklearn_fpe.nn.SplitRule, default="shared"
         How the input edges of a parent are dealt to its children.
 
         - ``"random"``: at random, every neuron on its own (the paper's);
@@ -41,21 +41,35 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         - ``"contiguous"``: neighbouring columns together, one deal for all;
         - ``"feature"``: columns that are used alike together, one deal for all;
         - ``"groups"``: the columns of a group together, see `feature_groups`;
+        - ``"learned"``: every child starts with all inputs of its parent, and pruning
+          decides which it keeps; needs ``prune="gradual"``;
         - a callable ``f(weight, n_children, rng)`` that returns an int array of the
-          shape of `weight`, (n_neurons, n_inputs): the child of each edge.
+          shape of `weight`, (n_neurons, n_inputs): the child of each edge. It is
+          also called once before training, on the initial weights, so that a mistake
+          in it raises early;
+        - a rule of your own, see :class:`~sklearn_fpe.nn.SplitRule`.
 
     feature_groups : array-like of shape (n_features,), default=None
         Group labels of the columns of X, for ``split="groups"``. Deeper layers are
         then split ``"shared"``.
 
-    prune : {"magnitude", "structured"}, default="magnitude"
+    prune : {"magnitude", "structured", "gradual"} or sklearn_fpe.nn.PruneRule, \
+            default="magnitude"
         How the network is brought back to the budget.
 
         - ``"magnitude"``: the smallest weights of all layers go;
         - ``"structured"``: the least used inputs of a block and the weakest children
           go, so that all that is kept is dense: nothing is masked, and the matrix
           products cost what the parent's cost. Needs a split that all neurons of a
-          layer share.
+          layer share;
+        - ``"gradual"``: nothing goes at the split; the weights of least saliency go
+          step by step, until three quarters of the epochs are over;
+        - a rule of your own, see :class:`~sklearn_fpe.nn.PruneRule`.
+
+    skip_connection : bool, default=False
+        Whether to add a linear map from the inputs straight to the outputs. It is
+        trained and pruned with the rest under the budget of the network without it:
+        more weights to choose from, not more parameters.
 
     warmup : int or float in [0, 1], default=0.1
         Epochs before the split: a number, or a fraction of `max_iter`; 1 is one epoch,
@@ -66,8 +80,10 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         parent has.
 
     activation : {"identity", "logistic", "tanh", "relu", "gelu", "silu"} or \
-            Activation, default="relu"
-        Activation of the hidden layers.
+            sklearn_fpe.nn.Activation, default="relu"
+        Activation of the hidden layers. The first four train fastest, because their
+        gradients are computed without autograd. Or one of your own, see
+        :class:`~sklearn_fpe.nn.Activation`.
 
     batch_size : int or "auto", default="auto"
         Rows per step. ``"auto"``: the power of two nearest to a sixteenth of the
@@ -87,35 +103,63 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
     standardize : bool, default=True
         Whether to bring the columns of X to mean 0 and variance 1 for training. The
         scaling is folded into the first layer when training ends: predictions pay
-        nothing, `coefs_` act on X as it is.
+        nothing, `coefs_` act on X as it is. A column that differs by rounding only
+        counts as constant, with a warning.
 
     weight_decay : float, default=0.0
         Decoupled weight decay of AdamW, per unit of learning rate.
 
-    class_weight : dict or "balanced", default=None
+    class_weight : dict, list of dict or "balanced", default=None
         Weights of the classes: a dict from label to weight, or ``"balanced"`` for
-        weights inversely proportional to the (weighted) class frequencies. Not for
-        multi-label targets.
+        weights inversely proportional to the (weighted) class frequencies. For
+        multi-label targets, a list with a dict for every column, from 0 and 1 to
+        weights, or a dict from the numbers of columns to such dicts, or
+        ``"balanced"`` for every column; every entry of y is weighted by itself.
+
+    label_smoothing : float in [0, 1), default=0.0
+        Share of every target that is spread evenly over the classes: with 0.1 and
+        ten classes the network learns 0.91 for the class of a row and 0.01 for the
+        others. In binary and multi-label problems over the two values of every
+        output.
 
     early_stopping : bool, default=False
         Whether to stop the fine-tuning when the score on held-out rows no longer
         improves, and keep the best weights. The warm-up always runs to its end.
+
+    scoring : str, callable or None, default=None
+        Score of the held-out rows that `early_stopping` watches.
+
+        - None: accuracy, or ``"loss"`` for multi-label targets, where the share of rows
+          without any error is often 0 in every epoch;
+        - ``"loss"``: minus the training loss of the held-out rows;
+        - another string: a scorer of scikit-learn, such as ``"neg_log_loss"``,
+          ``"roc_auc"`` or ``"balanced_accuracy"``;
+        - a callable ``f(estimator, X, y)`` that returns a number, the higher the
+          better.
+
+        The weights of the held-out rows are passed as `sample_weight`.
 
     validation_fraction : float in (0, 1), default=0.1
         Share of the rows that is held out if `early_stopping` and no `X_val` is
         given, stratified by class in classification.
 
     n_iter_no_change : int or inf, default=10
-        Epochs in a row without improvement that `early_stopping` bears; it stops at the
-        next one.
+        Stop after more than this many epochs in a row without improvement, if
+        `early_stopping`.
 
     tol : float, default=1e-4
         Least improvement of the score that counts for `early_stopping`.
 
+    refit : bool, default=False
+        Whether to train anew on all rows, the held-out ones included, for the
+        `best_iter_` epochs that `early_stopping` found best, under the same course
+        of the learning rate. Not with `X_val` or `skorch_callbacks`.
+
     warm_start : bool, default=False
         Whether `fit` goes on fine-tuning the network of an earlier `fit`, for
         `max_iter` epochs, with its partition, its masks and its scaling. What shapes
-        the network, such as `expansion`, must stay as it is.
+        the network, such as `expansion`, must stay as it is. y may lack classes that
+        were fitted first.
 
     device : str or torch.device, default="auto"
         Where to compute. ``"auto"``: on a CUDA device if there is one, else on the
@@ -127,13 +171,17 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
 
     skorch_callbacks : list of skorch callbacks, default=None
         Callbacks for the skorch net that trains; they cost a synchronisation per
-        batch, and gradients by autograd. Copies of them are used. One that stops the
-        training stops the phase; the learning rate is set anew at every epoch.
+        batch, and gradients by autograd. Copies of them are used. Warm-up and
+        fine-tuning are a training each, with a history of its own; a callback that
+        stops the training stops the phase. With `early_stopping` they see the held-out
+        rows, as ``valid_loss`` and in their scorers. The learning rate is set anew at
+        every epoch, so that learning rate schedulers are refused.
 
-    memory : str or joblib.Memory, default=None
+    memory : str, path-like or joblib.Memory, default=None
         Cache of the dense warm-up, which does not depend on `expansion`, `split`,
         `prune` and `budget`: a search over them trains it once per fold. Needs an
-        integer `random_state` and no `skorch_callbacks`.
+        integer `random_state` and no `skorch_callbacks`. Its files are pickles, which
+        can run any code when they are read: use a folder that only you can write.
 
     random_state : int, RandomState instance or None, default=None
         Source of the initial weights, the split, the shuffling and the hold-out, as
@@ -149,6 +197,11 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
 
     out_activation_ : str
         ``"softmax"``, or ``"logistic"`` for binary and multi-label problems.
+
+    learned_ : object
+        All that was learned, as one frozen object: the network, the standardisation
+        of inputs and targets, the recipe and the history of the training. A fit
+        replaces it at once.
 
     module_ : sklearn_fpe.nn.MLP
         The fitted network, acting on X as it is.
@@ -175,18 +228,29 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         Least of `loss_curve_`.
 
     validation_scores_ : list of float
-        Accuracy on the held-out rows after every epoch of the fine-tuning, if
+        Score of the held-out rows, see `scoring`, after every epoch of the
+        fine-tuning, if `early_stopping`.
+
+    validation_loss_curve_ : list of float
+        Mean loss of the held-out rows after every epoch of the fine-tuning, if
         `early_stopping`.
 
     best_validation_score_ : float
-        Best of `validation_scores_` and, after a warm start, of what the best weights
-        before score now; that of the kept weights.
+        Validation score of the weights that were kept, if `early_stopping`. After a
+        warm start the earlier weights are scored again, on the held-out rows of this
+        fit, and compete, unless `refit` trained them on such rows.
+
+    best_iter_ : int
+        Epoch of the last fit, counted from 1 with the warm-up, whose weights were
+        kept, if `early_stopping`; 0 if those from before a warm start were. With
+        `refit`, the number of epochs of the training on all rows.
 
     n_iter_ : int
         Epochs that the last `fit` ran, and the calls of `partial_fit` since.
 
     phase_ : {"warm-up", "fine-tune"}
-        Whether the network is split yet; it may not be after `partial_fit`.
+        ``"warm-up"`` until the network is expanded, then ``"fine-tune"``. Only
+        `partial_fit` can leave a model in its warm-up.
 
     n_layers_ : int
         Layers, input and output included.
@@ -233,6 +297,7 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
 
     _parameter_constraints: ClassVar[dict] = {
         **BaseFPE._parameter_constraints,
+        "skip_connection": ["boolean"],
         "class_weight": [dict, list, StrOptions({"balanced"}), None],
         "label_smoothing": [Interval(Real, 0, 1, closed="left")],
     }
@@ -245,6 +310,7 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         split="shared",
         feature_groups=None,
         prune="magnitude",
+        skip_connection=False,
         warmup=0.1,
         budget=None,
         activation="relu",
@@ -275,6 +341,7 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         self.split = split
         self.feature_groups = feature_groups
         self.prune = prune
+        self.skip_connection = skip_connection
         self.warmup = warmup
         self.budget = budget
         self.activation = activation
@@ -305,17 +372,17 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         """Train one epoch on the given rows.
 
         The first `warmup` calls are the warm-up (a fraction counts against
-        `max_iter`); the next call splits. Until then the standardisation follows the
-        rows seen so far, so that the first of them should tell the spread of the
-        columns; afterwards it stands. The learning rate is constant. A call that
-        fails leaves the model as it was.
+        `max_iter`); the next call splits. The standardisation is updated during the
+        warm-up and frozen at the split, so the first batches should be
+        representative. The learning rate is constant. A call that fails leaves the
+        model as it was.
 
         Parameters
         ----------
         X : {array-like, sparse matrix} of shape (n_samples, n_features)
             Training input.
         y : array-like of shape (n_samples,) or (n_samples, n_labels)
-            Targets.
+            Targets; on any device.
         classes : array-like of shape (n_classes,), default=None
             All classes that will ever be seen; needed on the first call only, and only
             if its y lacks some.
@@ -414,6 +481,23 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
             The score, at most 1.
         """
         return super().score(X, *self._score_arguments(y, sample_weight))
+
+    def hidden_activations(self, X):
+        """Compute the activations of the last hidden layer.
+
+        They are what an :class:`FPETransformer` of the same weights returns.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            Input.
+
+        Returns
+        -------
+        activations : ndarray of float32 of shape (n_samples, n_units)
+            One column per kept child of the last hidden layer.
+        """
+        return self._hidden(X)
 
     @property
     def out_activation_(self):

@@ -28,6 +28,7 @@ def check_unchanged(estimator, recipe, learned, standardized):
         "split": (learned.split, recipe.split),
         "feature_groups": (_plain(learned.groups), _plain(recipe.groups)),
         "prune": (learned.prune, recipe.prune),
+        "skip_connection": (before.skip, now.skip),
         "budget": (learned.budget, recipe.budget),
         "activation": (learned.activation, recipe.activation),
         "standardize": (standardized, bool(estimator.standardize)),
@@ -72,5 +73,5 @@ def warn_constant(estimator, trainer):
                 f"differ in the last digits of float64 only, so they count as "
                 f"constant: subtract their mean before you store them.",
                 UserWarning,
-                stacklevel=1 + stack_level(),
+                stacklevel=stack_level(),
             )

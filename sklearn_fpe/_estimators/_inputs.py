@@ -65,7 +65,7 @@ def check_X(estimator, X, *, reset, name="X", values=True):
 def _as_matrix(estimator, X, name, values):
     """Turn anything but a tensor into an array or CSR matrix of real numbers."""
     try:
-        X_checked = check_array(
+        X_checked = _check_array(
             X,
             accept_sparse="csr",
             dtype="numeric",
@@ -93,6 +93,12 @@ def _as_matrix(estimator, X, name, values):
         raise kind(message) from error
     _check_kind(X_checked, name)
     return X_checked
+
+
+def _check_array(array, **settings):
+    """Call scikit-learn's check, whose sum of large finite values may overflow."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return check_array(array, **settings)
 
 
 def _has_arrays_as_entries(X):
@@ -258,7 +264,7 @@ def check_y(y, *, numeric, name="y", estimator=None):
         _check_none_is_missing(y, name)
         y = _as_real(y, name) if numeric else y
         _check_kind(y, name, NUMBERS if numeric else NUMBERS + "UOSMm")
-    y = check_array(
+    y = _check_array(
         y,
         accept_sparse=False if numeric else "csr",
         ensure_2d=False,
@@ -296,7 +302,7 @@ def check_weights(sample_weight, X, name="sample_weight"):
         _check_none_is_missing(weights, name)
         weights = _as_real(weights, name)
         _check_kind(weights, name)
-    weights = check_array(weights, ensure_2d=False, dtype=None, input_name=name)
+    weights = _check_array(weights, ensure_2d=False, dtype=None, input_name=name)
     if weights.shape != shape:
         raise ValueError(
             f"{name} must have one entry per row, shape {shape}, got shape "

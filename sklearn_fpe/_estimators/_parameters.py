@@ -1,5 +1,6 @@
 """Checks of parameters before any training."""
 
+import inspect
 import os
 import sys
 import warnings
@@ -9,7 +10,7 @@ from numbers import Integral, Real
 import numpy as np
 import torch
 from sklearn.utils.validation import check_memory
-from skorch.callbacks import Callback, EarlyStopping, LRScheduler
+from skorch.callbacks import Callback, InputShapeSetter, LRScheduler
 
 
 def resolve_device(device):
@@ -94,10 +95,9 @@ def check_schedule(n_warmup, max_iter):
 def resolve_hidden(hidden_layer_sizes):
     """Turn `hidden_layer_sizes` into a tuple of positive ints."""
     sizes = _entries(hidden_layer_sizes)
-    if not sizes or not all(_is_positive(h) for h in sizes):
+    if not all(_is_positive(h) for h in sizes):
         raise ValueError(
-            f"hidden_layer_sizes must be one or more positive integers, got "
-            f"{hidden_layer_sizes!r}."
+            f"hidden_layer_sizes must be positive integers, got {hidden_layer_sizes!r}."
         )
     return tuple(int(h) for h in sizes)
 
@@ -191,7 +191,7 @@ def _is_positive(value):
     return isinstance(value, Integral) and not isinstance(value, bool) and value > 0
 
 
-def check_skorch_callbacks(callbacks, validates):
+def check_skorch_callbacks(callbacks, validates, prune):
     """Check that a list holds skorch callbacks that can work.
 
     Parameters
@@ -200,6 +200,8 @@ def check_skorch_callbacks(callbacks, validates):
         The parameter.
     validates : bool
         Whether rows are held out.
+    prune : PruneRule
+        The prune rule.
     """
     for entry in callbacks or ():
         callback = entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry
@@ -215,15 +217,53 @@ def check_skorch_callbacks(callbacks, validates):
                 f"learning_rate sets the rate of every epoch: use "
                 f"learning_rate='cosine' or 'constant'."
             )
-        watched = getattr(callback, "monitor", None)
-        if isinstance(callback, type):
-            watched = "valid_loss" if issubclass(kind, EarlyStopping) else None
-        if not validates and isinstance(watched, str) and watched.startswith("valid_"):
+        if issubclass(kind, InputShapeSetter):
             raise ValueError(
-                f"{kind.__name__} in skorch_callbacks watches {watched!r}, which needs "
-                f"held-out rows: set early_stopping=True (with n_iter_no_change=np.inf "
-                f"to leave the stopping to the callback)."
+                f"skorch_callbacks must hold no {kind.__name__}, because the parameter "
+                f"hidden_layer_sizes and the data set the shape of the network."
             )
+        if getattr(callback, "load_best", False) and not prune.at_once:
+            raise ValueError(
+                f"{kind.__name__}(load_best=True) in skorch_callbacks could bring back "
+                f"weights from before prune={prune.name!r} was done: set "
+                f"load_best=False. early_stopping=True keeps the best pruned weights."
+            )
+        if not validates:
+            _check_needs_no_held_out_rows(callback, kind)
+
+
+def _check_needs_no_held_out_rows(callback, kind):
+    """Check that a skorch callback, or a class of them, watches training only."""
+    watched = getattr(callback, "monitor", None)
+    if isinstance(callback, type):
+        default = inspect.signature(kind).parameters.get("monitor")
+        watched = None if default is None else default.default
+    needs = isinstance(watched, str) and watched.startswith("valid_")
+    if getattr(callback, "on_train", None) is False:
+        watched, needs = "on_train=False", True
+    if needs:
+        raise ValueError(
+            f"{kind.__name__} in skorch_callbacks watches {watched!r}, which needs "
+            f"held-out rows: set early_stopping=True (with n_iter_no_change=np.inf to "
+            f"leave the stopping to the callback)."
+        )
+
+
+def check_takes_weights(scorer, scoring):
+    """Check that a scorer can weigh rows, because the held-out rows have weights."""
+    function = getattr(scorer, "_score_func", scorer)
+    if not has_parameter(function, "sample_weight"):
+        raise ValueError(
+            f"scoring={scoring!r} takes no sample_weight, but the held-out rows have "
+            f"weights: choose a score that takes them."
+        )
+
+
+def has_parameter(function, name):
+    """Tell whether a function takes a keyword argument."""
+    parameters = inspect.signature(function).parameters
+    kinds = {parameter.kind for parameter in parameters.values()}
+    return name in parameters or inspect.Parameter.VAR_KEYWORD in kinds
 
 
 def stack_level():

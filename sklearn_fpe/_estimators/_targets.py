@@ -13,6 +13,15 @@ from sklearn_fpe._engine._views import View
 from sklearn_fpe._estimators._inputs import LARGEST, NUMBERS, check_classes, check_range
 from sklearn_fpe.nn import Affine
 
+SINGLE_SCALES = (1e-30, 1e30)
+"""Smallest and largest standard deviation of targets that are predicted in float32."""
+
+MAX_SINGLE_OFFSET = 1e4
+"""Largest mean, in standard deviations, of targets that are predicted in float32.
+
+Rounding is then less than a thousandth of the standard deviation.
+"""
+
 
 class ClassTargets:
     """Labels, or a 0/1 indicator matrix of several labels.
@@ -383,7 +392,7 @@ class RealTargets:
     def learn_scale(self, y, weights):
         """Learn location and scale of more targets."""
         if self.moments is not None:
-            self.moments.update(View(y.reshape(len(y), -1)), weights)
+            self.moments.update(View(y.reshape(len(y), -1)), weights, name="y")
             self.affine = self.moments.affine()
 
     def constant(self):
@@ -415,6 +424,13 @@ class RealTargets:
         """Turn raw outputs into predictions, in double precision."""
         y = self.affine.undo(outputs.astype(np.float64))
         return y[:, 0] if self.one_dimensional else y
+
+    def fit_single(self):
+        """Tell whether float32 can hold predictions in the units of the targets."""
+        mean, scale = np.abs(self.affine.mean), self.affine.scale
+        least, most = SINGLE_SCALES
+        fit = (mean / MAX_SINGLE_OFFSET <= scale) & (scale >= least)
+        return bool((fit & (scale <= most)).all())
 
     def score(self, y, outputs, weights):
         """Return the coefficient of determination."""

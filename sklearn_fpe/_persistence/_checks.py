@@ -15,6 +15,44 @@ class ModelFileError(ValueError):
     """
 
 
+BYTES_PER_BYTE = 10
+"""Bytes of memory that loading may take for every byte of a file."""
+
+SPARE_BYTES = 64 * 10**6
+"""Bytes of memory that loading may take on top, so that small files are free."""
+
+MAX_DIGITS = 30
+"""Digits of the longest integer that is parsed; those of a parameter have 20."""
+
+
+class Memory:
+    """The memory that loading one file may take, and what is left of it.
+
+    Whatever is about to be made in memory is counted first, so a file whose bytes ask
+    for far more memory is refused before any of it is allocated. What is counted is an
+    upper bound, and nothing is given back.
+
+    Parameters
+    ----------
+    n_bytes : int
+        Size of the file.
+    """
+
+    def __init__(self, n_bytes):
+        self.n_bytes = n_bytes
+        self.limit = self.left = BYTES_PER_BYTE * n_bytes + SPARE_BYTES
+
+    def take(self, n_bytes, name):
+        """Count bytes of memory, or raise an error if too few are left."""
+        if n_bytes > self.left:
+            raise ModelFileError(
+                f"{name} would take {n_bytes} bytes of memory, but of the "
+                f"{self.limit} that loading a file of {self.n_bytes} bytes may take "
+                f"{self.left} are left."
+            )
+        self.left -= n_bytes
+
+
 def parse_json(text, name):
     """Parse JSON strictly: no name twice in an object, no NaN, no infinity."""
 
@@ -30,6 +68,11 @@ def parse_json(text, name):
             raise ValueError(f"{text} is too large")
         return number
 
+    def short(text):
+        if len(text) > MAX_DIGITS:
+            raise ValueError(f"an integer has {len(text)} digits")
+        return int(text)
+
     def no_number(text):
         raise ValueError(f"{text} is no number of JSON")
 
@@ -40,6 +83,7 @@ def parse_json(text, name):
             text,
             object_pairs_hook=unique,
             parse_float=finite,
+            parse_int=short,
             parse_constant=no_number,
         )
     except (ValueError, RecursionError) as error:

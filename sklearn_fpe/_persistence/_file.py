@@ -5,18 +5,22 @@ header's metadata has one entry, :data:`KEY`, whose text is JSON again: the vers
 the format, that of the package, a checksum, and the model.
 """
 
+import contextlib
+import errno
 import hashlib
 import io
 import json
 import math
 import os
 import reprlib
+import secrets
 import stat
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 
 from sklearn_fpe._persistence._checks import (
+    Memory,
     ModelFileError,
     choice,
     integer,
@@ -24,6 +28,7 @@ from sklearn_fpe._persistence._checks import (
     parse_json,
     record,
 )
+from sklearn_fpe._persistence._values import text_bytes
 
 KEY = "sklearn_fpe"
 """The entry of the metadata that makes a safetensors file a model file."""
@@ -34,8 +39,26 @@ FORMAT_VERSION = 1
 MAX_HEADER = 2**23
 """Bytes of the longest header that is read; parsing it takes a multiple of that."""
 
+NEW_MODE = 0o666
+"""Mode of a new file, of which the process's umask takes away its bits."""
+
 DTYPES = {"F32": np.float32, "F64": np.float64, "I32": np.int32, "U8": np.uint8}
 """The types of arrays that a model file holds."""
+
+COPIES = {"F32": 6, "F64": 7, "I32": 9, "U8": 8 * 18 + 2}
+"""Bytes of memory for each byte of an array, at the peak of loading.
+
+An array is read, copied, and copied to double precision for the check of its range.
+Integers become int64 and lists become Python floats. A byte of type U8 is eight bits of
+a mask: each becomes a bool and a float32 of the layer, and again a bool and a float64
+for the check of the range, with a float32 on the way.
+"""
+
+BYTES_PER_ARRAY = 2**11
+"""Bytes of memory that an array takes beside its values, as an entry of the header."""
+
+BYTES_PER_VALUE = 250
+"""Bytes of memory that a value of JSON takes, once it is parsed and used."""
 
 
 def pack(model, arrays, version):
@@ -80,22 +103,85 @@ def unpack(data):
 
 def read(path):
     """Read a file; see :func:`unpack`."""
-    # Asked before it is opened: opening a pipe would wait for its other end.
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ModelFileError(f"{os.fspath(path)!r} must be a regular file.")
-    with open(path, "rb") as file:
-        return _read(file, os.fstat(file.fileno()).st_size)
+    path = os.fspath(path)  # no number: it would be that of an open file
+    _check_regular(os.stat(path), path)
+    with open(path, "rb", opener=_open_at_once) as file:
+        status = os.fstat(file.fileno())
+        _check_regular(status, path)
+        return _read(file, status.st_size)
+
+
+def _open_at_once(path, flags):
+    # A pipe may have taken the place of the file since it was looked at: opening it
+    # must not wait for its other end.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _check_regular(status, path):
+    if not stat.S_ISREG(status.st_mode):
+        raise ModelFileError(f"{path!r} must be a regular file.")
 
 
 def write(path, data):
-    """Write a file as a whole or not at all."""
-    path = Path(path)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    """Write a file as a whole or not at all.
+
+    The bytes go to a new file in the same folder, which then takes the place of the
+    old one. Its name is drawn at random, because processes on several machines and
+    threads of one process may save to one path at the same time. A symbolic link is
+    followed, so that it stays a link, and a file that is replaced keeps its mode.
+
+    Parameters
+    ----------
+    path : str or path-like
+        Where to write.
+    data : bytes
+        The content.
+    """
+    target = os.path.realpath(os.fsdecode(path))
+    mode = _mode_to_keep(target)
+    folder = os.path.dirname(target)
+    part = os.path.join(folder, f".sklearn_fpe.{secrets.token_hex(8)}.part")
+    new_mode = NEW_MODE if mode is None else mode
+    file = open(part, "xb", opener=partial(os.open, mode=new_mode))  # noqa: SIM115
     try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        with file:
+            if mode is not None:
+                os.chmod(part, mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part)
+        raise
+    _sync_folder(folder)
+
+
+def _mode_to_keep(target):
+    """Return the mode of the file that is to be replaced, None if there is none."""
+    try:
+        status = os.stat(target)
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), target)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(
+            f"path must name a regular file or none, but {target!r} is a pipe, a "
+            f"socket or a device."
+        )
+    return stat.S_IMODE(status.st_mode)
+
+
+def _sync_folder(folder):
+    """Write the folder's entry of a new file to the disk, where a system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def checksum(document, arrays):
@@ -107,11 +193,14 @@ def checksum(document, arrays):
     document = {key: value for key, value in document.items() if key != "sha256"}
     arrays = sorted(arrays.items())
     table = [[name, array.dtype.name, array.shape] for name, array in arrays]
+    digest = hashlib.sha256()
+    encoder = json.JSONEncoder(sort_keys=True, allow_nan=False)
     try:
-        text = json.dumps([document, table], sort_keys=True, allow_nan=False)
+        # Piece by piece: the text as a whole is several times as long as the file's.
+        for piece in encoder.iterencode([document, table]):
+            digest.update(piece.encode())
     except RecursionError as error:
         raise ModelFileError("The model's JSON is nested too deeply.") from error
-    digest = hashlib.sha256(text.encode())
     for _, array in arrays:
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     return digest.hexdigest()
@@ -131,11 +220,12 @@ def _read(file, size):
         raise ModelFileError(
             f"The header must have at most {MAX_HEADER} bytes, it has {length}."
         )
+    memory = Memory(size)
     header = file.read(length)
-    table = parse_json(header, "the header")
-    document = _document(table)
+    table = _parse(header, "the header", memory)
+    document = _document(table, memory)
     n_bytes = size - 8 - length
-    _check_table(table, n_bytes)
+    _check_table(table, n_bytes, memory)
     data = b"".join([start, header, file.read(n_bytes)])
     if len(data) != size:
         raise ModelFileError("The file became shorter while it was read.")
@@ -151,7 +241,17 @@ def _read(file, size):
     return document["model"], arrays, document["version"]
 
 
-def _document(table):
+def _parse(text, name, memory):
+    """Parse JSON, text or bytes, whose objects fit into memory."""
+    signs = [b",", b"[", b"{", b":"] if isinstance(text, bytes) else [*",[{:"]
+    n_values = 1 + sum(map(text.count, signs))
+    # One character beyond the 16-bit ones makes all of a text four bytes wide, and
+    # parsing holds it twice.
+    memory.take(8 * len(text) + BYTES_PER_VALUE * n_values, f"The JSON of {name}")
+    return parse_json(text, name)
+
+
+def _document(table, memory):
     """Return the document that stands in the metadata, but for its model checked."""
     metadata = table.get("__metadata__") if isinstance(table, dict) else None
     text = metadata.get(KEY) if isinstance(metadata, dict) else None
@@ -159,7 +259,7 @@ def _document(table):
         raise ModelFileError(
             f"The file is no model file: its metadata has no entry {KEY!r}."
         )
-    document = parse_json(text, "the metadata")
+    document = _parse(text, "the metadata", memory)
     if not isinstance(document, dict) or "format_version" not in document:
         raise ModelFileError("The metadata must say the format_version.")
     found = document["format_version"]
@@ -169,14 +269,15 @@ def _document(table):
             f"sklearn_fpe reads, got {reprlib.repr(found)}."
         )
     record(document, ("format_version", "version", "sha256", "model"), "The metadata")
+    memory.take(2 * text_bytes(document["model"]), "The arrays of texts")
     version = document["version"]
     if not isinstance(version, str) or not 0 < len(version) <= 40:
         raise ModelFileError("The version must be a text of 1 to 40 characters.")
     return document
 
 
-def _check_table(table, n_bytes):
-    """Check that arrays of known types fill `n_bytes`."""
+def _check_table(table, n_bytes, memory):
+    """Check that arrays of known types fill `n_bytes` and fit into memory."""
     total = 0
     for name, entry in table.items():
         if name == "__metadata__":
@@ -188,7 +289,9 @@ def _check_table(table, n_bytes):
         choice(dtype, DTYPES, f"The type of {name}")
         for length in listing(shape, f"The shape of {name}", most=3):
             integer(length, f"The shape of {name}", 0, n_bytes)
-        total += math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
+        n_array = math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
+        memory.take(BYTES_PER_ARRAY + COPIES[dtype] * n_array, f"The array {name}")
+        total += n_array
     if total != n_bytes:
         raise ModelFileError(
             f"The file is truncated or too long: {n_bytes} bytes follow the header, "

@@ -23,13 +23,19 @@ def save(estimator, path):
         `memory` is not saved, nor is what ``set_callbacks``, ``set_output`` and the
         ``set_..._request`` methods set.
     path : str or path-like
-        Where to write. A file that is there already is replaced at the end, whole.
+        Where to write. The file is written beside it under a hidden name, and takes
+        its place as a whole, so any number of threads and processes may save to one
+        path and load from it. A file that is replaced keeps its mode, and a symbolic
+        link is followed.
 
     Raises
     ------
     ValueError
         If a parameter or the class labels have no form without code, or the fitted
-        state is none that :func:`load` would accept. Nothing is written then.
+        state is none that :func:`load` would accept; or if `path` leads to a pipe, a
+        socket or a device. Nothing is written then.
+    OSError
+        If the file cannot be written; what was there before is still there.
     TypeError
         If `estimator` is of another class.
     sklearn.exceptions.NotFittedError
@@ -75,10 +81,11 @@ def load(path):
 
     Nothing of the file is run, and everything it says is checked before an estimator
     is put together: lengths against the size of the file before they are read, then
-    types, shapes, indices, finite values and how the layers fit one another. So a
-    damaged or hostile file raises an error; what comes back predicts finite numbers
-    near its training data. The checksum is there to find accidents; it does not tell
-    who made the file.
+    types, shapes, indices, finite values and how the layers fit one another. Loading
+    takes at most 64 MB of memory and ten times the bytes of the file. So a damaged or
+    hostile file raises an error; what comes back predicts finite numbers near its
+    training data. The checksum is there to find accidents; it does not tell who made
+    the file.
 
     Parameters
     ----------
@@ -95,8 +102,9 @@ def load(path):
     Raises
     ------
     ModelFileError
-        If the file is truncated, altered, too large, of another format or format
-        version, or describes no sound estimator. It is a ``ValueError``.
+        If the file is truncated, altered, of another format or format version, asks
+        for more memory than its bytes allow, or describes no sound estimator. It is a
+        ``ValueError``.
     OSError
         If the file cannot be read.
     ImportError

@@ -6,6 +6,7 @@ with one field stands for the rest: ``{"float": "inf"}``, ``{"tuple": [...]}``,
 """
 
 import math
+import re
 import reprlib
 
 import numpy as np
@@ -24,8 +25,8 @@ NUMBERS = [
 ]
 """The numeric types of arrays; next to them stand "str" and "object"."""
 
-MAX_TEXT_BYTES = 2**28
-"""Bytes of the largest array of texts; its entries all take the longest one's room."""
+MAX_INTEGER = 2**64 - 1
+"""The largest absolute value of an integer."""
 
 MAX_DEPTH = 4
 """Levels of nesting of a parameter."""
@@ -77,7 +78,7 @@ def _plain(value):
     if value is None or isinstance(value, bool | str):
         return value
     # Subclasses come back as what they are a kind of.
-    if isinstance(value, int) and abs(value) < 2**64:
+    if isinstance(value, int) and abs(value) <= MAX_INTEGER:
         return int(value)
     if isinstance(value, float) and math.isfinite(value):
         return float(value)
@@ -115,6 +116,33 @@ def decode(value, name, depth=0):
     return result
 
 
+def text_bytes(value):
+    """Return the bytes of all arrays of texts in JSON, nested as it may be.
+
+    A file needs few bytes to name a long type, and every entry of an array takes the
+    room of the longest one, four bytes a character.
+    """
+    total, left = 0, [value]
+    while left:
+        value = left.pop()
+        if isinstance(value, list):
+            left.extend(v for v in value if isinstance(v, list | dict))
+        elif isinstance(value, dict):
+            left.extend(v for v in value.values() if isinstance(v, list | dict))
+            values, length = value.get("values"), _text_length(value.get("dtype"))
+            if isinstance(values, list) and length is not None:
+                total += 4 * length * len(values)
+    return total
+
+
+def _text_length(dtype):
+    """Return the length of the texts of an array's type, None for another type."""
+    # Nobody has texts of 10**9 characters, and converting digits takes long.
+    if isinstance(dtype, str) and re.fullmatch(r"str[0-9]{1,9}", dtype):
+        return int(dtype[3:])
+    return None
+
+
 def decode_array(value, name):
     """Turn JSON back into a vector."""
     dtype, values = record(value, ["dtype", "values"], name)
@@ -126,8 +154,9 @@ def decode_array(value, name):
         return array
     if isinstance(dtype, str) and dtype in NUMBERS:
         return _numbers(values, np.dtype(dtype), name)
-    if isinstance(dtype, str) and dtype[:3] == "str" and dtype[3:].isdecimal():
-        return _texts(values, dtype[3:], name)
+    length = _text_length(dtype)
+    if length is not None:
+        return _texts(values, length, name)
     raise ModelFileError(f"The type of {name} is unknown: {reprlib.repr(dtype)}.")
 
 
@@ -137,7 +166,7 @@ def _decode_plain(value, name):
             f"{name} must be a number or a text, got {reprlib.repr(value)}."
         )
     if isinstance(value, int):
-        integer(int(value), name, -(2**64), 2**64)
+        integer(int(value), name, -MAX_INTEGER, MAX_INTEGER)
     return value
 
 
@@ -156,12 +185,7 @@ def _numbers(values, dtype, name):
 
 
 def _texts(values, length, name):
-    longest = integer(int(length[:12]), f"The length of {name}", 1)
-    if not all(isinstance(v, str) and len(v) <= longest for v in values):
-        raise ModelFileError(f"{name} must hold texts of at most {longest} characters.")
-    if 4 * longest * len(values) > MAX_TEXT_BYTES:
-        raise ModelFileError(
-            f"{name} must take at most {MAX_TEXT_BYTES} bytes, but {len(values)} texts "
-            f"of {longest} characters take {4 * longest * len(values)}."
-        )
-    return np.array(values, dtype=f"U{longest}")
+    integer(length, f"The length of {name}", 1)
+    if not all(isinstance(v, str) and len(v) <= length for v in values):
+        raise ModelFileError(f"{name} must hold texts of at most {length} characters.")
+    return np.array(values, dtype=f"U{length}")

@@ -1,61 +1,154 @@
-"""One joblib `Memory` entry per image, so that overlapping subsets share their work."""
+"""Embeddings on disk: one SQLite file, which processes and threads share."""
 
 import hashlib
 import json
+import sqlite3
+import threading
+import zlib
+from contextlib import closing, contextmanager
+from pathlib import Path
 
 import numpy as np
 
 from sklearn_fpe.embeddings._optional import optional_version
 
-# Bytes of a fixed order load faster than a pickled array.
+# Part of every key: to be raised when the pixels of an image are computed differently.
+_VERSION = 1
 _DTYPE = np.dtype("<f4")
-
-
-def _recall(key, vector):
-    """Give back `vector`, bytes that `Memory` keeps under `key` alone.
-
-    Called without a vector, it runs only where nothing is kept: a miss.
-    """
-    if vector is None:
-        raise KeyError(key)
-    return vector
+_TABLE = """
+CREATE TABLE IF NOT EXISTS entries
+(key TEXT PRIMARY KEY, value BLOB NOT NULL, checksum INTEGER NOT NULL)
+"""
+_LOCK_TIMEOUT_S = 30
 
 
 class EmbeddingCache:
     """Embeddings before normalisation, by model and by content of the image.
 
+    Made by `open_cache`. The table holds the bytes of float32 vectors, and the SHA-256
+    of weight files. An entry whose checksum does not fit its key and value counts as
+    missing, and is replaced.
+
     Parameters
     ----------
-    memory : joblib.Memory
-        Where the embeddings are kept.
-    checkpoint : Checkpoint
-        The model: its commit, or the digests of its files.
-    dtype : str
-        The precision of the forward pass.
+    database : sqlite3.Connection
+        A connection that threads may share.
+    path : Path
+        Its file, for messages.
     """
 
-    def __init__(self, memory, checkpoint, dtype):
-        # What decodes and resizes the images is part of the preprocessing.
-        parts = [
-            checkpoint.identity(memory),
-            dtype,
-            *(f"{p} {optional_version(p)}" for p in ("transformers", "pillow")),
-        ]
-        self._model_key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-        # verbose=0: a Memory made with its default would print one line per image.
-        self._recall = memory.cache(
-            _recall, ignore=["vector"], verbose=0, mmap_mode=None
-        )
+    def __init__(self, database, path):
+        self._database = database
+        self._path = path
+        self._lock = threading.Lock()
+        self._model_key = None
 
     def get(self, image_key):
         """Kept embedding, ndarray of shape (n_features_out,), or None."""
-        try:
-            kept = self._recall(f"{self._model_key}-{image_key}", None)
-        except KeyError:
+        value = self._read(f"{self._model_key} {image_key}")
+        if value is None or len(value) % _DTYPE.itemsize:
             return None
-        return np.frombuffer(kept, dtype=_DTYPE)
+        vector = np.frombuffer(value, dtype=_DTYPE)
+        return vector if vector.size and np.isfinite(vector).all() else None
 
-    def put(self, image_key, vector):
-        """Keep an embedding."""
-        kept = vector.astype(_DTYPE, copy=False).tobytes()
-        self._recall(f"{self._model_key}-{image_key}", kept)
+    def put(self, vectors):
+        """Keep embeddings by image key, all in one transaction."""
+        self._write(
+            {
+                f"{self._model_key} {image_key}": vector.astype(_DTYPE).tobytes()
+                for image_key, vector in vectors.items()
+            }
+        )
+
+    def use_model(self, checkpoint, dtype):
+        """Make a model and its preprocessing part of the keys."""
+        parts = [
+            _VERSION,
+            checkpoint.identity(self._file_digest),
+            dtype,
+            # What decodes and resizes the images is part of the preprocessing.
+            *(f"{p} {optional_version(p)}" for p in ("transformers", "pillow")),
+        ]
+        self._model_key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def _file_digest(self, file):
+        """SHA-256 of a file that is given with its size, times and inode.
+
+        It is kept as well, because weights take seconds to read.
+        """
+        key = json.dumps(file)
+        digest = self._read(key)
+        if digest is None:
+            with open(file[0], "rb") as opened:
+                digest = hashlib.file_digest(opened, "sha256").digest()
+            self._write({key: digest})
+        return digest.hex()
+
+    def _read(self, key):
+        query = "SELECT value, checksum FROM entries WHERE key = ?"
+        with self._lock, _explained_errors(self._path):
+            rows = self._database.execute(query, (key,)).fetchall()
+        for value, checksum in rows:
+            if isinstance(value, bytes) and checksum == _checksum(key, value):
+                return value
+        return None
+
+    def _write(self, values):
+        rows = [(key, value, _checksum(key, value)) for key, value in values.items()]
+        with self._lock, _explained_errors(self._path), self._database:
+            # Take the lock at once: two readers that both want to write deadlock.
+            self._database.execute("BEGIN IMMEDIATE")
+            self._database.executemany("REPLACE INTO entries VALUES (?, ?, ?)", rows)
+
+
+@contextmanager
+def open_cache(folder, checkpoint, dtype):
+    """Open the cache in `folder` for one model, None if `folder` is None.
+
+    SQLite's rollback journal is kept: its write-ahead log would need memory that
+    processes share, which network file systems do not have.
+    """
+    if folder is None:
+        yield None
+        return
+    path = Path(folder).expanduser() / "embeddings.sqlite"
+    with _explained_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        database = sqlite3.connect(
+            path,
+            timeout=_LOCK_TIMEOUT_S,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+    with closing(database):
+        with _explained_errors(path):
+            # Several rows of 2 KiB, 512 floats, fit into a page; 4 KiB hold only one.
+            database.execute("PRAGMA page_size = 16384")
+            database.execute(_TABLE)
+        cache = EmbeddingCache(database, path)
+        cache.use_model(checkpoint, dtype)
+        yield cache
+
+
+def _checksum(key, value):
+    return zlib.crc32(value, zlib.crc32(key.encode()))
+
+
+@contextmanager
+def _explained_errors(path):
+    """Name the file and the way out in errors of the cache.
+
+    A damaged file is not replaced: another process may be writing to it, and its
+    journal would then be applied to the new file.
+    """
+    try:
+        yield
+    except (sqlite3.Error, OSError) as exc:
+        damaged = getattr(exc, "sqlite_errorname", "").startswith(
+            ("SQLITE_CORRUPT", "SQLITE_NOTADB")
+        )
+        hint = "It is damaged: delete it, and embeddings are computed again. "
+        raise OSError(
+            f"memory={str(path.parent)!r}: the cache {path.name!r} in it cannot be "
+            f"used. {hint if damaged else ''}{type(exc).__name__}: {exc}"
+        ) from exc

@@ -1,7 +1,7 @@
 """Checkpoints: where a model lies, what identifies it, how it is loaded."""
 
-import hashlib
 import os
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,8 @@ import torch
 from sklearn_fpe.embeddings._optional import import_optional
 
 _MODEL_TYPES = ("clip", "siglip")
+# transformers reports its progress through one hook per process.
+_LOADING = threading.RLock()
 _IMAGE_ENCODER = ("vision_model.", "visual_projection.")
 # The files of a folder that decide what comes out of its image encoder.
 _PATTERNS = (
@@ -42,15 +44,14 @@ class Checkpoint:
     files: tuple
     local_files_only: bool
 
-    def identity(self, memory):
+    def identity(self, file_digest):
         """Name that changes whenever an embedding could.
 
-        Digests of a folder's files are themselves kept in `memory`: weights are large.
+        `file_digest` takes one of `files` and returns the digest of its content.
         """
         if self.commit is not None:
             return [self.source, self.commit]
-        digest = memory.cache(_file_digest, verbose=0, mmap_mode=None)
-        return [[Path(file[0]).name, digest(*file)] for file in self.files]
+        return [[Path(file[0]).name, file_digest(file)] for file in self.files]
 
     def config(self):
         """Load the configuration and check that the type is supported."""
@@ -72,22 +73,29 @@ class Checkpoint:
             return config.projection_dim
         return config.vision_config.hidden_size
 
-    def load(self, dtype, device):
-        """Load the image encoder and its preprocessing."""
+    def load_processor(self):
+        """Load the preprocessing."""
+        self.config()  # a model of another type is to be named as such
         transformers = import_optional("transformers")
-        options = self._options()
-        config = self.config()
         with _loading(self.source):
             # Not the torchvision backend: pixels shall not depend on what is installed.
-            processor = transformers.AutoImageProcessor.from_pretrained(
-                self.source, backend="pil", **options
+            return transformers.AutoImageProcessor.from_pretrained(
+                self.source, backend="pil", **self._options()
             )
+
+    def load(self, dtype, device):
+        """Load the image encoder."""
+        transformers = import_optional("transformers")
+        config = self.config()
+        with _loading(self.source):
             model, info = transformers.AutoModel.from_pretrained(
                 self.source,
                 config=config,
                 dtype="auto" if dtype == "auto" else getattr(torch, dtype),
+                # A configuration may name a kernel, which is code from the hub.
+                attn_implementation="sdpa",
                 output_loading_info=True,
-                **options,
+                **self._options(),
             )
         # transformers fills what is missing with random numbers.
         missing = [k for k in info["missing_keys"] if k.startswith(_IMAGE_ENCODER)]
@@ -97,18 +105,51 @@ class Checkpoint:
                 f"encoder, {min(missing)!r} the first of them."
             )
         del model.text_model  # never used: it would only take memory
-        return ImageEncoder(model.to(device).eval(), processor)
+        return model.to(device).eval()
 
     def _options(self):
-        return {"revision": self.commit, "local_files_only": self.local_files_only}
+        # trust_remote_code=False: None would ask on standard input.
+        return {
+            "revision": self.commit,
+            "local_files_only": self.local_files_only,
+            "trust_remote_code": False,
+        }
 
 
 class ImageEncoder:
-    """Preprocessing and image encoder of a checkpoint."""
+    """Preprocessing and image encoder of a checkpoint, each loaded when it is needed.
 
-    def __init__(self, model, processor):
-        self.model = model
-        self.processor = processor
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        The model.
+    dtype : str
+        The precision of the forward pass, or "auto".
+    """
+
+    def __init__(self, checkpoint, dtype):
+        self.checkpoint = checkpoint
+        self.dtype = dtype
+        self.model = None
+        self._processor = None
+        self._lock = threading.Lock()
+
+    @property
+    def processor(self):
+        """Image processor of transformers; threads ask for it."""
+        with self._lock:
+            if self._processor is None:
+                self._processor = self.checkpoint.load_processor()
+            return self._processor
+
+    def load(self, device):
+        """Load the model unless it is loaded.
+
+        Not from the threads that preprocess: an interrupt would wait for them until
+        a download has ended.
+        """
+        if self.model is None:
+            self.model = self.checkpoint.load(self.dtype, device)
 
     def preprocess(self, image):
         """Resize, crop and scale a PIL image; tensor of shape (3, height, width)."""
@@ -131,7 +172,7 @@ class ImageEncoder:
 
 def resolve_checkpoint(model, revision, local_files_only):
     """Find the folder, or the commit on the hub, that `model` stands for."""
-    name = os.fspath(model)
+    name = str(os.fspath(model))
     folder = Path(name).expanduser()
     if folder.is_dir():
         if revision is not None:
@@ -166,24 +207,24 @@ def _stamps(folder):
     )
 
 
-def _file_digest(path, size, mtime_ns, ctime_ns, inode):
-    """SHA-256 of a file; the other arguments tell its states apart."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @contextmanager
 def _loading(source):
     """Load without progress bars; whatever fails names the model."""
     logging = import_optional("transformers.utils.logging")
-    previous = logging.set_tqdm_hook(
-        lambda factory, args, kwargs: factory(*args, **{**kwargs, "disable": True})
-    )
-    try:
-        yield
-    except (ImportError, MemoryError):
-        raise
-    except Exception as exc:
-        raise OSError(f"model={source!r} could not be loaded: {exc}") from exc
-    finally:
-        logging.set_tqdm_hook(previous)
+    with _LOADING:
+        previous = logging.set_tqdm_hook(
+            lambda factory, args, kwargs: factory(*args, **{**kwargs, "disable": True})
+        )
+        try:
+            yield
+        except (ImportError, MemoryError):
+            raise
+        except Exception as exc:
+            if "trust_remote_code" in str(exc):
+                raise OSError(
+                    f"model={source!r} needs code of its own, which is never run here: "
+                    "use a checkpoint of a type that transformers knows."
+                ) from exc
+            raise OSError(f"model={source!r} could not be loaded: {exc}") from exc
+        finally:
+            logging.set_tqdm_hook(previous)

@@ -14,22 +14,15 @@ from sklearn.base import (
     TransformerMixin,
 )
 from sklearn.callback import CallbackSupportMixin
-from sklearn.utils import gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from sklearn_fpe._compat import fit_context
-from sklearn_fpe._training import readable_memory_errors
-from sklearn_fpe._validation import resolve_device
-from sklearn_fpe.embeddings._cache import EmbeddingCache
-from sklearn_fpe.embeddings._checkpoint import resolve_checkpoint
-from sklearn_fpe.embeddings._images import (
-    UnreadableImageError,
-    check_images,
-    content_digest,
-    decode,
-    describe,
-    read_source,
-)
+from sklearn_fpe._engine._context import readable_memory_errors
+from sklearn_fpe._estimators._compat import fit_context
+from sklearn_fpe._estimators._parameters import resolve_device
+from sklearn_fpe.embeddings._batches import prepared_batches
+from sklearn_fpe.embeddings._cache import open_cache
+from sklearn_fpe.embeddings._checkpoint import ImageEncoder, resolve_checkpoint
+from sklearn_fpe.embeddings._images import check_images
 
 
 class CLIPEmbedder(
@@ -56,15 +49,16 @@ class CLIPEmbedder(
         Folder of a checkpoint in the format of Hugging Face ``transformers``, or its
         name on the Hugging Face Hub. It is loaded when the first image has to be
         embedded, and held until the estimator is freed; clones and pickles do not
-        carry it.
+        carry it. Code that comes with a checkpoint is never run.
     revision : str or None, default=None
         Branch, tag or commit on the hub; None is the default branch. The commit is
         looked up once per estimator.
     local_files_only : bool, default=False
         Never contact the hub: use what was downloaded before.
     batch_size : int, default=64
-        Images per forward pass, at least 1. No more preprocessed images than that are
-        in memory at a time.
+        Images per forward pass, at least 1. While the model computes a batch, threads
+        read and preprocess the next one, so at most two preprocessed batches are in
+        memory at a time. Lower it where memory does not suffice.
     device : str or torch.device, default="auto"
         Where the model runs; ``"auto"`` is CUDA if there is one, else the CPU.
     dtype : {"float32", "float16", "bfloat16", "auto"}, default="float32"
@@ -78,13 +72,21 @@ class CLIPEmbedder(
         one warning: rows cannot be left out here, for the labels are elsewhere. To
         leave them out, use ``load_image_folder(path, unreadable="skip")``.
     memory : str, path-like, joblib.Memory or None, default=None
-        Where embeddings are kept, one by one, under the content of the image (the
-        bytes of a file, the pixels of an image in memory), the model (its commit on
-        the hub, or the content of the files in its folder), `dtype`, and the versions
-        of ``transformers`` and Pillow, which do the preprocessing. A kept embedding is
-        returned to the bit, in whatever subset and order it is asked for: a grid search
-        embeds each image once. If nothing is left to compute, the model is not even
-        loaded. `device`, `batch_size` and `normalize` are no part of the key.
+        Folder of a cache, which is one SQLite file, ``embeddings.sqlite``; of a
+        :class:`joblib.Memory`, its ``location``. The file holds the bytes of one
+        float32 vector per image, before normalisation, and the SHA-256 of the weight
+        files of a `model` that is a folder. Nothing in it is run or unpickled, but
+        whoever may write to it may alter embeddings. Threads and processes may share
+        it.
+
+        The key is the content of the image (the bytes of a file, the pixels of an image
+        in memory), the model (its commit on the hub, or the content of the files in its
+        folder), `dtype`, and the versions of ``transformers`` and Pillow, which do the
+        preprocessing; `device`, `batch_size` and `normalize` are no part of it. A kept
+        embedding is returned to the bit, in whatever subset and order it is asked for:
+        a grid search embeds each image once. If nothing is left to compute, the model
+        is not even loaded. A damaged entry is computed again; a damaged file is an
+        error, because another process may be writing to it: delete it.
 
     See Also
     --------
@@ -98,8 +100,15 @@ class CLIPEmbedder(
     crop, mean and standard deviation) follows, with Pillow whether or not torchvision
     is installed.
 
+    **Limits.** An image of more than 2\ :sup:`26` (67 million) pixels, a side more than
+    200 times the other, or a file of more than 1 GiB counts as unreadable before it is
+    decoded, because a file of a few kilobytes could ask for gigabytes. So do paths of
+    anything but a regular file, such as a pipe, which are not opened, and PostScript,
+    which would have to be run.
+
     **Reproducibility.** Without `memory`, the same image in batches of different size
-    may differ in the last bits, as matrix products do.
+    may differ in the last bits, as matrix products do. The number of threads that
+    prepare images, at most ``torch.get_num_threads()``, changes nothing.
 
     **Progress.** `set_callbacks` takes the callbacks of :mod:`sklearn.callback`. They
     are hooks of `fit`, in scikit-learn as here, so `fit_transform` reports its batches,
@@ -190,10 +199,13 @@ class CLIPEmbedder(
         Parameters
         ----------
         X : sequence of length n_samples
-            A list, array or series of paths, PIL images or uint8 arrays of shape
-            (height, width) or (height, width, 1, 3 or 4), mixed at will; or one uint8
-            array of shape (n_samples, height, width) or (n_samples, height, width, 1,
-            3 or 4). Channels are grey, RGB or RGB with alpha, values 0 to 255.
+            Paths, PIL images or uint8 arrays of shape (height, width) or (height,
+            width, 1, 3 or 4), mixed at will, in a list, an array, a series, or any
+            other object with ``__len__`` and ``__getitem__``, such as a column of a
+            Hugging Face data set, which is read item by item; or one uint8 array of
+            shape (n_samples, height, width) or (n_samples, height, width, 1, 3 or 4).
+            Channels are grey, RGB or RGB with alpha, values 0 to 255. Tensors may have
+            them first, too.
 
         Returns
         -------
@@ -262,54 +274,50 @@ class CLIPEmbedder(
         """Embeddings of all images, batch by batch."""
         images = check_images(X)
         checkpoint = self._resolve()
-        cache = self._cache(checkpoint)
-        rows, unreadable = {}, []
-        for batch in gen_batches(len(images), self.batch_size):
-            part = dict(enumerate(images[batch], start=batch.start))
-            if context is not None:
-                task = context.subcontext(task_name="batch")
-                task.call_on_fit_task_begin(estimator=self, X=images[batch])
-            rows |= self._embed_batch(part, checkpoint, cache, unreadable)
-            if context is not None:
-                task.call_on_fit_task_end(estimator=self, X=images[batch])
+        encoder = self._hold_encoder(checkpoint)
+        rows, unreadable, vectors = {}, [], {}
+        with (
+            open_cache(self._cache_folder(), checkpoint, self.dtype) as cache,
+            prepared_batches(images, self.batch_size, encoder, cache) as batches,
+        ):
+            for batch, prepared in batches:
+                if context is not None:
+                    task = context.subcontext(task_name="batch")
+                    task.call_on_fit_task_begin(estimator=self, X=images[batch])
+                unreadable += self._errors(prepared)
+                previous, vectors = vectors, self._compute(prepared, encoder, cache)
+                for i, image in enumerate(prepared, start=batch.start):
+                    if image.error is None:
+                        # Without pixels it equals an image of the batch before.
+                        known = vectors if image.key in vectors else previous
+                        rows[i] = known[image.key]
+                if context is not None:
+                    task.call_on_fit_task_end(estimator=self, X=images[batch])
         if unreadable:
             _warn_unreadable(unreadable)
         return self._assemble(rows, len(images), checkpoint)
 
-    def _embed_batch(self, images, checkpoint, cache, unreadable):
-        """Embeddings by position of images by position.
+    def _errors(self, prepared):
+        """Messages of the unreadable images of a batch, which may raise the first."""
+        errors = [image.error for image in prepared if image.error is not None]
+        if errors and self.on_error == "raise":
+            raise errors[0]
+        return [str(error) for error in errors]
 
-        What cannot be read has none and is added to the list `unreadable`.
-        """
-        keys, vectors, pixels = {}, {}, {}
-        for i, image in images.items():
-            name = describe(image, i)
-            try:
-                source = read_source(image, name)
-                key = i if cache is None else content_digest(source)
-                if cache is not None and (kept := cache.get(key)) is not None:
-                    vectors[key] = kept
-                elif key not in pixels:
-                    rgb = decode(source, name)
-                    pixels[key] = self._loaded(checkpoint).preprocess(rgb)
-            except UnreadableImageError as exc:
-                if self.on_error == "raise":
-                    raise
-                unreadable.append(str(exc))
-            else:
-                keys[i] = key
-        if pixels:
-            fresh = self._forward(pixels, checkpoint)
-            for key, vector in fresh.items() if cache is not None else ():
-                cache.put(key, vector)
-            vectors |= fresh
-        return {i: vectors[key] for i, key in keys.items()}
-
-    def _forward(self, pixels, checkpoint):
-        """Embed preprocessed images, both by key."""
-        with readable_memory_errors(self.device, self.batch_size):
-            vectors = self._loaded(checkpoint).encode(list(pixels.values()))
-        return dict(zip(pixels, vectors, strict=True))
+    def _compute(self, prepared, encoder, cache):
+        """Embeddings of a batch by key: from the cache, or computed and kept there."""
+        kept = {p.key: p.vector for p in prepared if p.vector is not None}
+        pixels = {p.key: p.pixels for p in prepared if p.pixels is not None}
+        if not pixels:
+            return kept
+        remedy = f"Lower batch_size (it is {self.batch_size!r})"
+        with readable_memory_errors(self.device, remedy):
+            encoder.load(resolve_device(self.device))
+            vectors = encoder.encode(list(pixels.values()))
+        computed = dict(zip(pixels, vectors, strict=True))
+        if cache is not None:
+            cache.put(computed)
+        return kept | computed
 
     def _assemble(self, rows, n_samples, checkpoint):
         n_features = len(next(iter(rows.values()), ())) or checkpoint.n_features()
@@ -321,13 +329,9 @@ class CLIPEmbedder(
             embeddings /= np.maximum(norms, np.finfo(np.float32).tiny)
         return embeddings
 
-    def _cache(self, checkpoint):
-        memory = self.memory
-        if not isinstance(memory, joblib.Memory):
-            memory = joblib.Memory(memory and os.fspath(memory), verbose=0)
-        if memory.location is None:
-            return None
-        return EmbeddingCache(memory, checkpoint, self.dtype)
+    def _cache_folder(self):
+        is_memory = isinstance(self.memory, joblib.Memory)
+        return self.memory.location if is_memory else self.memory
 
     def _resolve(self):
         """Find the checkpoint as it is now: a folder may change, a commit does not."""
@@ -339,16 +343,13 @@ class CLIPEmbedder(
                 self._resolved = (asked, checkpoint)
         return checkpoint
 
-    def _loaded(self, checkpoint):
-        """Hand out the encoder, loaded unless it is at hand."""
-        wanted = (checkpoint, self.dtype, resolve_device(self.device))
+    def _hold_encoder(self, checkpoint):
+        """Hand out the encoder that is held, or one that has loaded nothing yet."""
+        wanted = (checkpoint, self.dtype, self.device)
         held = getattr(self, "_encoder", (None, None))
         if held[0] != wanted:
-            # Two models need not fit: let go of one before the next is loaded.
-            held = self._encoder = None, None
-            with readable_memory_errors(self.device, self.batch_size):
-                held = wanted, checkpoint.load(self.dtype, wanted[2])
-            self._encoder = held
+            # Two models need not fit: this lets go of one before the next is loaded.
+            held = self._encoder = wanted, ImageEncoder(checkpoint, self.dtype)
         return held[1]
 
 

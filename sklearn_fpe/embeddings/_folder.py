@@ -7,30 +7,43 @@ from pathlib import Path
 import numpy as np
 from sklearn.utils import Bunch
 
-from sklearn_fpe.embeddings._images import UnreadableImageError, decode, read_source
+from sklearn_fpe.embeddings._images import (
+    UnreadableImageError,
+    decode,
+    read_source,
+    readable_formats,
+)
+from sklearn_fpe.embeddings._optional import import_optional
 
-_EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# Made by operating systems and programs beside, or among, the files of a user. So is
+# everything whose name begins with a dot.
+_IGNORED = {
+    *("__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "lost+found"),
+    *("system volume information", "__pycache__", "thumbs.db", "desktop.ini"),
+}
 
 
-def load_image_folder(path, *, extensions=_EXTENSIONS, unreadable="keep"):
+def load_image_folder(path, *, extensions=None, unreadable="keep"):
     """List the images of a folder that holds one folder per class.
 
     The label of ``path/cat/tom.png`` is ``"cat"``. Images may lie deeper inside the
-    folder of their class. Files with other extensions are left out, as is everything
-    whose name begins with a dot.
+    folder of their class.
 
     Parameters
     ----------
     path : str or path-like
         The folder that holds the folders of the classes.
-    extensions : sequence of str
+    extensions : sequence of str or None, default=None
         Endings of the files that are images, with their dot; upper and lower case are
-        the same.
+        the same. None stands for all that Pillow can decode in this environment,
+        ``.jfif`` and ``.avif`` among them, but not PostScript: that would run
+        Ghostscript. Where endings are given, a file with another one is left out on
+        request, so it is no reason to raise.
     unreadable : {"keep", "raise", "skip"}, default="keep"
-        What to do about files that are no image. ``"keep"`` opens no file, so it lists
-        them too. The others decode every file: ``"raise"`` stops at the first that
-        fails, ``"skip"`` leaves out the file and its label, names it in one warning
-        and lists it in ``skipped``.
+        What to do about files that are no image. ``"keep"`` opens no file, so it can
+        only leave files out by their name. The others decode every file as well:
+        ``"raise"`` stops at the first file that would be left out, ``"skip"`` leaves it
+        out with its label, and names all of them in one warning.
 
     Returns
     -------
@@ -44,7 +57,7 @@ def load_image_folder(path, *, extensions=_EXTENSIONS, unreadable="keep"):
         classes : ndarray of str of shape (n_classes,)
             The classes, sorted.
         skipped : ndarray of str of shape (n_skipped,)
-            The files left out by ``unreadable="skip"``.
+            Everything inside the folders of the classes that was left out.
 
     Raises
     ------
@@ -54,11 +67,20 @@ def load_image_folder(path, *, extensions=_EXTENSIONS, unreadable="keep"):
         If there are no folders in it, if images lie beside the folders, so have no
         class, or if a class has no images.
     OSError
-        If a file is unreadable and ``unreadable="raise"``.
+        If a file would be left out and ``unreadable="raise"``.
 
     See Also
     --------
     CLIPEmbedder : Takes the paths as its `X`.
+
+    Notes
+    -----
+    Left out, and listed in ``skipped``, are files with another ending, symbolic links
+    that lead out of `path` (also where they are the folder of a class), links to
+    folders inside of a class, and whatever is not a regular file, such as a pipe.
+
+    What operating systems leave behind is ignored without being listed: names that
+    begin with a dot, ``__MACOSX``, ``@eaDir``, ``Thumbs.db`` and the like.
 
     Examples
     --------
@@ -77,28 +99,31 @@ def load_image_folder(path, *, extensions=_EXTENSIONS, unreadable="keep"):
     >>> images.labels.tolist()
     ['blue', 'red', 'red']
     """
-    extensions = _check_extensions(extensions)
     if unreadable not in {"keep", "raise", "skip"}:
         raise ValueError(
             f"unreadable must be 'keep', 'raise' or 'skip', got {unreadable!r}."
         )
-    root = Path(path)
-    folders = _class_folders(root, extensions)
+    check = _FileCheck(path, extensions, unreadable)
+    folders = _class_folders(Path(path), check.endings)
     paths, labels, skipped = [], [], []
     for folder in folders:
-        found = _images_below(folder, extensions)
-        readable, failed = _split_readable(found, unreadable)
-        if not readable:
-            what = "readable image" if failed else f"file ending in {extensions}"
+        found, left_out = check.split(folder)
+        if not found:
+            reason = f": {next(iter(left_out.values()))}" if left_out else "."
             raise ValueError(
-                f"Every folder in path must hold an image, {str(folder)!r} holds no "
-                f"{what}."
+                f"Every folder in path must hold an image, {str(folder)!r} holds "
+                f"none{reason}"
             )
-        paths += readable
-        labels += [folder.name] * len(readable)
-        skipped += failed
-    if skipped:
-        _warn_skipped(skipped)
+        paths += found
+        labels += [folder.name] * len(found)
+        skipped += left_out
+    if skipped and unreadable == "skip":
+        warnings.warn(
+            f"{len(skipped)} files are not readable as images and were left out: "
+            + ", ".join(skipped),
+            UserWarning,
+            stacklevel=2,
+        )
     return Bunch(
         paths=np.array(paths, dtype=str),
         labels=np.array(labels, dtype=str),
@@ -107,7 +132,67 @@ def load_image_folder(path, *, extensions=_EXTENSIONS, unreadable="keep"):
     )
 
 
+class _FileCheck:
+    """Which files of a class are images, by the parameters of `load_image_folder`."""
+
+    def __init__(self, path, extensions, unreadable):
+        self.root = Path(os.path.realpath(path))
+        self.unreadable = unreadable
+        self.endings = _check_extensions(extensions)
+        self.endings_given = extensions is not None
+
+    def split(self, folder):
+        """Paths of the images of a class, and the errors of other files by path."""
+        found, left_out = [], {}
+        for file in self._list_files(folder):
+            try:
+                self._check(file)
+            except UnreadableImageError as exc:
+                asked = self.endings_given and isinstance(exc, _WrongEndingError)
+                if self.unreadable == "raise" and not asked:
+                    raise
+                left_out[str(file)] = exc
+            else:
+                found.append(str(file))
+        return found, left_out
+
+    def _list_files(self, folder):
+        """Everything below a class but folders, sorted by its path."""
+        if not self._is_inside(folder):
+            return [folder]
+        found = []
+        for parent, folders, files in os.walk(folder, onerror=_raise):
+            folders[:] = [name for name in folders if not _is_ignored(name)]
+            links = [name for name in folders if os.path.islink(Path(parent, name))]
+            names = [name for name in files if not _is_ignored(name)]
+            found += [Path(parent, name) for name in names + links]
+        return sorted(found, key=lambda file: file.parts)
+
+    def _check(self, file):
+        name = repr(str(file))
+        if file.is_symlink() and not self._is_inside(file):
+            raise UnreadableImageError(f"{name} is a link that leads out of path.")
+        if not file.is_file():
+            raise UnreadableImageError(f"{name} is not a regular file.")
+        if not file.name.lower().endswith(self.endings):
+            raise _WrongEndingError(f"{name} has no ending of an image.")
+        if self.unreadable != "keep":
+            decode(read_source(file, name), name)
+
+    def _is_inside(self, file):
+        return self.root in Path(os.path.realpath(file)).parents
+
+
+class _WrongEndingError(UnreadableImageError):
+    pass
+
+
 def _check_extensions(extensions):
+    """Check and lower endings; None stands for those of Pillow."""
+    if extensions is None:
+        formats = set(readable_formats())
+        known = import_optional("PIL.Image").registered_extensions()
+        return tuple(ending for ending, name in known.items() if name in formats)
     right_type = not isinstance(extensions, str)
     extensions = tuple(extensions)
     if not (
@@ -122,23 +207,19 @@ def _check_extensions(extensions):
     return tuple(extension.lower() for extension in extensions)
 
 
-def _is_image(path, extensions):
-    hidden = path.name.startswith(".")
-    return not hidden and path.name.lower().endswith(extensions) and path.is_file()
-
-
-def _class_folders(root, extensions):
+def _class_folders(root, endings):
     """Folders of the classes, sorted by name."""
     if not root.is_dir():
         raise FileNotFoundError(f"path must be a folder, got {str(root)!r}.")
-    entries = sorted(root.iterdir(), key=lambda entry: entry.name)
-    loose = [entry for entry in entries if _is_image(entry, extensions)]
+    entries = [entry for entry in root.iterdir() if not _is_ignored(entry.name)]
+    entries.sort(key=lambda entry: entry.name)
+    loose = [e for e in entries if e.name.lower().endswith(endings) and e.is_file()]
     if loose:
         raise ValueError(
             f"Images must lie in a folder per class, path/class/name.png: {len(loose)} "
             f"lie in {str(root)!r} itself, {loose[0].name!r} the first of them."
         )
-    folders = [e for e in entries if e.is_dir() and not e.name.startswith(".")]
+    folders = [entry for entry in entries if entry.is_dir()]
     if not folders:
         raise ValueError(
             f"path must hold a folder per class, {str(root)!r} holds none."
@@ -146,37 +227,9 @@ def _class_folders(root, extensions):
     return folders
 
 
-def _images_below(folder, extensions):
-    """Files of a class at any depth, sorted by their path below it."""
-    found = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in files]
-    found = [file for file in found if _is_image(file, extensions)]
-    return [str(file) for file in sorted(found, key=lambda file: file.parts)]
+def _is_ignored(name):
+    return name.startswith(".") or name.lower() in _IGNORED
 
 
-def _split_readable(paths, unreadable):
-    """Paths that decode, and those that do not."""
-    if unreadable == "keep":
-        return paths, []
-    readable, failed = [], []
-    for path in paths:
-        try:
-            decode(read_source(path, repr(path)), repr(path))
-        except UnreadableImageError:
-            if unreadable == "raise":
-                raise
-            failed.append(path)
-        else:
-            readable.append(path)
-    return readable, failed
-
-
-def _warn_skipped(skipped):
-    warnings.warn(
-        f"{len(skipped)} files are not readable as images and were left out: "
-        + ", ".join(skipped),
-        UserWarning,
-        stacklevel=3,
-    )
+def _raise(error):
+    raise error

@@ -2,12 +2,23 @@
 
 import hashlib
 import os
+import stat
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from sklearn_fpe.embeddings._optional import import_optional
+
+# Bounds on what one image may cost. Decoding takes up to 12 bytes per pixel; the
+# preprocessing scales the short side up, so a long strip grows with its ratio.
+MAX_FILE_BYTES = 2**30
+MAX_PIXELS = 2**26
+MAX_RATIO = 200
+# EPS is a program, which Ghostscript would run; of MPEG only the header is read.
+_REFUSED_FORMATS = {"EPS", "MPEG"}
 
 
 class UnreadableImageError(OSError):
@@ -15,40 +26,97 @@ class UnreadableImageError(OSError):
 
 
 def check_images(X):
-    """Check the form of `X` without opening a file.
+    """Check the form of `X` without reading an image.
 
     Returns
     -------
-    images : sequence
-        `X` itself, or an array of its items, that is indexed by position and holds
-        paths, PIL images or uint8 arrays only.
+    images : list, tuple, ndarray or LazySequence
+        The images, indexed by position. The items of a `LazySequence` are only checked
+        when they are read, because reading one may mean to decode it.
     """
     if isinstance(X, str | bytes | os.PathLike) or _is_pil(X):
         raise TypeError(
             f"X must be a sequence of images, got a single {type(X).__name__}: "
             "pass a list with one item."
         )
-    images = X if isinstance(X, list | tuple) else _check_array(X)
-    if len(images) == 0:
+    if isinstance(X, torch.Tensor):
+        X = _tensor_to_array(X, "X", n_leading=1)
+    elif hasattr(X, "to_numpy"):  # of pandas or polars
+        X = X.to_numpy()
+    if _is_array(X):
+        X = _check_array(X)
+    elif isinstance(X, Mapping) or not (
+        hasattr(X, "__len__") and hasattr(X, "__getitem__")
+    ):
+        raise ValueError(
+            "X must be a sequence of paths, PIL images or uint8 arrays, "
+            f"got {type(X).__name__}."
+        )
+    if len(X) == 0:
         raise ValueError("X must hold at least one image, got none.")
-    for i, image in enumerate(images):
-        _check_item(image, i)
-    return images
+    if not isinstance(X, list | tuple | np.ndarray):
+        return LazySequence(X, range(len(X)))
+    for i, image in enumerate(X):
+        _check_item(image, f"X[{i}]")
+    return X
 
 
-def describe(image, i):
-    """Name of image `i` for messages: its position, and its path if it has one."""
-    path = f" ({os.fspath(image)!r})" if isinstance(image, str | os.PathLike) else ""
-    return f"X[{i}]{path}"
+class LazySequence(Sequence):
+    """View of a sequence that is read item by item and only on demand.
+
+    Parameters
+    ----------
+    items : object with ``__len__`` and ``__getitem__``
+        The sequence; it need not understand slices.
+    positions : range
+        Which of its items are seen.
+    """
+
+    def __init__(self, items, positions):
+        self.items = items
+        self.positions = positions
+
+    def __len__(self):
+        return len(self.positions)
+
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return LazySequence(self.items, self.positions[i])
+        return self.items[self.positions[i]]
+
+
+def read_item(images, i, lock):
+    """Read image `i` of what `check_images` returned.
+
+    Only the bytes of a file are read outside of `lock`: neither a PIL image nor an
+    unknown sequence may be used by two threads at a time.
+
+    Returns
+    -------
+    source : bytes or PIL.Image.Image
+        As `read_source` returns it.
+    name : str
+        The position of the image, and its path if it has one, for messages.
+    """
+    name = f"X[{i}]"
+    with lock:
+        with _Reading(name):
+            image = images[i]
+        _check_item(image, name)
+        if not isinstance(image, str | os.PathLike):
+            return read_source(image, name), name
+    name = f"{name} ({str(os.fspath(image))!r})"
+    return read_source(image, name), name
 
 
 def read_source(image, name):
     """Bytes of the file if `image` is a path, else its RGB pixels as a PIL image."""
     with _Reading(name):
         if isinstance(image, str | os.PathLike):
-            return Path(image).read_bytes()
-        if isinstance(image, np.ndarray):
-            pixels = image[..., 0] if image.shape[2:] == (1,) else image
+            return _read_file(image)
+        if not _is_pil(image):
+            pixels = _to_array(image, name)
+            pixels = pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
             image = import_optional("PIL.Image").fromarray(np.ascontiguousarray(pixels))
         return _to_rgb(image)
 
@@ -57,9 +125,10 @@ def decode(source, name):
     """RGB image of what `read_source` returned."""
     if not isinstance(source, bytes):
         return source
+    Image = import_optional("PIL.Image")
     with (
         _Reading(name),
-        import_optional("PIL.Image").open(BytesIO(source)) as image,
+        Image.open(BytesIO(source), formats=readable_formats()) as image,
     ):
         return _to_rgb(image)
 
@@ -70,6 +139,19 @@ def content_digest(source):
         return f"file-{hashlib.sha256(source).hexdigest()}"
     width, height = source.size
     return f"rgb-{width}-{height}-{hashlib.sha256(source.tobytes()).hexdigest()}"
+
+
+def readable_formats():
+    """Names of the formats that Pillow decodes without another program."""
+    Image = import_optional("PIL.Image")
+    stub = import_optional("PIL.ImageFile").StubImageFile
+    Image.init()
+    return [
+        name
+        for name, (factory, _) in Image.OPEN.items()
+        if name not in _REFUSED_FORMATS
+        and not (isinstance(factory, type) and issubclass(factory, stub))
+    ]
 
 
 class _Reading:
@@ -86,22 +168,53 @@ class _Reading:
         return self
 
     def __exit__(self, kind, exc, traceback):
-        ours = isinstance(exc, Exception) and not isinstance(
-            exc, MemoryError | ImportError | Warning
-        )
+        if isinstance(exc, MemoryError):
+            raise MemoryError(
+                f"{self.name} does not fit into memory: lower batch_size, or make the "
+                "image smaller."
+            ) from exc
+        if isinstance(exc, Warning):  # where the caller's filter makes it an error
+            Image = import_optional("PIL.Image")
+            ours = isinstance(exc, Image.DecompressionBombWarning)
+        else:
+            ours = isinstance(exc, Exception) and not isinstance(exc, ImportError)
         if ours:
             raise UnreadableImageError(
                 f"{self.name} cannot be read as an image: {kind.__name__}: {exc}"
             ) from exc
 
 
+def _read_file(path):
+    """Read a regular file; anything else may block, or never end."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is not a regular file")
+    if status.st_size > MAX_FILE_BYTES:
+        raise ValueError(f"{status.st_size} bytes are more than {MAX_FILE_BYTES}")
+    return Path(path).read_bytes()
+
+
+def _check_size(image):
+    """Bound the cost of a PIL image before it is decoded."""
+    width, height = image.size
+    size = f"{width} × {height} pixels"
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{size} are more than {MAX_PIXELS}")
+    if min(image.size) == 0 or max(image.size) > MAX_RATIO * min(image.size):
+        raise ValueError(f"{size}: one side is more than {MAX_RATIO} times the other")
+
+
 def _to_rgb(image):
     """Upright 8-bit RGB copy of a PIL image."""
+    _check_size(image)
     image = import_optional("PIL.ImageOps").exif_transpose(image)
     Image = import_optional("PIL.Image")
     if image.mode.startswith("I;16"):
         # Pillow would clip at 255: nearly every 16-bit picture would come out white.
-        grey = np.rint(np.asarray(image) / 257).astype(np.uint8)
+        pixels = np.asarray(image)
+        grey = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        if isinstance(clear := image.info.get("transparency"), int):
+            grey[pixels == clear] = 255
         return Image.fromarray(grey).convert("RGB")
     if image.mode in {"I", "F"}:
         raise ValueError(
@@ -109,33 +222,74 @@ def _to_rgb(image):
         )
     if image.has_transparency_data:
         # The colour below a transparent pixel is arbitrary, so it is not to be seen.
-        layer = image.convert("RGBA")
+        layer = _with_alpha(image)
         image = Image.new("RGBA", layer.size, "white")
         image.alpha_composite(layer)
     return image.convert("RGB")
+
+
+def _with_alpha(image):
+    """RGBA copy of an image with any kind of transparency."""
+    if image.mode == "La":
+        image = image.convert("LA")
+    clear = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(clear, tuple) and max(clear) > 255:
+        # Pillow reduces the pixels of a 16-bit PNG to 8 bits, but not this colour.
+        image = image.copy()
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
+    return image.convert("RGBA")
 
 
 def _is_pil(image):
     return isinstance(image, import_optional("PIL.Image").Image)
 
 
-def _check_array(X):
-    """Items of an array, or of what converts to one (a pandas or polars series)."""
-    images = np.asarray(X.to_numpy() if hasattr(X, "to_numpy") else X)
-    shape, dtype = images.shape, images.dtype
-    if dtype.kind in "OUT":
-        # A data frame with one column, as a ColumnTransformer passes it.
-        images = images[:, 0] if images.ndim == 2 and shape[1] == 1 else images
-        if images.ndim == 1:
-            return images
-    elif dtype == np.uint8:
-        if images.ndim == 3 and shape[2] in {3, 4}:
+def _is_array(image):
+    return hasattr(image, "shape") and hasattr(image, "dtype")
+
+
+def _to_array(image, name):
+    if isinstance(image, torch.Tensor):
+        return _tensor_to_array(image, name, n_leading=0)
+    return np.asarray(image)
+
+
+def _tensor_to_array(tensor, name, n_leading):
+    """Array of a tensor with the channels last; torchvision has them first.
+
+    The first `n_leading` axes count images.
+    """
+    shape = tuple(tensor.shape)
+    if tensor.dtype != torch.uint8:
+        raise ValueError(
+            f"{name} must be a uint8 tensor (values 0 to 255), got {tensor.dtype} of "
+            f"shape {shape}."
+        )
+    if n_leading and len(shape) == 3 and shape[0] in {3, 4}:
+        raise _one_colour_image(shape)
+    if len(shape) == n_leading + 3 and shape[n_leading] in {1, 3, 4}:
+        if shape[-1] in {1, 3, 4}:
             raise ValueError(
-                f"X of shape {shape} looks like one colour image: pass X[None]. Grey "
-                f"images {shape[2]} pixels wide go as (n_samples, height, width, 1)."
+                f"{name} of shape {shape} may have its channels first or last: pass an "
+                "array, which has them last."
             )
-        if images.ndim == 3 or (images.ndim == 4 and shape[3] in {1, 3, 4}):
-            return images
+        tensor = tensor.movedim(n_leading, -1)
+    return tensor.detach().cpu().numpy()
+
+
+def _check_array(X):
+    """Check an array, in memory or on disk, whose first axis counts the images."""
+    shape, dtype = tuple(X.shape), X.dtype
+    if getattr(dtype, "kind", None) in "OUT":
+        # A data frame with one column, as a ColumnTransformer passes it.
+        X = X[:, 0] if len(shape) == 2 and shape[1] == 1 else X
+        if len(X.shape) == 1:
+            return X
+    elif dtype == np.uint8:
+        if len(shape) == 3 and shape[2] in {3, 4}:
+            raise _one_colour_image(shape)
+        if len(shape) == 3 or (len(shape) == 4 and shape[3] in {1, 3, 4}):
+            return X
     raise ValueError(
         "X must be a sequence of paths, PIL images or uint8 arrays, or a uint8 array "
         "of shape (n_samples, height, width) or (n_samples, height, width, 1, 3 or 4); "
@@ -143,18 +297,26 @@ def _check_array(X):
     )
 
 
-def _check_item(image, i):
+def _one_colour_image(shape):
+    return ValueError(
+        f"X of shape {shape} looks like one colour image: pass X[None]. Grey images of "
+        "that shape go as (n_samples, height, width, 1)."
+    )
+
+
+def _check_item(image, name):
     if isinstance(image, str | os.PathLike) or _is_pil(image):
         return
-    if not isinstance(image, np.ndarray):
+    if not _is_array(image):
         raise TypeError(
-            f"X[{i}] must be a path, a PIL image or a uint8 array, "
+            f"{name} must be a path, a PIL image or a uint8 array, "
             f"got {type(image).__name__}."
         )
+    image = _to_array(image, name)
     channels = image.shape[2:]
     right_shape = image.ndim == 2 or channels in {(1,), (3,), (4,)}
     if image.dtype != np.uint8 or not right_shape or 0 in image.shape:
         raise ValueError(
-            f"X[{i}] must be a uint8 array (values 0 to 255) of shape (height, width) "
+            f"{name} must be a uint8 array (values 0 to 255) of shape (height, width) "
             f"or (height, width, 1, 3 or 4), got {image.dtype} of shape {image.shape}."
         )

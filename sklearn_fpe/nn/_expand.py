@@ -15,12 +15,18 @@ from torch import Tensor
 from sklearn_fpe.nn._arrays import to_numpy
 from sklearn_fpe.nn._layers import BlockLinear, DenseLinear, Layer, MaskedLinear
 from sklearn_fpe.nn._mlp import MLP
-from sklearn_fpe.nn._prune import Plan, PruneRule, get_prune
+from sklearn_fpe.nn._prune import PRUNES, Plan, PruneRule, get_prune
 from sklearn_fpe.nn._shape import Shape
 from sklearn_fpe.nn._split import SplitRule, balanced_runs, get_split, is_shared
 
 ALL_COLUMNS_FROM = 0.75
 """Share of read columns from which on contiguous blocks multiply all their columns."""
+
+COPY_NOISE = 0.5
+"""Noise on copies of a parent that read all its inputs, in standard deviations.
+
+Without noise, the copies of a neuron would stay equal.
+"""
 
 
 def expand(
@@ -98,8 +104,15 @@ def expand(
         raise ValueError(f"network must have DenseLinear layers only, got {kinds}.")
     widths = [network.layers[0].in_features]
     widths += [layer.out_features for layer in network.layers]
+    rule = get_prune(prune)
+    if not rule.at_once:
+        raise ValueError(
+            f"prune={rule.name!r} prunes while the network trains; expand prunes at "
+            f"once, for which there are "
+            f"{[name for name, known in PRUNES.items() if known.at_once]}."
+        )
     shape, budget = check_expansion(
-        widths, expansion, split, prune=prune, budget=budget, groups=groups
+        widths, expansion, split, prune=rule, budget=budget, groups=groups
     )
     warn_expansion(shape, expansion, budget)
     expanded = expand_to(
@@ -107,7 +120,7 @@ def expand(
         shape,
         budget,
         get_split(split),
-        prune=get_prune(prune),
+        prune=rule,
         groups=groups,
         rng=rng,
     )
@@ -125,16 +138,19 @@ def expand_to(
     rng: np.random.Generator | int | None,
 ) -> MLP:
     """Expand to the shape that :func:`check_expansion` returned; see :func:`expand`."""
-    weights = [to_numpy(layer.weight) for layer in network.layers]
-    biases = [to_numpy(layer.bias) for layer in network.layers]
+    weights = [to_numpy(layer.weight) for layer in network.maps]
+    biases = [to_numpy(layer.dense_bias()) for layer in network.layers]
+    rng = np.random.default_rng(rng)
     if shape.n_parameters() == budget and set(shape.expansion) <= {1}:
         plan = Plan.keep_all(shape)
     else:
-        rng = np.random.default_rng(rng)
         plan = prune.plan(weights, shape, split, groups, budget, rng)
-    layers, parents = _build(weights, biases, shape, plan)
-    expanded = MLP(layers, network.activation, parents)
-    if expanded.n_nonzero > budget:
+    layers, parents = _build(weights, biases, shape, plan, rng)
+    skip = None
+    if shape.skip:
+        skip = _matrix_layer(weights[-1], None, plan.keep[-1])
+    expanded = MLP(layers, network.activation, parents, skip)
+    if prune.at_once and expanded.n_nonzero > budget:
         raise ValueError(
             f"prune={prune.name!r} kept {expanded.n_nonzero} parameters, more than the "
             f"budget of {budget}."
@@ -153,6 +169,7 @@ def check_expansion(
     prune: str | PruneRule = "magnitude",
     budget: int | None = None,
     groups: Any = None,
+    skip: bool = False,
 ) -> tuple[Shape, int]:
     """Check an expansion before any training, and resolve shape and budget.
 
@@ -162,6 +179,8 @@ def check_expansion(
         Inputs, hidden widths, outputs.
     expansion, split, prune, budget, groups
         As in :func:`expand`.
+    skip : bool, default=False
+        Whether there is a skip connection. It does not raise the default budget.
 
     Returns
     -------
@@ -185,11 +204,10 @@ def check_expansion(
     """
     n_inputs, *hidden, n_outputs = (int(w) for w in widths)
     asked = _of_every_layer(expansion, len(hidden))
-    if not hidden or len(asked) != len(hidden):
+    if len(asked) != len(hidden):
         raise ValueError(
             f"expansion must be an int or have one entry per hidden layer, of which "
-            f"there must be one or more; there are {len(hidden)} hidden layers, got "
-            f"expansion={expansion!r}."
+            f"there are {len(hidden)}, got expansion={expansion!r}."
         )
     if not all(_is_int(a) and a >= 1 for a in asked):
         raise ValueError(f"expansion must be integers >= 1, got {expansion!r}.")
@@ -203,11 +221,22 @@ def check_expansion(
             f'own. Use split="shared", "contiguous" or "feature", or '
             f'prune="magnitude".'
         )
+    if rule.overlapping and pruning.at_once and max(asked, default=1) > 1:
+        raise ValueError(
+            f"split={rule.name!r} leaves it to training which child keeps which input: "
+            f'it needs prune="gradual", got prune={pruning.name!r}.'
+        )
+    if (skip or not hidden) and not pruning.allows_skip:
+        raise ValueError(
+            f"prune={pruning.name!r} keeps dense blocks only, and weights from inputs "
+            f'straight to outputs are none: use prune="magnitude" or "gradual".'
+        )
     limit = rule.max_children(n_inputs, groups)
-    shape = Shape(n_inputs, tuple(hidden), n_outputs, tuple(int(a) for a in asked))
+    expansion = tuple(int(a) for a in asked)
+    shape = Shape(n_inputs, tuple(hidden), n_outputs, expansion, skip and bool(hidden))
     shape = _within_inputs(shape, limit)
     parent = shape.parent()
-    budget = parent.n_parameters() if budget is None else int(budget)
+    budget = parent.default_budget() if budget is None else int(budget)
     # Fewer children are cheaper to keep: the least budget is that of no expansion.
     least, most = pruning.least_budget(parent), shape.n_parameters()
     if not least <= budget <= most:
@@ -242,7 +271,7 @@ def _within_inputs(shape: Shape, limit: int) -> Shape:
 
 def _within_budget(shape: Shape, limit: int, budget: int, rule: PruneRule) -> Shape:
     """Lower the largest expansions until the budget can pay for the children."""
-    while max(shape.expansion) > 1 and rule.least_cost(shape) > budget:
+    while max(shape.expansion, default=1) > 1 and rule.least_cost(shape) > budget:
         expansion = list(shape.expansion)
         expansion[int(np.argmax(expansion))] -= 1
         fewer = _within_inputs(replace(shape, expansion=tuple(expansion)), limit)
@@ -253,7 +282,11 @@ def _within_budget(shape: Shape, limit: int, budget: int, rule: PruneRule) -> Sh
 
 
 def warn_expansion(
-    shape: Shape, asked: int | Sequence[int], budget: int, stacklevel: int = 3
+    shape: Shape,
+    asked: int | Sequence[int],
+    budget: int,
+    at_once: bool = True,
+    stacklevel: int = 3,
 ) -> None:
     """Warn where an expansion is smaller than asked for, or larger than helps."""
     wanted = tuple(_of_every_layer(asked, len(shape.hidden)))
@@ -264,7 +297,7 @@ def warn_expansion(
             f"hidden layers of {shape.hidden} and a budget of {budget} parameters; "
             f"using expansion={shape.expansion}."
         )
-    elif max(shape.expansion, default=1) > 1 and copies > budget:
+    elif at_once and max(shape.expansion, default=1) > 1 and copies > budget:
         message = (
             f"The outgoing weights of the children ({copies}) alone exceed the budget "
             f"({budget}), so most of them are pruned: a smaller expansion than "
@@ -276,28 +309,55 @@ def warn_expansion(
 
 
 def _build(
-    weights: list[np.ndarray], biases: list[np.ndarray], shape: Shape, plan: Plan
+    weights: list[np.ndarray],
+    biases: list[np.ndarray],
+    shape: Shape,
+    plan: Plan,
+    rng: np.random.Generator,
 ) -> tuple[list[Layer], list[Tensor]]:
     """Make the fastest exact layer of every matrix, over living units."""
     layers: list[Layer] = []
     parents = []
     inputs = np.arange(shape.n_inputs)
+    outgoing = 1.0
     for level, units in enumerate(plan.alive):
         n_children, n_parents = shape.expansion[level], shape.hidden[level]
+        children = plan.children[level][:, inputs]
+        weight = outgoing * weights[level][:, inputs % weights[level].shape[1]]
+        bias = biases[level]
+        # Children that read all inputs do what the parent does, so they share its
+        # outputs; those that partition the inputs share its bias.
+        overlap = n_children > 1 and bool((children < 0).all())
         layers.append(
-            _hidden_layer(
-                weights[level][:, inputs % weights[level].shape[1]],
-                biases[level] / n_children,
-                plan.children[level][:, inputs],
+            _copies(weight, bias, n_children, rng)
+            if overlap
+            else _hidden_layer(
+                weight,
+                bias / n_children,
+                children.clip(min=0),
                 plan.keep[level][:, inputs],
                 units.reshape(n_children, n_parents),
             )
         )
+        outgoing = 1 / n_children if overlap else 1.0
         parents.append(torch.from_numpy(np.flatnonzero(units) % n_parents))
         inputs = np.flatnonzero(units)
-    weight = weights[-1][:, inputs % weights[-1].shape[1]]
-    layers.append(_matrix_layer(weight, biases[-1], plan.keep[-1][:, inputs]))
+    weight = outgoing * weights[len(plan.alive)][:, inputs % shape.widths[-2]]
+    keep = plan.keep[len(plan.alive)]
+    layers.append(_matrix_layer(weight, biases[-1], keep[:, inputs]))
     return layers, parents
+
+
+def _copies(
+    weight: np.ndarray, bias: np.ndarray, n_children: int, rng: np.random.Generator
+) -> DenseLinear:
+    """Return children that read all inputs: copies of their parents with noise."""
+    wide, scale = np.tile(weight, (n_children, 1)), COPY_NOISE * weight.std()
+    noise = scale * rng.standard_normal(wide.shape)
+    values = (wide + noise).astype(weight.dtype)
+    return DenseLinear(
+        torch.from_numpy(values), torch.from_numpy(np.tile(bias, n_children))
+    )
 
 
 def _hidden_layer(
@@ -316,8 +376,11 @@ def _hidden_layer(
     return _matrix_layer(weight[parent], bias[parent], kept)
 
 
-def _matrix_layer(weight: np.ndarray, bias: np.ndarray, kept: np.ndarray) -> Layer:
-    values, biases = torch.from_numpy(weight.copy()), torch.from_numpy(bias.copy())
+def _matrix_layer(
+    weight: np.ndarray, bias: np.ndarray | None, kept: np.ndarray
+) -> Layer:
+    values = torch.from_numpy(weight.astype(np.float32))
+    biases = None if bias is None else torch.from_numpy(bias.copy())
     if kept.all():
         return DenseLinear(values, biases)
     return MaskedLinear(values, biases, torch.from_numpy(np.array(kept, order="C")))

@@ -37,8 +37,10 @@ class Layer(ArrayModule):
 
     Attributes
     ----------
-    weight, bias : torch.nn.Parameter
-        Parameters; `weight` is zero wherever `mask` is False.
+    weight : torch.nn.Parameter
+        Weights, zero wherever `mask` is False.
+    bias : torch.nn.Parameter or None
+        Biases; None: the layer has none.
     mask : bool tensor of the shape of `weight` or None
         The kept weights; None: all of them.
     in_features, out_features : int
@@ -52,7 +54,7 @@ class Layer(ArrayModule):
     """
 
     weight: nn.Parameter
-    bias: nn.Parameter
+    bias: nn.Parameter | None
     mask: Tensor | None
     in_features: int
     out_features: int
@@ -98,14 +100,20 @@ class Layer(ArrayModule):
         return self.mask
 
     def dense_bias(self) -> Tensor:
-        """Return the bias of every output, (out_features,)."""
+        """Return the bias of every output, (out_features,), zero if there is none."""
+        if self.bias is None:
+            return self.weight.new_zeros(self.out_features)
         return self.bias.detach()
+
+    @property
+    def n_weights(self) -> int:
+        """Kept weights."""
+        return self.weight.numel() if self.mask is None else int(self.mask.sum())
 
     @property
     def n_nonzero(self) -> int:
         """Kept weights and biases."""
-        n_weights = self.weight.numel() if self.mask is None else int(self.mask.sum())
-        return n_weights + self.out_features
+        return self.n_weights + (0 if self.bias is None else self.out_features)
 
     @torch.no_grad()
     def set_mask(self, mask: Tensor) -> None:
@@ -142,21 +150,85 @@ class Layer(ArrayModule):
         """Return the weights that a mask may keep, bool of the shape of `weight`."""
         return torch.ones_like(self.weight, dtype=torch.bool)
 
+    def kept(self) -> Tensor:
+        """Return the weights that are kept, bool of the shape of `weight`; a copy."""
+        return self.available() if self.mask is None else self.mask.clone()
+
+    # Edges: how positions of `weight` belong to inputs and outputs.
+
+    def fan_in(self, mask: Tensor) -> Tensor:
+        """Count the weights of a mask into every output, int (out_features,)."""
+        return mask.sum(1)
+
+    def fan_out(self, mask: Tensor) -> Tensor:
+        """Count the weights of a mask out of every input, int (in_features,)."""
+        return mask.sum(0)
+
+    def between(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """Return the weights from some inputs to some outputs, as a mask.
+
+        Parameters
+        ----------
+        inputs, outputs : bool tensors of shape (in_features,) and (out_features,)
+            The inputs and outputs.
+        """
+        return outputs.unsqueeze(1) & inputs
+
+    def row(self, output: int) -> tuple[int, ...]:
+        """Return the index of the weights into an output."""
+        return (output,)
+
+    def input_of(self, row: tuple[int, ...], column: int) -> int:
+        """Return the input that a position of `weight` reads."""
+        return column
+
+    def select_units(self, inputs: Tensor, outputs: Tensor) -> Layer:
+        """Return a layer over some inputs and outputs; no kept weight may be lost.
+
+        Parameters
+        ----------
+        inputs, outputs : bool tensors of shape (in_features,) and (out_features,)
+            The inputs and outputs that stay.
+        """
+        weight = self.weight.detach()[outputs][:, inputs]
+        bias = None if self.bias is None else self.bias.detach()[outputs]
+        mask = None if self.mask is None else self.mask[outputs][:, inputs]
+        if mask is None or bool(mask.all()):
+            return DenseLinear(weight, bias)
+        return MaskedLinear(weight, bias, mask)
+
     @torch.no_grad()
     def fold_input(self, affine: Affine) -> None:
         """Make the layer act on x where it acted on ``affine(x)``."""
+        self.add_bias(self.scale_input(affine))
+
+    @torch.no_grad()
+    def scale_input(self, affine: Affine) -> Tensor:
+        """Fold the scale of ``affine(x)`` into the weight.
+
+        Returns
+        -------
+        shift : double tensor of shape of the biases
+            What must be added to the outputs for the location.
+        """
         mean, scale = affine.tensors(self.weight.device)
         scaled = self.weight.double() / scale
-        self.bias.copy_(self.bias.double() - scaled @ mean)
         self.weight.copy_(scaled)
+        return -(scaled @ mean)
+
+    @torch.no_grad()
+    def add_bias(self, shift: Tensor) -> None:
+        """Add to the biases, in double precision."""
+        if self.bias is None:
+            raise TypeError("A layer without biases cannot be shifted.")
+        self.bias.copy_(self.bias.double() + shift)
 
     def extra_repr(self) -> str:
         """Describe shape and density for ``print``."""
         shape = f"in_features={self.in_features}, out_features={self.out_features}"
         if self.mask is None:
             return shape
-        n_dense = self.in_features * self.out_features
-        density = (self.n_nonzero - self.out_features) / n_dense
+        density = self.n_weights / max(1, self.in_features * self.out_features)
         return f"{shape}, density={density:.3g}"
 
 
@@ -167,8 +239,13 @@ def _in_precision_of(x: Tensor, *parameters: Tensor) -> Iterator[Tensor]:
     return (parameter.to(x.dtype) for parameter in parameters)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None) -> Tensor:
+def _linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None
+) -> Tensor:
     """Compute ``x weight' + bias`` in the precision of x, into `out` if given."""
+    if bias is None:
+        (weight,) = _in_precision_of(x, weight)
+        return F.linear(x, weight) if out is None else torch.mm(x, weight.mT, out=out)
     weight, bias = _in_precision_of(x, weight, bias)
     n_outputs, n_inputs = weight.shape
     # In this order, because a tracer records comparisons of sizes.
@@ -181,10 +258,11 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None) -> Tens
 
 
 def _linear_backward(
-    x: Tensor, gradient: Tensor, weight: Tensor, bias: Tensor, first: bool
+    x: Tensor, gradient: Tensor, weight: Tensor, bias: Tensor | None, first: bool
 ) -> Tensor | None:
     torch.mm(gradient.mT, x, out=weight.grad)
-    torch.sum(gradient, 0, out=bias.grad)
+    if bias is not None:
+        torch.sum(gradient, 0, out=bias.grad)
     if first:
         return None
     if is_column_major(x):
@@ -201,8 +279,8 @@ class DenseLinear(Layer, nn.Linear):
     ----------
     weight : tensor of shape (out_features, in_features)
         Initial weight; the parameter shares its memory.
-    bias : tensor of shape (out_features,)
-        Initial bias; the parameter shares its memory.
+    bias : tensor of shape (out_features,), default=None
+        Initial bias; the parameter shares its memory. None: no bias.
 
     Examples
     --------
@@ -216,10 +294,11 @@ class DenseLinear(Layer, nn.Linear):
     bias: nn.Parameter
     mask = None
 
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         nn.Module.__init__(self)
         self.out_features, self.in_features = weight.shape
-        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
+        self.weight = nn.Parameter(weight)
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Map x (n_rows, in_features) to (n_rows, out_features), see :class:`Layer`."""
@@ -249,8 +328,8 @@ class MaskedLinear(Layer):
     ----------
     weight : tensor of shape (out_features, in_features)
         Initial weight; values at pruned positions are ignored.
-    bias : tensor of shape (out_features,)
-        Initial bias.
+    bias : tensor of shape (out_features,) or None
+        Initial bias; None: no bias.
     mask : bool tensor of shape (out_features, in_features)
         The kept weights.
 
@@ -264,11 +343,11 @@ class MaskedLinear(Layer):
     ([[1.0, 2.0]], 5)
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, mask: Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, mask: Tensor) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.weight = nn.Parameter(weight * mask)
-        self.bias = nn.Parameter(bias)
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
         self.register_buffer("mask", mask)
 
     @classmethod
@@ -277,7 +356,8 @@ class MaskedLinear(Layer):
         masked = cls.__new__(cls)
         nn.Module.__init__(masked)
         masked.out_features, masked.in_features = layer.weight.shape
-        masked.weight, masked.bias = layer.weight, layer.bias
+        masked.weight = layer.weight
+        masked.register_parameter("bias", layer.bias)
         mask = torch.ones_like(layer.weight, dtype=torch.bool)
         masked.register_buffer("mask", mask)
         return masked
@@ -334,6 +414,7 @@ class BlockLinear(Layer):
     ([[4.0, 6.0]], 6)
     """
 
+    bias: nn.Parameter
     inputs: Tensor
     outputs: Tensor | None
 
@@ -426,6 +507,57 @@ class BlockLinear(Layer):
             exists.fill_(False).view(-1)[self.outputs] = True
         return exists.unsqueeze(2) & ~earlier.unsqueeze(1)
 
+    def fan_in(self, mask: Tensor) -> Tensor:
+        """Count the weights of a mask into every output, int (out_features,)."""
+        count = mask.sum(2).flatten()
+        return count if self.outputs is None else count[self.outputs]
+
+    def fan_out(self, mask: Tensor) -> Tensor:
+        """Count the weights of a mask out of every input, int (in_features,)."""
+        count = mask.sum(1).flatten()
+        return count.new_zeros(self.in_features).index_add_(
+            0, self.inputs.flatten(), count
+        )
+
+    def between(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """Return the weights from some inputs to some outputs, see :class:`Layer`."""
+        of_blocks = outputs
+        if self.outputs is not None:
+            of_blocks = torch.zeros_like(self.bias, dtype=torch.bool).flatten()
+            of_blocks[self.outputs] = outputs
+        return of_blocks.view(self.bias.shape).unsqueeze(2) & inputs[
+            self.inputs
+        ].unsqueeze(1)
+
+    def row(self, output: int) -> tuple[int, ...]:
+        """Return the index of the weights into an output."""
+        position = output if self.outputs is None else int(self.outputs[output])
+        return divmod(position, self.weight.shape[1])
+
+    def input_of(self, row: tuple[int, ...], column: int) -> int:
+        """Return the input that a position of `weight` reads."""
+        return int(self.inputs[row[0], column])
+
+    def select_units(self, inputs: Tensor, outputs: Tensor) -> Layer:
+        """Return a layer over some inputs and outputs, see :class:`Layer`."""
+        exists = torch.arange(self.bias.numel(), device=self.bias.device)
+        exists = (exists if self.outputs is None else self.outputs)[outputs]
+        # Inputs that are gone are read by no kept weight; they become padding.
+        number = inputs.cumsum(0) - 1
+        read = inputs[self.inputs]
+        first = torch.where(read, self.inputs, self.in_features).amin(1, keepdim=True)
+        first = first.clamp(max=self.in_features - 1)
+        columns = number[torch.where(read, self.inputs, first)].clamp(min=0)
+        mask = self.kept() if not bool(read.all()) else self.mask
+        return BlockLinear(
+            self.weight.detach().clone(),
+            self.bias.detach().clone(),
+            columns,
+            in_features=int(inputs.sum()),
+            mask=mask,
+            outputs=None if len(exists) == self.bias.numel() else exists,
+        )
+
     def _scatter(self, blocks: Tensor) -> Tensor:
         """Return values of the shape of `weight` as (out_features, in_features)."""
         n_blocks, block_outputs, _ = blocks.shape
@@ -451,19 +583,17 @@ class BlockLinear(Layer):
         return bias if self.outputs is None else bias[self.outputs]
 
     @torch.no_grad()
-    def fold_input(self, affine: Affine) -> None:
-        """Make the layer act on x where it acted on ``affine(x)``."""
+    def scale_input(self, affine: Affine) -> Tensor:
+        """Fold the scale of ``affine(x)`` into the weight, see :class:`Layer`."""
         mean, scale = affine.tensors(self.weight.device)
         scaled = self.weight.double() / scale[self.inputs].unsqueeze(1)
-        shift = (scaled * mean[self.inputs].unsqueeze(1)).sum(2)
-        self.bias.copy_(self.bias.double() - shift)
         self.weight.copy_(scaled)
+        return -(scaled * mean[self.inputs].unsqueeze(1)).sum(2)
 
     def extra_repr(self) -> str:
         """Describe shape, blocks and density for ``print``."""
         n_blocks, block_outputs, block_inputs = self.weight.shape
         blocks = f"blocks={n_blocks} of {block_outputs}×{block_inputs}"
-        n_dense = self.in_features * self.out_features
-        density = (self.n_nonzero - self.out_features) / n_dense
+        density = self.n_weights / max(1, self.in_features * self.out_features)
         shape = f"in_features={self.in_features}, out_features={self.out_features}"
         return f"{shape}, {blocks}, density={density:.3g}"

@@ -49,11 +49,12 @@ class _Edges:
         for level, weight in enumerate(weights):
             n_rows, n_columns = weight.shape
             row, column = np.ogrid[:n_rows, :n_columns]
-            copies = shape.expansion[level - 1] if level else 1
+            reads_units = 0 < level <= len(children)
+            copies = shape.expansion[level - 1] if reads_units else 1
             copy, parent = np.divmod(column, n_columns // copies)
             rank = (copy - row - parent) % copies
             source, target = -1, -1
-            if level > 0:
+            if reads_units:
                 source = start[level - 1] + column
             if level < len(children):
                 target = start[level] + children[level] * n_rows + row
@@ -66,6 +67,7 @@ class _Edges:
             array[self.order] for array in flat
         )
         self.shapes = [w.shape for w in weights]
+        self.n_hidden = len(children)
         self.n_units = int(start[-1])
 
     def usable(self, alive: np.ndarray) -> np.ndarray:
@@ -102,7 +104,7 @@ class _Edges:
         usable = self.usable(alive)
         path = np.zeros(len(usable), dtype=bool)
         unit = -1
-        for level in reversed(range(len(self.shapes))):
+        for level in reversed(range(self.n_hidden + 1)):
             # The edges are sorted, so the first one is the largest.
             edge = (usable & (self.layer == level) & (self.target == unit)).argmax()
             path[edge] = True
@@ -147,9 +149,10 @@ def prune_magnitude(
 
     Parameters
     ----------
-    weights : list of n_hidden + 1 ndarrays
+    weights : list of ndarrays
         Hidden layers: (n_neurons, n_inputs), the parents' rows over the units of the
-        layer before; last: the output layer, (n_outputs, n_units).
+        layer before; the output layer, (n_outputs, n_units); the skip connection if
+        there is one, (n_outputs, n_inputs), which has no floor.
     children : list of n_hidden int ndarrays
         The partitions of the hidden layers.
     shape : Shape
@@ -168,7 +171,7 @@ def prune_magnitude(
         Units that are kept. Each has an edge in and an edge out, if `budget` pays for
         two edges and the bias of every unit; a few smaller budgets leave a unit that
         lacks one.
-    keep : list of n_hidden + 1 bool ndarrays
+    keep : list of bool ndarrays
         Edges that are kept, of the shapes of `weights`.
 
     Raises
@@ -214,16 +217,17 @@ def prune_magnitude(
         if (more == forced).all() or (more & usable).sum() > n_weights(alive):
             break
         forced = more
-    return np.split(alive, np.cumsum(shape.fan_ins()[1:])[:-1]), edges.masks(chosen)
+    parts = np.split(alive, np.cumsum(shape.fan_ins()[1:]))[:-1]
+    return parts, edges.masks(chosen)
 
 
 def _floors(shape: Shape, budget: int, floor: float) -> np.ndarray:
     """Return the least number of weights of every layer."""
-    widths = [shape.n_inputs, *shape.hidden, shape.n_outputs]
-    weights = np.array([n_in * n_out for n_in, n_out in pairwise(widths)])
-    n_biases = shape.parent().n_parameters() - weights.sum()
+    weights = np.array([n_in * n_out for n_in, n_out in pairwise(shape.widths)])
+    n_biases = shape.default_budget() - weights.sum()
     paid = min(1.0, max(0, budget - n_biases) / weights.sum())
-    return (floor * paid * weights).astype(int)
+    floors = (floor * paid * weights).astype(int)
+    return np.append(floors, 0) if shape.skip else floors
 
 
 def _thin(
@@ -235,6 +239,8 @@ def _thin(
     suffice: Callable[[np.ndarray], bool],
 ) -> np.ndarray:
     """Keep as many children, of all runs and layers alike, as stay below `limit`."""
+    if not shape.hidden:
+        return alive
 
     def strongest(share: float) -> np.ndarray:
         kept, start = alive.copy(), 0

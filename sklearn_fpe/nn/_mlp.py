@@ -36,6 +36,9 @@ class MLP(ArrayModule):
     parents : list of int tensors, default=None
         The parent neuron of every unit of each hidden layer; None: the units are the
         parents.
+    skip : DenseLinear or MaskedLinear, default=None
+        Skip connection: a linear map without biases from the inputs to the outputs,
+        which is added to the output layer's. None: there is none.
 
     Attributes
     ----------
@@ -62,17 +65,20 @@ class MLP(ArrayModule):
     activations: MutableSequence[nn.Module]
     input_mean: Tensor | None
     input_scale: Tensor | None
+    skip: Layer | None
 
     def __init__(
         self,
         layers: Sequence[Layer],
         activation: str | Activation = "relu",
         parents: Sequence[Tensor] | None = None,
+        skip: Layer | None = None,
     ) -> None:
         super().__init__()
         self.activation = get_activation(activation)
         # torch's class says nothing of the modules that it holds.
         self.layers = cast("MutableSequence[Layer]", nn.ModuleList(layers))
+        self.skip = skip
         modules = [self.activation.module() for _ in range(len(layers) - 1)]
         self.activations = cast("MutableSequence[nn.Module]", nn.ModuleList(modules))
         if parents is None:
@@ -90,12 +96,15 @@ class MLP(ArrayModule):
         widths: Sequence[int],
         activation: str | Activation = "relu",
         generator: torch.Generator | None = None,
+        skip: bool = False,
     ) -> MLP:
         """Make a dense network with freshly drawn weights.
 
         Weights are uniform in ±sqrt(g / (fan_in + fan_out)) with the activation's gain
         g, which is 2 for ``"logistic"`` and 6 otherwise (Glorot and Bengio, 2010);
-        biases are zero.
+        biases are zero. What is trained by a convex loss alone starts from zero: a
+        network without hidden layers, and with a skip connection the connection and
+        the output layer.
 
         Parameters
         ----------
@@ -105,6 +114,8 @@ class MLP(ArrayModule):
             See :class:`MLP`.
         generator : torch.Generator, default=None
             Source of randomness. None: fresh, without moving the global generator.
+        skip : bool, default=False
+            Whether to make a skip connection.
 
         Returns
         -------
@@ -122,7 +133,13 @@ class MLP(ArrayModule):
             weight.uniform_(-bound, bound, generator=generator)
             bias = torch.zeros(n_out, dtype=torch.float32, device="cpu")
             layers.append(DenseLinear(weight, bias))
-        return cls(layers, activation)
+        linear = None
+        if skip:
+            shape = (widths[-1], widths[0])
+            linear = DenseLinear(torch.zeros(shape, dtype=torch.float32, device="cpu"))
+        if skip or len(layers) == 1:
+            nn.init.zeros_(layers[-1].weight)
+        return cls(layers, activation, skip=linear)
 
     @property
     def hidden(self) -> list[Layer]:
@@ -139,7 +156,22 @@ class MLP(ArrayModule):
     @property
     def n_nonzero(self) -> int:
         """Kept weights and biases of all layers."""
-        return sum(layer.n_nonzero for layer in self.layers)
+        return sum(layer.n_nonzero for layer in self.maps)
+
+    @property
+    def maps(self) -> list[Layer]:
+        """All layers, and after them the skip connection if there is one."""
+        return [*self.layers, *([] if self.skip is None else [self.skip])]
+
+    @property
+    def input_maps(self) -> list[Layer]:
+        """The layers that read the inputs."""
+        return [self.layers[0], *self.maps[len(self.layers) :]]
+
+    @property
+    def output_maps(self) -> list[Layer]:
+        """The layers that add to the outputs."""
+        return self.maps[len(self.layers) - 1 :]
 
     @property
     def device(self) -> torch.device:
@@ -151,15 +183,11 @@ class MLP(ArrayModule):
     # ----------------------------------------------------------------------------------
 
     def transform(self, x: Tensor) -> Tensor:
-        """Map x (n_rows, n_inputs) to the activations of the last hidden layer."""
-        if self.input_mean is not None:
-            x = self._scaled(x)
-        recorded = is_recorded()
-        for layer, module in zip(self.layers, self.activations, strict=False):
-            x = layer(x)
-            hooked = module._forward_hooks or module._forward_pre_hooks
-            x = module(x) if recorded or hooked else self.activation.apply_(x)
-        return x
+        """Map x (n_rows, n_inputs) to the activations of the last hidden layer.
+
+        Without hidden layers, to x itself.
+        """
+        return self._hidden(self._scaled(x))
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Map x (n_rows, n_inputs) to outputs (n_rows, n_outputs), without a link.
@@ -167,10 +195,27 @@ class MLP(ArrayModule):
         They are written into `out` if it is given, which autograd cannot record.
         """
         last = self.layers[-1]
-        x = self.transform(x)
-        return last(x) if out is None else last(x, out=out)
+        x = self._scaled(x)
+        hidden = self._hidden(x)
+        outputs = last(hidden) if out is None else last(hidden, out=out)
+        if self.skip is None:
+            return outputs
+        if is_recorded():
+            return outputs + self.skip(x)
+        return outputs.addmm_(x, self.skip.weight.to(x.dtype).mT)
+
+    def _hidden(self, x: Tensor) -> Tensor:
+        recorded = is_recorded()
+        for layer, module in zip(self.layers, self.activations, strict=False):
+            x = layer(x)
+            hooked = module._forward_hooks or module._forward_pre_hooks
+            x = module(x) if recorded or hooked else self.activation.apply_(x)
+        return x
 
     def _scaled(self, x: Tensor) -> Tensor:
+        """Apply the part of the standardisation that is not folded."""
+        if self.input_mean is None:
+            return x
         if not x.is_floating_point():
             raise TypeError(
                 f"The input must be of a floating-point dtype, got {x.dtype}."
@@ -187,29 +232,106 @@ class MLP(ArrayModule):
         layer reads the columns in their order.
         """
         first = self.layers[0]
-        if not (isinstance(first, BlockLinear) and first.reorders_columns):
+        if not self.reorders_columns or not isinstance(first, BlockLinear):
             return self
         others = list(self.layers[1:])
         twin = MLP([first.arranged(), *others], self.activation, self.parents)
         twin.train(self.training)
         return twin
 
-    def masked(self, level: int) -> Layer:
-        """Return layer `level`; a dense one is first replaced by one with a mask.
+    def alive(self, masks: Sequence[Tensor]) -> list[Tensor]:
+        """Return the units that edges join to an input and an output.
 
-        The new layer has the same parameters.
+        Parameters
+        ----------
+        masks : sequence of bool tensors
+            A mask for every layer of :attr:`maps`, of the shape of its `weight`.
+
+        Returns
+        -------
+        alive : list of bool tensors of shape (n_units,)
+            The living units of every hidden layer.
         """
-        layer = self.layers[level]
+        everything = [
+            layer.fan_in(m) > 0 for layer, m in zip(self.layers, masks, strict=False)
+        ]
+        alive, previous = everything[:-1], None
+        while previous is None or any(
+            not torch.equal(a, b) for a, b in zip(alive, previous, strict=True)
+        ):
+            previous = alive
+            edges = self.edges_between(alive)
+            kept = [m & e for m, e in zip(masks, edges, strict=True)]
+            into = [
+                layer.fan_in(m) > 0 for layer, m in zip(self.layers, kept, strict=False)
+            ]
+            out = [
+                layer.fan_out(m) > 0
+                for layer, m in zip(self.layers, kept, strict=False)
+            ]
+            alive = [i & o for i, o in zip(into[:-1], out[1:], strict=True)]
+        return alive
+
+    def edges_between(self, alive: Sequence[Tensor]) -> list[Tensor]:
+        """Return the edges that join living units, a mask for every layer."""
+        first = self.layers[0]
+        ones = first.weight.new_ones(first.in_features, dtype=torch.bool)
+        n_outputs = self.layers[-1].out_features
+        ends = [ones, *alive, ones.new_ones(n_outputs)]
+        edges = [
+            layer.between(a, b)
+            for layer, (a, b) in zip(self.layers, pairwise(ends), strict=True)
+        ]
+        return (
+            edges
+            if self.skip is None
+            else [*edges, ones.new_ones(n_outputs, len(ones))]
+        )
+
+    def without_dead_units(self) -> MLP:
+        """Return the network without hidden units that have no edge at all."""
+        masks = [layer.kept() for layer in self.layers]
+        into = [
+            layer.fan_in(m) > 0 for layer, m in zip(self.layers, masks, strict=False)
+        ]
+        out = [
+            layer.fan_out(m) > 0 for layer, m in zip(self.layers, masks, strict=False)
+        ]
+        alive = [i | o for i, o in zip(into[:-1], out[1:], strict=True)]
+        if all(bool(a.all()) for a in alive):
+            return self
+        ones = [torch.ones_like(e) for e in (out[0], into[-1])]
+        ends = [ones[0], *alive, ones[1]]
+        layers = [
+            layer.select_units(a, b)
+            for layer, (a, b) in zip(self.layers, pairwise(ends), strict=True)
+        ]
+        parents = [parent[a] for parent, a in zip(self.parents, alive, strict=True)]
+        network = MLP(layers, self.activation, parents, self.skip)
+        network.input_mean, network.input_scale = self.input_mean, self.input_scale
+        return network.train(self.training)
+
+    def masked(self, level: int) -> Layer:
+        """Return one of :attr:`maps` that can be masked.
+
+        A dense layer is replaced by a masked one that has the same parameters.
+        """
+        layer = self.maps[level]
         if isinstance(layer, DenseLinear):
             layer = MaskedLinear.of(layer)
-            self.layers[level] = layer
+            if level == len(self.layers):
+                self.skip = layer
+            else:
+                self.layers[level] = layer
         return layer
 
     @property
     def reorders_columns(self) -> bool:
-        """Whether the first layer reads the columns in another order."""
+        """Whether the first layer alone reads the columns in another order."""
         first = self.layers[0]
-        return isinstance(first, BlockLinear) and first.reorders_columns
+        if self.skip is not None or not isinstance(first, BlockLinear):
+            return False
+        return first.reorders_columns
 
     def arrange(self, x: Tensor) -> Tensor:
         """Return the columns of x as :meth:`arranged` reads them.
@@ -217,7 +339,9 @@ class MLP(ArrayModule):
         The input must not be scaled, see :meth:`fold_input`.
         """
         first = self.layers[0]
-        return first.arrange(x) if isinstance(first, BlockLinear) else x
+        if not self.reorders_columns or not isinstance(first, BlockLinear):
+            return x
+        return first.arrange(x)
 
     def to_sequential(self) -> nn.Sequential:
         """Return the same function as ``nn.Linear`` modules and activations.
@@ -231,7 +355,17 @@ class MLP(ArrayModule):
         -------
         sequential : torch.nn.Sequential
             ``Linear, activation, ..., Linear`` on the device of the network.
+
+        Raises
+        ------
+        ValueError
+            If the network has a skip connection, which is no sequence of modules.
         """
+        if self.skip is not None:
+            raise ValueError(
+                "A network with a skip connection is no sequence of modules; use the "
+                "network itself, a torch.nn.Module."
+            )
         modules: list[nn.Module] = []
         for layer in self.layers:
             weight, bias = layer.dense_weight().clone(), layer.dense_bias().clone()
@@ -282,7 +416,7 @@ class MLP(ArrayModule):
         kept = (np.abs(affine.mean) / MAX_FOLDED_OFFSET > size) | (size < least)
         kept |= size > most
         stays = Affine(np.where(kept, affine.mean, 0), np.where(kept, affine.scale, 1))
-        self.layers[0].fold_input(affine.relative_to(stays))
+        self._fold(affine.relative_to(stays))
         self.input_mean = self.input_scale = None
         if kept.any():
             self.input_mean, self.input_scale = stays.tensors(self.device)
@@ -294,7 +428,7 @@ class MLP(ArrayModule):
         The inverse of :meth:`fold_input` for the same argument; for others it expresses
         the same function in other coordinates.
         """
-        self.layers[0].fold_input(self.input_affine.relative_to(affine))
+        self._fold(self.input_affine.relative_to(affine))
         self.input_mean = self.input_scale = None
 
     @torch.no_grad()
@@ -303,12 +437,19 @@ class MLP(ArrayModule):
 
         As a function of x it stays the same.
         """
-        self.layers[0].fold_input(old.relative_to(new))
+        self._fold(old.relative_to(new))
+
+    def _fold(self, affine: Affine) -> None:
+        self.layers[0].fold_input(affine)
+        if self.skip is not None:
+            self.layers[-1].add_bias(self.skip.scale_input(affine))
 
     @torch.no_grad()
     def change_output(self, old: Affine, new: Affine) -> None:
         """Make ``new.undo(outputs)`` what ``old.undo(outputs)`` was."""
         last, back = self.layers[-1], new.relative_to(old)
         mean, scale = back.tensors(self.device)
-        last.weight.copy_(last.weight.double() / scale.unsqueeze(1))
+        for layer in self.output_maps:
+            layer.weight.copy_(layer.weight.double() / scale.unsqueeze(1))
+        assert last.bias is not None
         last.bias.copy_((last.bias.double() - mean) / scale)

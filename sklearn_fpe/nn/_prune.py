@@ -36,7 +36,8 @@ class Plan:
         The units of every hidden layer that are kept.
     keep : list of bool ndarrays
         The edges that are kept: (n_parents, n_inputs) for every hidden layer,
-        (n_outputs, n_units) for the output layer.
+        (n_outputs, n_units) for the output layer, (n_outputs, n_inputs) for the skip
+        connection if there is one.
 
     Examples
     --------
@@ -51,12 +52,16 @@ class Plan:
     keep: list[np.ndarray]
 
     @classmethod
-    def keep_all(cls, shape: Shape) -> Plan:
-        """Return the plan that keeps all of a network of a shape without expansion."""
+    def keep_all(cls, shape: Shape, children: list[np.ndarray] | None = None) -> Plan:
+        """Return the plan that prunes nothing, by default of a single child each."""
         fan_ins = shape.fan_ins()
         shapes = list(zip([*shape.hidden, shape.n_outputs], fan_ins, strict=True))
+        if children is None:
+            children = [np.broadcast_to(np.intp(0), s) for s in shapes[:-1]]
+        if shape.skip:
+            shapes.append((shape.n_outputs, shape.n_inputs))
         return cls(
-            [np.broadcast_to(np.intp(0), s) for s in shapes[:-1]],
+            children,
             [np.ones(n, dtype=bool) for n in fan_ins[1:]],
             [np.broadcast_to(True, s) for s in shapes],
         )
@@ -73,6 +78,11 @@ class PruneRule(ABC):
         Whether all neurons of a layer must have the same partition.
     exact : bool
         Whether what is kept meets the budget exactly.
+    allows_skip : bool
+        Whether the network may have a skip connection.
+    at_once : bool
+        Whether :meth:`plan` prunes to the budget. If not, the plan keeps more, and
+        training prunes to the budget, see :meth:`hook`.
 
     Examples
     --------
@@ -105,6 +115,8 @@ class PruneRule(ABC):
     name: str
     needs_shared = False
     exact = True
+    allows_skip = True
+    at_once = True
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         """Pickle a registered rule by its name."""
@@ -119,6 +131,21 @@ class PruneRule(ABC):
     @abstractmethod
     def least_cost(self, shape: Shape) -> int:
         """Return the least budget for a shape that pays for all children kept."""
+
+    def hook(self, recipe: Any) -> Any:
+        """Return a hook that prunes during the fine-tuning, or None.
+
+        Parameters
+        ----------
+        recipe : Recipe
+            What shapes the network.
+
+        Returns
+        -------
+        hook : Hook or None
+            What the training calls, see ``sklearn_fpe._engine._hooks``.
+        """
+        return None
 
     @abstractmethod
     def plan(
@@ -136,7 +163,8 @@ class PruneRule(ABC):
         ----------
         weights : list of ndarrays
             Weights of the dense parent, (n_parents, n_inputs) for every hidden layer,
-            (n_outputs, n_parents) for the output layer.
+            (n_outputs, n_parents) for the output layer, and (n_outputs, n_inputs) for
+            the skip connection if there is one.
         shape : Shape
             Shape of the expanded network.
         split : SplitRule
@@ -153,6 +181,32 @@ class PruneRule(ABC):
         plan : Plan
             What is kept.
         """
+
+
+def split_layers(
+    weights: list[np.ndarray],
+    shape: Shape,
+    split: SplitRule,
+    groups: Any,
+    rng: np.random.Generator,
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Copy weights to the children of the layer before, and split every layer.
+
+    Returns
+    -------
+    wide : list of ndarrays
+        The weights, as :meth:`PruneRule.plan` gets them, over the units of the layer
+        before instead of its parents.
+    children : list of int ndarrays of shape (n_parents, n_inputs)
+        The partition of every hidden layer.
+    """
+    copies = (1, *shape.expansion, 1)
+    wide = [np.tile(w, (1, c)) for w, c in zip(weights, copies, strict=False)]
+    children = [
+        partition(w, a, split.at_level(level), groups=groups, rng=rng)
+        for level, (w, a) in enumerate(zip(wide, shape.expansion, strict=False))
+    ]
+    return wide, children
 
 
 class Magnitude(PruneRule):
@@ -178,12 +232,7 @@ class Magnitude(PruneRule):
         rng: np.random.Generator,
     ) -> Plan:
         """Split all layers, then keep the largest weights of all."""
-        copies = (1, *shape.expansion)
-        wide = [np.tile(w, (1, c)) for w, c in zip(weights, copies, strict=True)]
-        children = [
-            partition(w, a, split.at_level(level), groups=groups, rng=rng)
-            for level, (w, a) in enumerate(zip(wide[:-1], shape.expansion, strict=True))
-        ]
+        wide, children = split_layers(weights, shape, split, groups, rng)
         return Plan(children, *prune_magnitude(wide, children, shape, budget))
 
 
@@ -193,6 +242,7 @@ class Structured(PruneRule):
     name = "structured"
     needs_shared = True
     exact = False
+    allows_skip = False
 
     def least_budget(self, shape: Shape) -> int:
         """Return the cost of one input and the least number of children per block."""
@@ -299,5 +349,5 @@ def get_prune(prune: str | PruneRule) -> PruneRule:
     return PRUNES[prune]
 
 
-PRUNES = {rule.name: rule for rule in (Magnitude(), Structured())}
+PRUNES: dict[str, PruneRule] = {rule.name: rule for rule in (Magnitude(), Structured())}
 """The prune rules by name."""

@@ -19,6 +19,8 @@ class Shape:
         Outputs of the network.
     expansion : tuple of int
         Children per parent of every hidden layer.
+    skip : bool, default=False
+        Whether there is a skip connection, weights from all inputs to all outputs.
 
     Examples
     --------
@@ -32,6 +34,7 @@ class Shape:
     hidden: tuple[int, ...]
     n_outputs: int
     expansion: tuple[int, ...]
+    skip: bool = False
 
     @property
     def widths(self) -> list[int]:
@@ -47,8 +50,13 @@ class Shape:
         """Count the parameters before pruning, biases included."""
         fan_ins = self.fan_ins()
         weights = sum(h * n for h, n in zip(self.hidden, fan_ins, strict=False))
-        return weights + sum(fan_ins[1:]) + self.n_outputs * (fan_ins[-1] + 1)
+        skip = self.n_inputs * self.n_outputs if self.skip else 0
+        return weights + sum(fan_ins[1:]) + self.n_outputs * (fan_ins[-1] + 1) + skip
 
     def parent(self) -> Shape:
         """Return the shape of the dense parent network."""
         return replace(self, expansion=(1,) * len(self.hidden))
+
+    def default_budget(self) -> int:
+        """Return the parameters of the dense parent without the skip connection."""
+        return replace(self.parent(), skip=False).n_parameters()

@@ -37,6 +37,9 @@ class SplitRule:
     needs_groups : bool, default=False
         Whether the rule needs group labels. They belong to the network's inputs, so
         deeper layers are split by ``"shared"``.
+    overlapping : bool, default=False
+        Whether every child starts with all inputs of its parent, entered as -1 in the
+        partition, so that pruning must decide which child keeps which.
     checked : bool, default=True
         Whether to check what `assign` returns.
 
@@ -60,6 +63,7 @@ class SplitRule:
     shared: bool | None = False
     contiguous: bool = False
     needs_groups: bool = False
+    overlapping: bool = False
     checked: bool = True
 
     def __reduce__(self) -> str | tuple[Any, ...]:
@@ -155,8 +159,8 @@ def partition(
     n_children : int
         Children per neuron, in [1, n_inputs]; with ``split="groups"`` in
         [1, number of groups].
-    split : {"random", "shared", "contiguous", "feature", "groups"}, SplitRule or \
-            callable, default="shared"
+    split : {"random", "shared", "contiguous", "feature", "groups", "learned"}, \
+            SplitRule or callable, default="shared"
         - ``"random"``: a random partition for every neuron;
         - ``"shared"``: one random partition for all neurons;
         - ``"contiguous"``: runs of neighbouring inputs, the same for all neurons;
@@ -164,6 +168,8 @@ def partition(
           matrix of ``weight``) stay together, the same for all neurons;
         - ``"groups"``: inputs of one group stay together; a random assignment of the
           groups for every neuron;
+        - ``"learned"``: every child has all inputs (-1 in the partition), and gradual
+          pruning decides which child keeps which;
         - ``f(weight, n_children, rng)``: returns the partition.
 
         All but ``"groups"`` and a callable are balanced: the fan-ins of two children
@@ -176,7 +182,7 @@ def partition(
     Returns
     -------
     children : ndarray of int of shape (n_neurons, n_inputs)
-        The child, in [0, n_children), that inherits each edge.
+        The child, in [0, n_children), that inherits each edge; -1: all of them.
 
     Raises
     ------
@@ -275,6 +281,12 @@ def _feature(
     return np.tile(_cluster_inputs(weight, n_children, rng), (len(weight), 1))
 
 
+def _learned(
+    weight: np.ndarray, n_children: int, rng: np.random.Generator, groups: Any
+) -> np.ndarray:
+    return np.full(weight.shape, -1)
+
+
 def _groups(
     weight: np.ndarray, n_children: int, rng: np.random.Generator, groups: Any
 ) -> np.ndarray:
@@ -362,6 +374,7 @@ SPLITS = {
         SplitRule("contiguous", _contiguous, True, contiguous=True, checked=False),
         SplitRule("feature", _feature, shared=True, checked=False),
         SplitRule("groups", _groups, needs_groups=True, checked=False),
+        SplitRule("learned", _learned, overlapping=True, checked=False),
     )
 }
 """The split rules by name."""
