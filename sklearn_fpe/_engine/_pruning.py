@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -68,7 +68,15 @@ class Gradual(PruneRule):
         """Return the least budget, because children without edges are removed."""
         return self.least_budget(shape.parent())
 
-    def plan(self, weights, shape, split: SplitRule, groups, budget, rng) -> Plan:
+    def plan(
+        self,
+        weights: list[np.ndarray],
+        shape: Shape,
+        split: SplitRule,
+        groups: Any,
+        budget: int,
+        rng: np.random.Generator,
+    ) -> Plan:
         """Split all layers and keep everything."""
         _, children = split_layers(weights, shape, split, groups, rng)
         return Plan.keep_all(shape, children)

@@ -74,7 +74,9 @@ class Layer(ArrayModule):
             return self.weight
         return self.weight * self.mask
 
-    def backward(self, x: Tensor, gradient: Tensor, first: bool = False):
+    def backward(
+        self, x: Tensor, gradient: Tensor, first: bool = False
+    ) -> Tensor | None:
         """Compute gradients without autograd.
 
         Writes the gradients of weight and bias over those that are there; pruned
@@ -298,6 +300,8 @@ class DenseLinear(Layer, nn.Linear):
     """
 
     kind = "dense"
+    weight: nn.Parameter
+    bias: nn.Parameter | None
     mask = None
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -310,7 +314,9 @@ class DenseLinear(Layer, nn.Linear):
         """Map x (n_rows, in_features) to (n_rows, out_features), see :class:`Layer`."""
         return _linear(x, self.weight, self.bias, out)
 
-    def backward(self, x: Tensor, gradient: Tensor, first: bool = False):
+    def backward(
+        self, x: Tensor, gradient: Tensor, first: bool = False
+    ) -> Tensor | None:
         """Write gradients from `x` and `gradient`, see :meth:`Layer.backward`.
 
         With `first`, the gradient with respect to `x` is not computed.
@@ -351,6 +357,7 @@ class MaskedLinear(Layer):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, mask: Tensor) -> None:
         super().__init__()
+        self.out_features, self.in_features = weight.shape
         self.weight = nn.Parameter(weight * mask)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
         self.register_buffer("mask", mask)
@@ -360,27 +367,20 @@ class MaskedLinear(Layer):
         """Return a layer that shares the parameters of a dense one and keeps all."""
         masked = cls.__new__(cls)
         nn.Module.__init__(masked)
+        masked.out_features, masked.in_features = layer.weight.shape
         masked.weight = layer.weight
         masked.register_parameter("bias", layer.bias)
         mask = torch.ones_like(layer.weight, dtype=torch.bool)
         masked.register_buffer("mask", mask)
         return masked
 
-    @property
-    def in_features(self) -> int:
-        """Number of inputs."""
-        return self.weight.shape[1]
-
-    @property
-    def out_features(self) -> int:
-        """Number of outputs."""
-        return self.weight.shape[0]
-
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Map x (n_rows, in_features) to (n_rows, out_features), see :class:`Layer`."""
         return _linear(x, self._masked_weight(), self.bias, out)
 
-    def backward(self, x: Tensor, gradient: Tensor, first: bool = False):
+    def backward(
+        self, x: Tensor, gradient: Tensor, first: bool = False
+    ) -> Tensor | None:
         """Write gradients from `x` and `gradient`, see :meth:`Layer.backward`.
 
         With `first`, the gradient with respect to `x` is not computed.
@@ -427,6 +427,7 @@ class BlockLinear(Layer):
     """
 
     kind = "block"
+    bias: nn.Parameter
     inputs: Tensor
     outputs: Tensor | None
 
@@ -441,6 +442,7 @@ class BlockLinear(Layer):
     ) -> None:
         super().__init__()
         self.in_features = in_features
+        self.out_features = bias.numel() if outputs is None else len(outputs)
         self.weight = nn.Parameter(weight if mask is None else weight * mask)
         self.bias = nn.Parameter(bias)
         self.register_buffer("inputs", inputs)
@@ -449,11 +451,6 @@ class BlockLinear(Layer):
         self.reorders_columns = not torch.equal(
             inputs.flatten().cpu(), torch.arange(in_features, device="cpu")
         )
-
-    @property
-    def out_features(self) -> int:
-        """Number of outputs."""
-        return self.bias.numel() if self.outputs is None else len(self.outputs)
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Map x (n_rows, in_features) to (n_rows, out_features), see :class:`Layer`."""
@@ -465,7 +462,9 @@ class BlockLinear(Layer):
             outputs = select_columns(outputs, self.outputs)
         return outputs if out is None else out.copy_(outputs)
 
-    def backward(self, x: Tensor, gradient: Tensor, first: bool = False):
+    def backward(
+        self, x: Tensor, gradient: Tensor, first: bool = False
+    ) -> Tensor | None:
         """Write gradients from `x` and `gradient`, see :meth:`Layer.backward`.
 
         With `first`, the gradient with respect to `x` is not computed.
@@ -475,6 +474,8 @@ class BlockLinear(Layer):
             gradient = scatter_columns(gradient, self.outputs, bias.numel())
         if self.reorders_columns:
             x = select_columns(x, self.inputs.flatten())
+        assert weight.grad is not None
+        assert bias.grad is not None
         block_gradients(x, gradient, weight, out=(weight.grad, bias.grad))
         if first:
             return None
@@ -485,6 +486,8 @@ class BlockLinear(Layer):
 
     def arrange(self, x: Tensor) -> Tensor:
         """Return the columns of x (n_rows, in_features) in the order of the blocks."""
+        if not self.reorders_columns:
+            return x
         return x.index_select(1, self.inputs.flatten())
 
     def arranged(self) -> BlockLinear:
@@ -496,6 +499,7 @@ class BlockLinear(Layer):
         twin = BlockLinear.__new__(BlockLinear)
         nn.Module.__init__(twin)
         twin.in_features = self.inputs.numel()
+        twin.out_features = self.out_features
         twin.weight, twin.bias = self.weight, self.bias
         order = torch.arange(self.inputs.numel(), device=self.inputs.device)
         twin.register_buffer("inputs", order.view(self.inputs.shape))
