@@ -141,7 +141,15 @@ class Rewired(PruneRule):
         """Return the least budget, because weak children are removed."""
         return self.least_budget(shape.parent())
 
-    def plan(self, weights, shape, split: SplitRule, groups, budget, rng) -> Plan:
+    def plan(
+        self,
+        weights: list[np.ndarray],
+        shape: Shape,
+        split: SplitRule,
+        groups: Any,
+        budget: int,
+        rng: np.random.Generator,
+    ) -> Plan:
         """Split all layers; keep the outgoing weights whole, and the largest others."""
         siblings = [self._siblings(n_children) for n_children in shape.expansion]
         wide, children = split_layers(weights, shape, split, groups, rng)
@@ -210,7 +218,9 @@ class Rewiring(Hook):
         free = layer.available() & ~mask
         n = min(int(share * int(mask.sum())), int(free.sum()))
         # Chosen before edges die, so that what just died is not born again.
-        born = layer.weight.grad.abs().masked_fill(~free, -1).flatten().topk(n).indices
+        assert layer.weight.grad is not None
+        gain = layer.weight.grad.abs().masked_fill(~free, -1)
+        born = gain.flatten().topk(n).indices
         # No unit may lose its last edge.
         size = layer.weight.abs().masked_fill(~mask, -1)
         last = torch.zeros_like(mask).scatter_(-1, size.argmax(-1, keepdim=True), True)

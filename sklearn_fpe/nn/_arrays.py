@@ -124,6 +124,7 @@ def restored_arrays(
     if "mask" in arrays:
         mask, values = arrays.pop("mask"), arrays.pop("weight")
         if mask.dtype != bool:
+            assert shape is not None
             mask = unpack_mask(mask, shape)
         weight = scatter_kept(values, mask)
         tensors = {"weight": torch.from_numpy(weight), "mask": torch.from_numpy(mask)}

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from sklearn_fpe.nn._arrays import to_numpy
-from sklearn_fpe.nn._layers import BlockLinear, DenseLinear, Layer, MaskedLinear
+from sklearn_fpe.nn._blocks import BlockLinear
+from sklearn_fpe.nn._layers import DenseLinear, Layer, MaskedLinear
 from sklearn_fpe.nn._mlp import MLP
 from sklearn_fpe.nn._prune import PRUNES, Plan, PruneRule, get_prune
 from sklearn_fpe.nn._shape import Shape

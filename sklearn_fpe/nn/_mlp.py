@@ -14,14 +14,8 @@ from torch import Tensor, nn
 from sklearn_fpe.nn._activation import Activation, get_activation
 from sklearn_fpe.nn._affine import Affine
 from sklearn_fpe.nn._arrays import ArrayModule, restored_arrays, stored_arrays
-from sklearn_fpe.nn._blocks import is_recorded
-from sklearn_fpe.nn._layers import (
-    BlockLinear,
-    DenseLinear,
-    Layer,
-    MaskedLinear,
-    layer_from_state,
-)
+from sklearn_fpe.nn._blocks import BlockLinear, layer_from_state
+from sklearn_fpe.nn._layers import DenseLinear, Layer, MaskedLinear, is_recorded
 
 MAX_FOLDED_OFFSET = 1e3
 """Largest mean of a column, in units of its scale, that is folded into float32."""
@@ -189,8 +183,9 @@ class MLP(ArrayModule):
         skip = state["skip"]
         if skip is not None:
             skip = layer_from_state(skip, n_inputs)
-        parents = restored_arrays(dict(enumerate(state["parents"])))
-        network = cls(layers, activation, list(parents.values()), skip)
+        parents = {str(i): parent for i, parent in enumerate(state["parents"])}
+        tensors = restored_arrays(parents).values()
+        network = cls(layers, activation, list(tensors), skip)
         for name, tensor in restored_arrays(state).items():
             setattr(network, name, tensor)
         return network.eval()
