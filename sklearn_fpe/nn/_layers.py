@@ -179,13 +179,19 @@ class Layer(ArrayModule):
 
     # Edges: how positions of `weight` belong to inputs and outputs.
 
-    def fan_in(self, mask: Tensor) -> Tensor:
-        """Count the weights of a mask into every output, int (out_features,)."""
-        return mask.sum(1)
+    def total_in(self, values: Tensor) -> Tensor:
+        """Sum values of the shape of `weight` over inputs, (out_features,).
 
-    def fan_out(self, mask: Tensor) -> Tensor:
-        """Count the weights of a mask out of every input, int (in_features,)."""
-        return mask.sum(0)
+        Of a mask: count the weights into every output.
+        """
+        return values.sum(1)
+
+    def total_out(self, values: Tensor) -> Tensor:
+        """Sum values of the shape of `weight` over outputs, (in_features,).
+
+        Of a mask: count the weights out of every input.
+        """
+        return values.sum(0)
 
     def between(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """Return the weights from some inputs to some outputs, as a mask.

@@ -302,7 +302,7 @@ class MLP(ArrayModule):
             The living units of every hidden layer.
         """
         everything = [
-            layer.fan_in(m) > 0 for layer, m in zip(self.layers, masks, strict=False)
+            layer.total_in(m) > 0 for layer, m in zip(self.layers, masks, strict=False)
         ]
         alive, previous = everything[:-1], None
         while previous is None or any(
@@ -312,10 +312,11 @@ class MLP(ArrayModule):
             edges = self.edges_between(alive)
             kept = [m & e for m, e in zip(masks, edges, strict=True)]
             into = [
-                layer.fan_in(m) > 0 for layer, m in zip(self.layers, kept, strict=False)
+                layer.total_in(m) > 0
+                for layer, m in zip(self.layers, kept, strict=False)
             ]
             out = [
-                layer.fan_out(m) > 0
+                layer.total_out(m) > 0
                 for layer, m in zip(self.layers, kept, strict=False)
             ]
             alive = [i & o for i, o in zip(into[:-1], out[1:], strict=True)]
@@ -341,10 +342,10 @@ class MLP(ArrayModule):
         """Return the network without hidden units that have no edge at all."""
         masks = [layer.kept() for layer in self.layers]
         into = [
-            layer.fan_in(m) > 0 for layer, m in zip(self.layers, masks, strict=False)
+            layer.total_in(m) > 0 for layer, m in zip(self.layers, masks, strict=False)
         ]
         out = [
-            layer.fan_out(m) > 0 for layer, m in zip(self.layers, masks, strict=False)
+            layer.total_out(m) > 0 for layer, m in zip(self.layers, masks, strict=False)
         ]
         alive = [i | o for i, o in zip(into[:-1], out[1:], strict=True)]
         if all(bool(a.all()) for a in alive):
