@@ -152,7 +152,9 @@ def prune_to(trainer: Trainer, n_parameters: int, skip_factor: float) -> None:
     n_biases = sum(layer.n_nonzero - layer.n_weights for layer in maps)
     usable = [layer.kept() for layer in maps]
     scores = saliencies(trainer, skip_factor)
-    masks = _largest(scores, usable, n_parameters - n_biases)
+    # Biases of units without edges go at the end, so they do not displace all weights.
+    least = min(n_parameters, sum(layer.out_features for layer in maps)) // 2
+    masks = _largest(scores, usable, max(n_parameters - n_biases, least))
     trainer.set_masks(dict(enumerate(masks)))
 
 
@@ -172,7 +174,8 @@ def finish(trainer: Trainer, budget: int, skip_factor: float) -> None:
         edges = network.edges_between(alive)
         usable = [u & e for u, e in zip(usable, edges, strict=True)]
         n_biases = sum(int(a.sum()) for a in alive) + network.layers[-1].out_features
-        n_weights = budget - n_biases
+        # A path of edges is kept even where the biases alone exceed the budget.
+        n_weights = max(budget - n_biases, len(network.layers))
         if n_weights > sum(int(u.sum()) for u in usable):
             usable = _grown(network, usable, edges, n_weights)
         masks = _largest(scores, usable, n_weights, forced)

@@ -379,7 +379,7 @@ def _hidden_layer(
 def _matrix_layer(
     weight: np.ndarray, bias: np.ndarray | None, kept: np.ndarray
 ) -> Layer:
-    values = torch.from_numpy(weight.astype(np.float32))
+    values = torch.from_numpy(np.array(weight, order="C"))
     biases = None if bias is None else torch.from_numpy(bias.copy())
     if kept.all():
         return DenseLinear(values, biases)
