@@ -407,7 +407,7 @@ class Trainer:
         train: Sample,
     ) -> None:
         """Train the dense parent, or take it from the cache."""
-        if cache is None or self.history.losses:
+        if cache is None or not epochs or self.history.losses:
             self._run(rows, epochs, hooks)
             return
 
