@@ -24,7 +24,10 @@ from sklearn_fpe.nn import (
     check_expansion,
     expand,
 )
-from sklearn_fpe.nn._split import SPLITS
+from sklearn_fpe.nn._split import SPLITS as ALL_SPLITS
+
+# Rules that expand without training.
+SPLITS = [name for name, rule in ALL_SPLITS.items() if not rule.overlapping]
 
 SHARED = ["shared", "contiguous", "feature"]
 exactly = {"rtol": 0, "atol": 0}
@@ -559,7 +562,7 @@ ERRORS = [
     ({"expansion": [2, -1]}, r"expansion must be integers >= 1, got \[2, -1\]"),
     ({"expansion": 2.5}, r"expansion must be integers >= 1, got 2.5"),
     ({"expansion": True}, r"expansion must be integers >= 1, got True"),
-    ({"expansion": [2]}, r"expansion .* one entry per hidden layer.*2 .*got .*\[2\]"),
+    ({"expansion": [2]}, r"expansion .* one entry per hidden layer.* 2, got .*\[2\]"),
     ({"expansion": (2, 2, 2)}, r"one entry per hidden layer.*\(2, 2, 2\)"),
     ({"budget": 30.5}, r"budget must be an integer or None, got 30.5"),
     ({"split": "groups"}, r"needs groups, .* every input, got None"),
@@ -584,9 +587,18 @@ def test_errors_name_the_parameter_and_what_was_given(arguments, message):
         expand(dense_network([6, 4, 3, 2]), **arguments)
 
 
-def test_a_network_without_hidden_layers_cannot_be_expanded():
-    with pytest.raises(ValueError, match=r"expansion .* there are 0 hidden layers"):
-        expand(dense_network([6, 2]), 2)
+@given(st.integers(1, 6), st.integers(1, 4), st.data())
+def test_a_network_without_hidden_layers_keeps_its_largest_weights(n_in, n_out, data):
+    network = dense_network([n_in, n_out])
+    weight = np.random.default_rng(n_in).permutation(n_in * n_out) + 1.0
+    with torch.no_grad():
+        network.layers[0].weight.copy_(torch.from_numpy(weight.reshape(n_out, n_in)))
+    budget = data.draw(st.integers(n_out + 1, n_out * (n_in + 1)))
+    expanded, expansion = expand(network, 2, budget=budget)
+    assert expansion == ()
+    assert expanded.n_nonzero == budget
+    kept = expanded.layers[0].dense_mask().numpy().ravel()
+    assert_array_equal(kept, weight > len(weight) - (budget - n_out))
 
 
 def test_only_a_dense_network_can_be_expanded():

@@ -10,13 +10,14 @@ from numpy.testing import assert_array_equal
 from sklearn_fpe.nn import is_shared, partition
 from sklearn_fpe.nn._split import SPLITS, get_split
 
-BALANCED = [split for split in SPLITS if split != "groups"]
+DISJOINT = [name for name, rule in SPLITS.items() if not rule.overlapping]
+BALANCED = [split for split in DISJOINT if split != "groups"]
 SHARED = ["shared", "contiguous", "feature"]
 seeds = st.integers(0, 2**32 - 1)
 
 
 @st.composite
-def layers(draw, splits=tuple(SPLITS)):
+def layers(draw, splits=DISJOINT):
     """Draw a weight matrix, a number of children that can be had, split and groups."""
     n_neurons, n_inputs = draw(st.integers(1, 6)), draw(st.integers(1, 14))
     split = draw(st.sampled_from(splits))

@@ -59,8 +59,10 @@ def test_a_registered_rule_is_documented(parameter, name):
         doc = inspect.getdoc(estimator)
         section = re.search(rf"\n{parameter} : (.*?)\n\n?\w+ : ", doc, re.DOTALL)[1]
         assert f'"{name}"' in section
-    by = {"split": partition, "prune": expand}.get(parameter)
-    assert by is None or f'"{name}"' in inspect.getdoc(by)
+    if parameter == "split":
+        assert f'"{name}"' in inspect.getdoc(partition)
+    if parameter == "prune" and PRUNES[name].at_once:
+        assert f'"{name}"' in inspect.getdoc(expand)
 
 
 @pytest.mark.parametrize("registry", [SPLITS, PRUNES, ACTIVATIONS, LOSSES])
@@ -83,6 +85,9 @@ def test_a_split_has_the_properties_that_it_claims(rule):
     groups = np.arange(12) // 2
     for n_children in (2, 3, 4):
         children = partition(weight, n_children, rule, groups=groups, rng=1)
+        assert (children < 0).all() == rule.overlapping
+        if rule.overlapping:  # every child reads all inputs
+            continue
         assert is_shared(children) == rule.shared
         runs = (np.diff(children, axis=1) >= 0).all()
         assert bool(runs) == rule.contiguous
@@ -101,6 +106,18 @@ def test_a_split_has_the_properties_that_it_claims(rule):
 def test_a_prune_rule_has_the_properties_that_it_claims(rule, split):
     network = MLP.dense([6, 5, 4, 3], generator=torch.Generator().manual_seed(0))
     groups = GROUPS if split == "groups" else None
+    if not rule.at_once:
+        # Nothing trains in `expand`, so the rule would never prune.
+        with pytest.raises(ValueError, match=f"prune='{rule.name}'"):
+            expand(network, 2, split, prune=rule, groups=groups)
+        clf = FPEClassifier(**QUICK, split=split, prune=rule, feature_groups=GROUPS)
+        clf.fit(X, Y)
+        assert clf.n_nonzero_ == clf.budget_ or not rule.exact
+        return
+    if SPLITS[split].overlapping:
+        with pytest.raises(ValueError, match=f"split='{split}'"):
+            expand(network, 2, split, prune=rule, groups=groups)
+        return
     if rule.needs_shared and not SPLITS[split].shared:
         with pytest.raises(ValueError, match="needs a partition that all neurons"):
             expand(network, 2, split, prune=rule, groups=groups)
@@ -375,6 +392,7 @@ OTHER = {
     "random_state": 1,
     "class_weight": {0: 3.0, 1: 1.0, 2: 1.0},
     "label_smoothing": 0.3,
+    "skip_connection": True,
 }
 NOT_VARIED = {
     "skorch_callbacks": "is an error with memory",

@@ -189,7 +189,7 @@ class BlockLinear(Layer):
         return divmod(position, self.weight.shape[1])
 
     def input_of(self, row: tuple[int, ...], column: int) -> int:
-        """Return the input that a position of `weight` reads."""
+        """Return the input that `column` of a `row` of the weight reads."""
         return int(self.inputs[row[0], column])
 
     def select_units(self, inputs: Tensor, outputs: Tensor) -> Layer:

@@ -323,7 +323,7 @@ class MLP(ArrayModule):
         return alive
 
     def edges_between(self, alive: Sequence[Tensor]) -> list[Tensor]:
-        """Return the edges that join living units, a mask for every layer."""
+        """Return the edges that join the units `alive`, a mask for every layer."""
         first = self.layers[0]
         ones = first.weight.new_ones(first.in_features, dtype=torch.bool)
         n_outputs = self.layers[-1].out_features
@@ -362,7 +362,7 @@ class MLP(ArrayModule):
         return network.train(self.training)
 
     def masked(self, level: int) -> Layer:
-        """Return one of :attr:`maps` that can be masked.
+        """Return entry `level` of :attr:`maps`, as a layer that can be masked.
 
         A dense layer is replaced by a masked one that has the same parameters.
         """
