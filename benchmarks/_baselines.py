@@ -63,7 +63,9 @@ class _Masked(nn.Module):
         return F.linear(torch.relu(hidden), weight, self.second.bias)
 
 
-def naive_masked(n_inputs, hidden, n_outputs, expansion, max_iter, batch_size, lr):
+def naive_masked(
+    n_inputs, hidden, n_outputs, expansion, max_iter, batch_size, lr, device="cpu"
+):
     """Make what one would write first: a masked net in skorch as it comes."""
     return NeuralNetClassifier(
         _Masked,
@@ -77,5 +79,6 @@ def naive_masked(n_inputs, hidden, n_outputs, expansion, max_iter, batch_size, l
         max_epochs=max_iter,
         batch_size=batch_size,
         train_split=None,
+        device=device,
         verbose=0,
     )

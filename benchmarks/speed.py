@@ -86,7 +86,7 @@ def candidates(cell, args, methods):
     )
     yield "MLPClassifier", None, None, 1, mlp_classifier
     if cell in HEADLINE:
-        naive = (d, h, c, 8, epochs, batch, 1e-3)
+        naive = (d, h, c, 8, epochs, batch, 1e-3, args.device)
         yield "naive masked skorch", None, "random", 8, lambda: naive_masked(*naive)
     for (prune, split), expansions in methods.items():
         for expansion in expansions:
@@ -174,14 +174,13 @@ def _size(model, dense):
 
 def binds(model):
     """Name what costs: multiplications of a step and activations, to the parent's."""
-    network, sizes = model.module_, model._sizes
+    network, shape = model.module_, model.learned_.recipe.shape
     # The first layer takes part in two products of a step, the others in three.
-    dense = (2 * sizes.n_inputs + 3 * sizes.n_outputs) * sizes.hidden[0]
+    dense = (2 * shape.n_inputs + 3 * shape.n_outputs) * shape.hidden[0]
     n_weights = [layer.weight.numel() for layer in network.layers]
     products = (2 * n_weights[0] + 3 * n_weights[1]) / dense
-    units = len(network.parents[0]) / sizes.hidden[0]
-    gathers = getattr(network.layers[0], "gathers", False)
-    gather = "gather" if gathers else "no gather"
+    units = len(network.parents[0]) / shape.hidden[0]
+    gather = "gather" if network.reorders_columns else "no gather"
     return f"products {products:.2f}x, activations {units:.1f}x, {gather}"
 
 

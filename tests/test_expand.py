@@ -13,17 +13,18 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
-from sklearn_fpe.nn._partition import SPLITS
 from torch.nn import functional as F
 from torch.testing import assert_close
 
 from sklearn_fpe.nn import (
     MLP,
+    Affine,
     BlockLinear,
     DenseLinear,
     check_expansion,
     expand,
 )
+from sklearn_fpe.nn._split import SPLITS
 
 SHARED = ["shared", "contiguous", "feature"]
 exactly = {"rtol": 0, "atol": 0}
@@ -135,20 +136,20 @@ def test_before_pruning_children_add_up_to_their_parent(case):
         of_parent = F.one_hot(parents, len(bias)).T.double()
         # Every edge goes to exactly one child, with its weight.
         assert_close(
-            of_parent @ layer.kept().double(), torch.ones_like(weight), **exactly
+            of_parent @ layer.dense_mask().double(), torch.ones_like(weight), **exactly
         )
         assert_close(of_parent @ layer.dense_weight(), weight, **exactly)
         # So do the weighted sums of any input to the layer, and the biases.
         x = torch.from_numpy(
             np.random.default_rng(case.seed).normal(size=weight.shape[1])
         )
-        sums = layer(x[None])[0] - layer.unit_bias()
+        sums = layer(x[None])[0] - layer.dense_bias()
         assert_close(of_parent @ sums, weight @ x)
-        assert_close(of_parent @ layer.unit_bias(), bias)
+        assert_close(of_parent @ layer.dense_bias(), bias)
     # Outgoing weights are copied to every child.
     outgoing = network.layers[-1].weight.detach()[:, inputs[-1]]
     assert_close(expanded.layers[-1].dense_weight(), outgoing, **exactly)
-    assert torch.equal(expanded.layers[-1].unit_bias(), network.layers[-1].bias)
+    assert torch.equal(expanded.layers[-1].dense_bias(), network.layers[-1].bias)
 
 
 @given(cases())
@@ -160,19 +161,19 @@ def test_children_hold_disjoint_parts_of_their_parents_edges(case):
     for dense, layer, parents, columns, n_children in zip(
         network.layers, expanded.layers, units, inputs, [*expansion, 1], strict=True
     ):
-        kept = layer.kept()
+        kept = layer.dense_mask()
         of_parent = F.one_hot(parents, dense.out_features).T.float()
         assert (of_parent @ kept.float()).max() <= 1
         weight = dense.weight.detach()[parents][:, columns]
         assert_close(layer.dense_weight(), weight * kept, **exactly)
         bias = dense.bias.detach()[parents] / n_children
-        assert_close(layer.unit_bias(), bias, **exactly)
+        assert_close(layer.dense_bias(), bias, **exactly)
 
 
 @given(cases(splits=["groups"], prunes=["magnitude"]))
 def test_no_group_is_torn(case):
     expanded, _ = case.expand()
-    kept = expanded.layers[0].kept()
+    kept = expanded.layers[0].dense_mask()
     for parent in range(case.widths[1]):
         of_parent = kept[expanded.parents[0] == parent]
         for group in set(case.groups):
@@ -198,7 +199,7 @@ def test_a_callable_splits_every_layer():
 
 def parameters_of(expanded):
     """Count kept positions from the masks, and the non-zeros of all tensors."""
-    kept = sum(int(layer.kept().sum()) for layer in expanded.layers)
+    kept = sum(int(layer.dense_mask().sum()) for layer in expanded.layers)
     kept += sum(layer.out_features for layer in expanded.layers)
     return kept, sum(int(torch.count_nonzero(p)) for p in expanded.parameters())
 
@@ -221,7 +222,7 @@ def test_budget(case):
 def test_every_unit_has_inputs_and_outputs(case):
     expanded, expansion = case.expand()
     assume(case.prune == "structured" or case.pays_for_all(expansion))
-    for into, out in pairwise(layer.kept() for layer in expanded.layers):
+    for into, out in pairwise(layer.dense_mask() for layer in expanded.layers):
         assert into.any(dim=1).all()
         assert out.any(dim=0).all()
 
@@ -233,7 +234,7 @@ def test_no_layer_starves(case):
     assume(case.pays_for_all(expansion))
     assume(case.budget is None or case.budget >= network.n_nonzero)
     for dense, layer in zip(network.layers, expanded.layers, strict=True):
-        assert layer.kept().sum() >= dense.weight.numel() // 2
+        assert layer.dense_mask().sum() >= dense.weight.numel() // 2
 
 
 def test_the_first_layer_survives_many_copies_of_large_outgoing_weights():
@@ -244,12 +245,12 @@ def test_the_first_layer_survives_many_copies_of_large_outgoing_weights():
         expanded, expansion = expand(network, 16, rng=0)
     assert expansion == (16,)
     assert expanded.n_nonzero == network.n_nonzero
-    assert expanded.layers[0].kept().sum() >= 64 * 16 // 2
+    assert expanded.layers[0].dense_mask().sum() >= 64 * 16 // 2
 
 
 def block_shapes(layer):
     """Return (inputs, children) of every block, by what the units read."""
-    reads, n_children = torch.unique(layer.kept(), dim=0, return_counts=True)
+    reads, n_children = torch.unique(layer.dense_mask(), dim=0, return_counts=True)
     assert reads.sum(dim=0).max() <= 1
     return list(zip(reads.sum(dim=1).tolist(), n_children.tolist(), strict=True))
 
@@ -281,7 +282,7 @@ def test_structured_holds_kept_parameters_only(case):
     for layer, n_children in zip(expanded.hidden, expansion, strict=True):
         shapes = block_shapes(layer)
         n_in, n_units = np.max(shapes, axis=0)
-        if not getattr(layer, "gathers", True):
+        if not getattr(layer, "reorders_columns", True):
             # Runs of columns stand whole where nearly all are read.
             assert sum(n for n, _ in shapes) >= 0.75 * layer.in_features
             n_in = layer.in_features // n_children
@@ -304,7 +305,11 @@ class MaskedDense(torch.nn.Module):
     def __init__(self, expanded):
         super().__init__()
         tensors = [
-            (layer.dense_weight().clone(), layer.unit_bias().clone(), layer.kept())
+            (
+                layer.dense_weight().clone(),
+                layer.dense_bias().clone(),
+                layer.dense_mask(),
+            )
             for layer in expanded.layers
         ]
         self.weights = torch.nn.ParameterList([weight for weight, _, _ in tensors])
@@ -391,29 +396,28 @@ def test_blocks_run_shared_partitions_and_are_no_larger_than_the_parent(case):
         n_inputs = width * n_children
 
 
-def test_contiguous_blocks_need_no_gather():
+def test_contiguous_blocks_select_no_columns():
     network = dense_network([32, 16, 3])
     most = check_expansion([32, 16, 3], 4, "contiguous", budget=None)[0].n_parameters()
-    for split, gathers in [("contiguous", False), ("shared", True)]:
+    for split, reorders in [("contiguous", False), ("shared", True)]:
         expanded, _ = expand(network, 4, split, budget=most, rng=0)
-        assert expanded.layers[0].gathers == gathers
-        assert expanded.gathers == gathers
+        assert expanded.layers[0].reorders_columns == reorders
+        assert expanded.reorders_columns == reorders
 
 
-def test_contiguous_blocks_keep_columns_they_do_not_read_rather_than_gather():
+def test_contiguous_blocks_multiply_unread_columns_instead_of_selecting():
     network = dense_network([120, 16, 2])
     expanded, _ = expand(network, 4, "contiguous", prune="structured", rng=0)
     layer = expanded.layers[0]
-    n_read = int(layer.kept().any(0).sum())
+    n_read = int(layer.dense_mask().any(0).sum())
     assert 0.9 * 120 <= n_read < 120
-    assert not layer.gathers
-    # Rows that are used again are laid out once: then nothing is masked in training.
-    assert expanded.gathers
-    # What falls well short of that gathers.
+    assert not layer.reorders_columns
+    assert expanded.arranged() is expanded
+    # Blocks that read far fewer columns select them.
     with pytest.warns(UserWarning, match="outgoing weights"):
         small, _ = expand(network, 4, "contiguous", prune="structured", budget=80)
-    assert int(small.layers[0].kept().any(0).sum()) < 90
-    assert small.layers[0].gathers
+    assert int(small.layers[0].dense_mask().any(0).sum()) < 90
+    assert small.layers[0].reorders_columns
 
 
 # --------------------------------------------------------------------------------------
@@ -474,20 +478,24 @@ def test_expand_follows_rng_and_changes_nothing_else(case):
 def test_the_seed_matters():
     network = dense_network([30, 6, 4])
     first, second = (expand(network, 3, "random", rng=seed)[0] for seed in (0, 1))
-    masks = [first.layers[0].kept(), second.layers[0].kept()]
+    masks = [first.layers[0].dense_mask(), second.layers[0].dense_mask()]
     assert masks[0].shape != masks[1].shape or (masks[0] != masks[1]).any()
 
 
-def test_activation_center_and_precision_are_kept():
+def test_activation_input_map_and_precision_are_kept():
     network = dense_network([6, 4, 2], activation="tanh").double()
-    mean = torch.tensor([0.0, 5e4, 0, 0, 1, 2], dtype=torch.float64)
-    network.fold_input(mean, torch.ones(6, dtype=torch.float64))
+    affine = Affine(np.array([0.0, 5e4, 0, 0, 1, 2]), np.ones(6))
+    network.fold_input(affine)
     expanded, _ = expand(network, 1)
-    x = mean + torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    x = torch.from_numpy(affine.mean) + torch.randn(
+        3, 6, generator=torch.Generator().manual_seed(0)
+    )
     assert torch.equal(expanded(x), network(x))
     wide, _ = expand(network, 2, rng=0)
-    assert wide.activation == "tanh"
-    assert torch.equal(wide.center, network.center)
+    assert wide.activation is network.activation
+    assert torch.equal(wide.input_mean, network.input_mean)
+    assert torch.equal(wide.input_scale, network.input_scale)
+    assert wide.input_mean is not network.input_mean
     assert {p.dtype for p in wide.parameters()} == {torch.float64}
 
 
@@ -509,7 +517,7 @@ def test_one_warning_where_an_expansion_cannot_be_had(case):
     messages = [str(w.message) for w in caught]
     if expansion != asked:
         (message,) = messages
-        assert f"expansion={asked} cannot be had" in message
+        assert f"expansion={asked} is not possible with" in message
         assert f"using expansion={expansion}" in message
     elif max(expansion) > 1 and copies > budget:
         (message,) = messages
@@ -542,7 +550,10 @@ def test_both_ends_of_the_budget_are_reached_and_nothing_beyond(case):
 
 
 ERRORS = [
-    ({"split": "clause"}, r"split must be one of .* or a callable, got 'clause'"),
+    (
+        {"split": "clause"},
+        r"split must be one of .*a SplitRule or a callable, got 'clause'",
+    ),
     ({"prune": "random"}, r"prune must be one of .*'structured'.*got 'random'"),
     ({"expansion": 0}, r"expansion must be integers >= 1, got 0"),
     ({"expansion": [2, -1]}, r"expansion must be integers >= 1, got \[2, -1\]"),

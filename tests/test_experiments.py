@@ -2,6 +2,9 @@
 
 import json
 import math
+import tarfile
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,14 +12,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import make_embeddings
 from benchmarks.experiments import (
     NAMES,
+    _dealing,
     _grid,
-    _loop,
     _page,
     _peers,
-    _stack,
+    _sparse,
     _tasks,
+    _training,
     boolean,
     children,
     peers,
@@ -24,8 +29,9 @@ from benchmarks.experiments import (
 )
 from benchmarks.experiments import __main__ as main
 from benchmarks.experiments import _claims as claims
-from benchmarks.experiments._dealing import copy_under, deal
-from sklearn_fpe.nn import MLP
+from sklearn_fpe._engine._hooks import Hook
+from sklearn_fpe._engine._net import Net
+from sklearn_fpe.nn import MLP, DenseLinear, MaskedLinear
 
 SETTINGS = {"seed": 0, "epochs": 2, "lr": 1e-2, "batch_size": 64}
 
@@ -51,89 +57,176 @@ def glyphs(tmp_path_factory):
     return str(path)
 
 
-# The loop and the peers
+def _generator(seed):
+    return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("method", peers.METHODS)
-def test_peers_count_what_is_not_zero(task, method):
+def _layers(trainer):
+    return trainer.network.layers
+
+
+# The training and the peers
+
+
+def fit_peer(task, method, n_hidden=8, expansion=4, **settings):
     function, options = peers.METHODS[method]
-    network, n_nonzero = function(task, 8, 4, **options, **SETTINGS)
+    return function(task, n_hidden, expansion, **options, **(SETTINGS | settings))
+
+
+@pytest.mark.parametrize("method", peers.OFFERED)
+def test_peers_spend_the_budget(task, method):
+    network = fit_peer(task, method)
     found = sum(int((p != 0).sum()) for p in network.parameters())
     budget = _peers.budget_of(task, 8)
-    assert found <= n_nonzero
+    assert found <= network.n_nonzero
     if "×" in method:
         per_neuron = task.n_inputs + 1 + task.n_outputs
-        factor = options["factor"]
-        assert abs(n_nonzero - factor * budget) <= per_neuron / 2
-    elif method == "DropConnect, wide":
-        assert n_nonzero > budget
+        factor = peers.METHODS[method][1]["factor"]
+        assert abs(network.n_nonzero - factor * budget) <= per_neuron / 2
+    elif method in ("DropConnect, wide", "full linear probe"):
+        assert network.n_nonzero > budget
+    elif method == "FPE, structured":
+        assert 0.95 * budget < network.n_nonzero <= budget
     else:
-        assert n_nonzero == budget
-    assert found > 0.9 * n_nonzero
-    assert 0 <= _loop.accuracy(network, task.test) <= 100
+        assert network.n_nonzero == budget
+    # Weights of constant inputs may be zero.
+    assert found > 0.85 * network.n_nonzero
+    assert 0 <= _training.accuracy(network, task.test) <= 100
 
 
-def test_every_method_sees_the_same_batches(task):
-    seen = {}
-    for method in ["FPE, shared split", "dense", "SET", "train wide, then prune"]:
-        batches = []
-        handle = torch.nn.modules.module.register_module_forward_pre_hook(
-            lambda module, args, batches=batches: (
-                batches.append(args[0][0, :8].tolist())
-                if isinstance(module, MLP) and module.training
-                else None
-            )
-        )
-        function, options = peers.METHODS[method]
-        function(task, 4, 2, **options, **SETTINGS)
-        handle.remove()
-        seen[method] = batches
-    first, *others = seen.values()
-    assert len(first) == SETTINGS["epochs"] * (500 // SETTINGS["batch_size"])
-    assert all(batches == first for batches in others)
+def test_methods_that_are_not_offered_yet_are_not_run():
+    assert {None} == {peers.METHODS[m] for m in {*peers.METHODS} - {*peers.OFFERED}}
 
 
-def test_the_loop_is_repeatable_and_leaves_the_global_generators_alone(task):
+@pytest.mark.parametrize("method", peers.OFFERED)
+def test_every_method_sees_the_same_batches(task, method, monkeypatch):
+    seen, step = [], Net.train_step
+
+    def recorded(net, batch, **fit_params):
+        seen[-1].append(batch[1][0].tolist())
+        return step(net, batch, **fit_params)
+
+    monkeypatch.setattr(Net, "train_step", recorded)
+    for name in (method, "dense"):
+        seen.append([])
+        fit_peer(task, name)
+    assert len(seen[0]) == SETTINGS["epochs"] * -(-500 // SETTINGS["batch_size"])
+    assert seen[0] == seen[1]
+    assert seen[0][0] != seen[0][len(seen[0]) // 2]
+
+
+@pytest.mark.parametrize("method", peers.OFFERED)
+def test_training_is_repeatable_and_leaves_the_global_generators_alone(task, method):
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    nets = [_peers.static_mask(task, 4, 2, rewire="RigL", **SETTINGS)[0] for _ in "ab"]
-    for a, b in zip(*(net.parameters() for net in nets), strict=True):
+    first, second = (fit_peer(task, method) for _ in "ab")
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
     assert torch.equal(torch_state, torch.get_rng_state())
     assert (numpy_state == np.random.get_state()[1]).all()  # noqa: NPY002
 
 
+class MasksOverTime(Hook):
+    """Record the masks before every step, and what is not zero outside of them."""
+
+    def __init__(self):
+        self.masks, self.n_astray = [], 0
+
+    def before_step(self, trainer):
+        layers = trainer.network.layers
+        self.masks.append([layer.dense_mask().clone() for layer in layers])
+        self.n_astray += sum(
+            int((layer.weight[~layer.dense_mask()] != 0).sum()) for layer in layers
+        )
+
+    @property
+    def counts(self):
+        return [sum(int(mask.sum()) for mask in masks) for masks in self.masks]
+
+
 @pytest.mark.parametrize("rule", ["SET", "RigL"])
 def test_rewiring_moves_connections_and_keeps_their_number(task, rule):
-    network = MLP.dense([task.n_inputs, 16, 10], generator=_loop.generator(0))
-    masks = _peers.random_masks(
-        [layer.weight.shape for layer in network.layers], 300, _loop.generator(1)
-    )
-    before = [mask.clone() for mask in masks]
-    hook = _peers.Rewire(network, masks, rule, _loop.generator(2))
-    _loop.train(network, task, range(4), 4, lr=1e-2, seed=0, batch_size=32, hook=hook)
-    for layer, mask, old in zip(network.layers, masks, before, strict=True):
-        assert mask.sum() == old.sum()
-        assert not torch.equal(mask, old)
-        assert not layer.weight[~mask].any()
-
-
-def test_a_stack_learns_what_single_networks_learn():
-    ways = [(1, "random"), (2, "random"), (2, "groups"), (3, "shared"), (2, "feature")]
-    seeds = [0, 1, 0, 1, 0]
-    tasks = [
-        _tasks.make_task("boolean", seed=s, n_train=300, n_test=50, **boolean.TASK)
-        for s in seeds
+    dense = MLP.dense([task.n_inputs, 16, 10], generator=_generator(0))
+    shapes = [layer.weight.shape for layer in dense.layers]
+    masks = _sparse.random_masks(shapes, 300, _generator(1))
+    layers = [
+        MaskedLinear(layer.weight.data, layer.bias.data, mask)
+        for layer, mask in zip(dense.layers, masks, strict=True)
     ]
-    fit = boolean.FIT | {"epochs": 4}
-    stacked = _stack.fit_stack(tasks, 8, ways, seeds, **fit)
-    for network, task, way, seed in zip(stacked, tasks, ways, seeds, strict=True):
-        alone = _loop.fit_fpe(task, (8,), *way[:1], split=way[1], seed=seed, **fit)
-        assert network.n_nonzero == alone.n_nonzero == _peers.budget_of(task, 8)
-        for a, b in zip(network.layers, alone.layers, strict=True):
-            torch.testing.assert_close(a.dense_weight(), b.dense_weight())
-            torch.testing.assert_close(a.unit_bias(), b.unit_bias())
-            assert torch.equal(a.kept(), b.kept())
-            assert not a.dense_weight()[~a.kept()].any()
+    seen = MasksOverTime()
+    hooks = [_sparse.Rewire(rule, _generator(2)), seen]
+    settings = SETTINGS | {"epochs": 4, "batch_size": 32}
+    trained = _training.fit_network(task, MLP(layers), hooks=hooks, **settings)
+    assert seen.n_astray == 0
+    for level, old in enumerate(masks):
+        over_time = [masks[level] for masks in seen.masks]
+        assert {int(mask.sum()) for mask in over_time} == {int(old.sum())}
+        n_changes = sum(not torch.equal(*pair) for pair in pairwise(over_time))
+        assert n_changes > 10
+        last = trained.layers[level]
+        assert torch.equal(last.mask, over_time[-1])
+        assert not last.weight[~last.mask].any()
+
+
+def test_gradual_pruning_falls_to_the_budget_and_never_revives(task):
+    seen = MasksOverTime()
+    network = _training.new_network(task, 32, seed=0)
+    hooks = [_sparse.PruneGradually(400), seen]
+    settings = SETTINGS | {"epochs": 12, "batch_size": 32}
+    trained = _training.fit_network(task, network, hooks=hooks, **settings)
+    n_all = sum(layer.weight.numel() for layer in network.layers)
+    n_steps = len(seen.counts)
+    assert seen.counts == sorted(seen.counts, reverse=True)
+    assert set(seen.counts[: n_steps // 10]) == {n_all}
+    assert set(seen.counts[int(0.75 * n_steps) + 1 :]) == {400}
+    assert len(set(seen.counts)) > 5
+    assert seen.n_astray == 0
+    for before, after in pairwise(seen.masks):
+        assert not any((b & ~a).any() for a, b in zip(before, after, strict=True))
+    assert trained.n_nonzero == 400 + 32 + 10
+
+
+def test_the_saliency_is_that_of_the_optimizers_running_mean(task):
+    found = []
+
+    class Compare(Hook):
+        def before_step(self, trainer):
+            if trainer.step == 0:
+                self.squares = [torch.zeros_like(x.weight) for x in _layers(trainer)]
+            for level, layer in enumerate(_layers(trainer)):
+                state = trainer.optimizer_state(level)
+                assert (state == {}) == (trainer.step == 0)
+                if state:
+                    torch.testing.assert_close(
+                        state["exp_avg_sq"], self.squares[level], rtol=1e-4, atol=1e-12
+                    )
+                    found.append(level)
+                self.squares[level].mul_(0.999).addcmul_(
+                    layer.weight.grad, layer.weight.grad, value=0.001
+                )
+
+    _training.fit_network(
+        task, _training.new_network(task, 8, seed=0), hooks=[Compare()], **SETTINGS
+    )
+    assert set(found) == {0, 1}
+
+
+def test_dropconnect_has_the_gradients_of_autograd():
+    weight, bias = torch.randn(5, 7), torch.randn(5)
+    layer = _sparse.DropConnectLinear(weight, bias, 0.6, [0, 0]).train()
+    x = torch.randn(11, 7, requires_grad=True)
+    outputs = layer(x)
+    kept = layer.factor > 0
+    assert 0 < int(kept.sum()) < kept.numel()
+    torch.testing.assert_close(outputs, x @ (weight * kept / 0.6).T + bias)
+    gradient = torch.randn(11, 5)
+    expected = torch.autograd.grad(outputs, (layer.weight, layer.bias, x), gradient)
+    layer.weight.grad, layer.bias.grad = torch.empty(5, 7), torch.empty(5)
+    with torch.no_grad():
+        back = layer.backward(x, gradient)
+    for a, b in zip(expected, (layer.weight.grad, layer.bias.grad, back), strict=True):
+        torch.testing.assert_close(a, b)
+    dense = DenseLinear(weight, bias)
+    torch.testing.assert_close(layer.eval()(x), dense(x))
 
 
 @settings(max_examples=10)
@@ -141,26 +234,48 @@ def test_a_stack_learns_what_single_networks_learn():
 def test_random_masks_have_the_number_asked_for(n_in, n_hidden, n_out, data):
     shapes = [torch.Size([n_hidden, n_in]), torch.Size([n_out, n_hidden])]
     n = data.draw(st.integers(2, sum(math.prod(s) for s in shapes)))
-    masks = _peers.random_masks(shapes, n, _loop.generator(0))
+    masks = _sparse.random_masks(shapes, n, _generator(0))
     assert [mask.shape for mask in masks] == shapes
     assert sum(int(mask.sum()) for mask in masks) == n
 
 
 @pytest.mark.parametrize("dealing", children.DEALINGS)
-def test_dealings_have_equal_fan_ins_and_the_same_budget(dealing):
-    parent = MLP.dense([12, 3, 4], generator=_loop.generator(0))
-    weight = parent.layers[0].weight.detach().numpy()
-    seen = deal(weight, 3, dealing, np.random.default_rng(0))
+def test_dealings_have_equal_fan_ins_and_the_same_budget(dealing, task):
+    weight = np.random.default_rng(0).normal(size=(3, 12))
+    seen = _dealing.deal(weight, 3, dealing, np.random.default_rng(0))
     assert seen.shape == (3, 3, 12)
     assert (seen.sum(axis=2) == 4).all()
     disjoint = (seen.sum(axis=0) == 1).all()
     assert disjoint == (not dealing.startswith("overlapping"))
     shared = (seen == seen[:, :1]).all()
     assert shared == (dealing in ("shared", "feature", "overlapping shared"))
-    budget = 12 * 3 + 3 + 3 * 4 + 4
-    network, hook = copy_under(parent, torch.from_numpy(seen), budget)
-    assert hook.n_nonzero(network) == budget
-    assert not (hook.masks[0].numpy() & ~seen.reshape(9, 12)).any()
+    measured = _dealing.fit_children(task, 6, 3, dealing, warmup=0.5, **SETTINGS)
+    assert measured["n_nonzero"] == _peers.budget_of(task, 6)
+
+
+@pytest.mark.parametrize("dealing", ["shared", "overlapping"])
+def test_children_begin_as_copies_of_their_parents(dealing, task):
+    seen = {}
+
+    class Watch(Hook):
+        def on_phase_end(self, trainer):
+            if trainer.phase == "warm-up":
+                seen["parent"] = [x.weight.detach().clone() for x in _layers(trainer)]
+
+        def on_phase_begin(self, trainer):
+            if trainer.phase == "fine-tune":
+                seen["children"] = [x.weight.detach().clone() for x in _layers(trainer)]
+
+    recipe = _training.make_recipe(task, (6,), 3, 0, split="random")
+    recipe = replace(recipe, prune=_dealing.KeepAll())
+    deal = _dealing.Deal(3, dealing, recipe.budget, np.random.default_rng(0))
+    settings = {k: v for k, v in SETTINGS.items() if k != "seed"}
+    _training.train(task, recipe, hooks=[deal, Watch()], warmup=0.5, **settings)
+    (first, last), (wide, out) = seen["parent"], seen["children"]
+    for child, parent in ((wide, first.repeat(3, 1)), (out, last.repeat(1, 3))):
+        kept = child != 0
+        assert torch.equal(child[kept], parent[kept])
+        assert int(kept.sum()) >= parent.numel() // 3 // 3
 
 
 def test_boolean_tasks_are_signs_and_a_new_formula_per_seed():
@@ -204,6 +319,24 @@ def test_the_rate_is_chosen_on_validation_rows_of_the_first_seed():
         assert [row["seed"] for row in best[name,]] == [0, 1, 2]
         assert _grid.mean(best[name,]) == pytest.approx(100 * lr + 1)
         assert _grid.spread(best[name,]) == pytest.approx(1)
+
+
+def test_the_weight_decay_is_chosen_with_the_rate():
+    def measure(name, lr, weight_decay, seed, data):
+        best = {"a": (0.1, 0.0), "b": (0.2, 0.3)}[name]
+        apart = abs(lr - best[0]) + abs(weight_decay - best[1])
+        return {"validation": 80.0 - apart, "test": 1.0}
+
+    jobs = [{"name": "a"}, {"name": "b"}]
+    decays = {"a": (0.0, 0.1), "b": (0.0, 0.1, 0.3)}
+    rows = _grid.run_tuned(
+        measure, jobs, 3, 1, rates=(0.1, 0.2), decays=lambda job: decays[job["name"]]
+    )
+    assert len(rows) == 2 * 2 + 2 * 3 + 2 * 2
+    best = _grid.tuned(rows, "name")
+    for name, setting in [("a", (0.1, 0.0)), ("b", (0.2, 0.3))]:
+        assert {(r["lr"], r["weight_decay"]) for r in best[name,]} == {setting}
+        assert [row["seed"] for row in best[name,]] == [0, 1, 2]
 
 
 def test_verdicts():
@@ -289,3 +422,48 @@ def test_data_must_be_a_file(capsys):
     with pytest.raises(SystemExit):
         main.main(["--data", "nowhere.npz", "--quick"])
     assert "--data must be a file, got 'nowhere.npz'" in capsys.readouterr().err
+
+
+# Public embeddings
+
+
+WORDNET = {
+    "data.noun1": "  1 License text | not a definition\n"
+    '00000001 05 n 01 cat 0 000 @ | a feline; small; "the cat sat"  \n',
+    "data.noun2": "00000002 05 n 01 dog 0 000 @ | a canine  \n",
+    "data.verb": "00000003 38 v 01 go 0 000 | to move  \n"
+    "00000004 30 v 01 pass 0 000 | to change  \n"
+    "00000005 38 v 01 shift 0 000 | to change  \n",
+    "index.noun": "cat n 1 0 1 0 00000001  \n",
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_definitions_are_read_of_a_folder_or_an_archive(tmp_path, packed):
+    folder = tmp_path / "dict"
+    folder.mkdir()
+    for name, content in WORDNET.items():
+        (folder / name).write_text(content)
+    path = folder
+    if packed:
+        path = tmp_path / "source.tar.gz"
+        with tarfile.open(path, "w:gz") as archive:
+            archive.add(folder, "source/wordnet/dict")
+    lines = make_embeddings.read_wordnet(path)
+    texts, labels = make_embeddings.definitions(lines)
+    names = [make_embeddings.LEXICOGRAPHER_FILES[label] for label in labels]
+    expected = {"a feline; small": "noun.animal", "a canine": "noun.animal"}
+    assert dict(zip(texts, names, strict=True)) == expected | {"to move": "verb.motion"}
+
+
+def test_digits_become_embeddings_that_the_experiments_read(tmp_path):
+    path = str(tmp_path / "digits.npz")
+    make_embeddings.main(["digits", path])
+    with np.load(path) as file:
+        assert {*file} == {"X_train", "y_train", "X_test", "y_test", "classes"}
+        X = file["X_train"].astype(np.float32)
+        assert file["classes"].tolist() == [str(i) for i in range(10)]
+    np.testing.assert_allclose(np.linalg.norm(X, axis=1), 1, atol=1e-2)
+    task = _tasks.make_task("glyphs", data={"glyphs": path})
+    assert task.n_classes == 10
+    assert task.n_inputs == X.shape[1]

@@ -7,17 +7,24 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn_fpe._training import WeightedLoss
-from sklearn_fpe.nn._gradients import ALIGNMENT, backpropagate, flatten_parameters
 from torch.testing import assert_close
 
+from sklearn_fpe._engine._loss import LOSSES
+from sklearn_fpe._engine._step import (
+    ALIGNMENT,
+    FlatParameters,
+    backpropagate,
+    has_fast_step,
+)
 from sklearn_fpe.nn import MLP, expand
-from sklearn_fpe.nn._mlp import ACTIVATIONS
+from sklearn_fpe.nn._activation import ACTIVATIONS
+
+FAST = sorted(name for name, a in ACTIVATIONS.items() if a.backward_ is not None)
 
 pytestmark = pytest.mark.filterwarnings("ignore:The outgoing weights of the children")
 
 seeds = st.integers(0, 2**32 - 1)
-losses = st.sampled_from(["softmax", "sigmoid", "squared"])
+losses = st.sampled_from(sorted(LOSSES))
 
 
 @st.composite
@@ -26,7 +33,7 @@ def networks(draw):
     n_hidden = draw(st.integers(1, 3))
     widths = [draw(st.integers(4, 12)) for _ in range(n_hidden + 2)]
     generator = torch.Generator().manual_seed(draw(seeds))
-    network = MLP.dense(widths, draw(st.sampled_from(sorted(ACTIVATIONS))), generator)
+    network = MLP.dense(widths, draw(st.sampled_from(FAST)), generator)
     with torch.no_grad():
         for layer in network.layers:
             layer.bias.uniform_(-1, 1, generator=generator)
@@ -37,8 +44,6 @@ def networks(draw):
         network, _ = expand(
             network, 2, draw(st.sampled_from(splits)), prune=prune, rng=draw(seeds)
         )
-    if draw(st.booleans()):
-        network.center = torch.rand(widths[0], generator=generator)
     return network
 
 
@@ -53,43 +58,27 @@ def batch(loss, n_rows, n_outputs, rng):
     return targets, torch.from_numpy(rng.uniform(0, 2, n_rows)).float()
 
 
-@given(losses, st.integers(1, 40), st.integers(2, 6), st.booleans(), seeds)
-def test_the_loss_and_its_gradient(kind, n_rows, n_outputs, by_unit, seed):
-    rng = np.random.default_rng(seed)
-    loss = WeightedLoss(kind)
-    target = batch(kind, n_rows, n_outputs, rng)
-    outputs = torch.from_numpy(rng.normal(scale=5, size=(n_rows, n_outputs))).float()
-    if by_unit:
-        outputs = outputs.T.contiguous().T
-    recorded = outputs.clone().requires_grad_()
-    expected = loss(recorded, target)
-    expected.backward()
-    value, gradient = loss.differentiate(outputs, target)
-    assert_close(value, expected.detach(), rtol=1e-5, atol=1e-6)
-    assert_close(gradient, recorded.grad, rtol=1e-5, atol=1e-6)
-
-
 @given(networks(), losses, st.integers(1, 40), st.booleans(), seeds)
-def test_backpropagation_is_that_of_autograd(network, kind, n_rows, gather, seed):
+def test_backpropagation_equals_autograd(network, kind, n_rows, arrange, seed):
     rng = np.random.default_rng(seed)
-    loss = WeightedLoss(kind)
+    loss = LOSSES[kind]()
     x = torch.from_numpy(rng.normal(size=(n_rows, network.layers[0].in_features)))
     x, target = x.float(), batch(kind, n_rows, network.layers[-1].out_features, rng)
-    gathered = gather and network.gathers
-    x = network.gather(x) if gathered else x
-    before = x.clone()
     twin = copy.deepcopy(network)
-    expected = loss(twin(x, gathered=gathered), target)
+    assert has_fast_step(network)
+    flat = FlatParameters(network)
+    used = network
+    if arrange:
+        x, used = network.arrange(x), network.arranged()
+        twin = twin.arranged()
+    before = x.clone()
+    expected = loss(twin(x), *target)
     expected.backward()
-    vector, kept = flatten_parameters(network)
-    value = backpropagate(
-        network, x, lambda outputs: loss.differentiate(outputs, target), gathered
-    )
-    if kept is not None:
-        vector.grad.mul_(kept)
+    value = backpropagate(used, x, lambda outputs: loss.differentiate(outputs, *target))
+    flat.mask_gradients()
     assert torch.equal(x, before)
     assert_close(value, expected.detach(), rtol=1e-5, atol=1e-6)
-    for p, q in zip(network.parameters(), twin.parameters(), strict=True):
+    for p, q in zip(used.parameters(), twin.parameters(), strict=True):
         assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-5)
         assert_close(p, q, rtol=0, atol=0)
 
@@ -99,7 +88,8 @@ def test_parameters_are_views_of_one_vector(network, seed):
     values = {name: p.clone() for name, p in network.named_parameters()}
     parameters = dict(network.named_parameters())
     twin = copy.deepcopy(network)
-    vector, kept = flatten_parameters(network)
+    flat = FlatParameters(network)
+    vector, kept = flat.vector, flat.trainable
     sizes = [-(-p.numel() // ALIGNMENT) * ALIGNMENT for p in parameters.values()]
     assert vector.numel() == sum(sizes)
     assert (vector.grad == 0).all()
@@ -112,6 +102,7 @@ def test_parameters_are_views_of_one_vector(network, seed):
         assert not (vector * (1 - kept)).any()
     for name, p in network.named_parameters():
         assert p is parameters[name]
+        assert torch.equal(vector[flat.places[p]], p.flatten())
         assert torch.equal(p, values[name])
         assert p.data_ptr() % (4 * ALIGNMENT) == vector.data_ptr() % (4 * ALIGNMENT)
     # What one optimizer does to the vector, another does to the parameters.
@@ -136,16 +127,15 @@ def test_backpropagation_on_the_gpu():
     rng = np.random.default_rng(0)
     network = MLP.dense([64, 16, 10], generator=torch.Generator().manual_seed(0))
     network, _ = expand(network, 4, prune="structured", rng=0)
-    loss, target = WeightedLoss("softmax"), batch("softmax", 32, 10, rng)
+    loss, target = LOSSES["softmax"](), batch("softmax", 32, 10, rng)
     x = torch.from_numpy(rng.normal(size=(32, 64))).float()
     gradients = []
     for device in ("cpu", "cuda"):
         twin = copy.deepcopy(network).to(device)
-        vector, kept = flatten_parameters(twin)
+        flat = FlatParameters(twin)
         there = tuple(t.to(device) for t in target)
-        backpropagate(twin, x.to(device), lambda o, t=there: loss.differentiate(o, t))
-        if kept is not None:
-            vector.grad.mul_(kept)
+        backpropagate(twin, x.to(device), lambda o, t=there: loss.differentiate(o, *t))
+        flat.mask_gradients()
         gradients.append([p.grad.cpu() for p in twin.parameters()])
     for a, b in zip(*gradients, strict=True):
         assert_close(a, b, rtol=1e-3, atol=1e-3)

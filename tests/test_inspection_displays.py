@@ -33,7 +33,10 @@ def expanded(weight, kept, parents):
     """Make a network with a first layer of these weights (n_units, n_inputs)."""
     weight = torch.tensor(weight)
     first = MaskedLinear(weight, torch.zeros(len(weight)), torch.tensor(kept) == 1)
-    return MLP([first, DenseLinear(len(weight), 1)], parents=[torch.tensor(parents)])
+    return MLP(
+        [first, DenseLinear(torch.ones(1, len(weight)), torch.zeros(1))],
+        parents=[torch.tensor(parents)],
+    )
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from sklearn_fpe.nn import BlockLinear, DenseLinear, MaskedLinear, _blocks
+from sklearn_fpe.nn import Affine, BlockLinear, DenseLinear, MaskedLinear, _blocks
 
 seeds = st.integers(0, 2**32 - 1)
 exactly = {"rtol": 0, "atol": 0}
@@ -52,9 +52,7 @@ class Example:
 
 
 def dense_example(rng, n_in, n_out):
-    layer = torch.nn.utils.skip_init(DenseLinear, n_in, n_out)
-    layer.weight = torch.nn.Parameter(normal(rng, n_out, n_in))
-    layer.bias = torch.nn.Parameter(normal(rng, n_out))
+    layer = DenseLinear(normal(rng, n_out, n_in), normal(rng, n_out))
     place = np.arange(n_in * n_out).reshape(n_out, n_in)
     return Example(layer, (n_out, n_in), place, np.arange(n_out))
 
@@ -142,18 +140,22 @@ def backward(function, x, seed):
     return out.detach(), x.grad
 
 
-few_rows = st.sampled_from([0, 2**31])  # unit by unit, or row by row
+least_rows = st.sampled_from([0, 2**31])  # outputs are column-major, or row-major
 narrow = st.sampled_from([range(0), range(100)])  # no block is narrow, or every one
 
 
-@given(examples(), st.integers(0, 6), st.booleans(), few_rows, seeds)
+def column_major_from(n_rows):
+    return mock.patch.object(_blocks, "MIN_COLUMN_MAJOR_ROWS", n_rows)
+
+
+@given(examples(), st.integers(0, 6), st.booleans(), least_rows, seeds)
 def test_values_and_gradients_are_those_of_masked_dense(
-    example, n_rows, train, few_rows, seed
+    example, n_rows, train, least_rows, seed
 ):
     layer = example.layer.train(train)
     weight, mask, bias = example.reference()
     x = normal(np.random.default_rng(seed), n_rows, layer.in_features)
-    with mock.patch.object(_blocks, "FEW_ROWS", few_rows):
+    with column_major_from(least_rows):
         got = backward(layer, x, seed % 1000)
     expected = backward(lambda x: F.linear(x, weight * mask, bias), x, seed % 1000)
     for a, b in zip(got, expected, strict=True):
@@ -161,82 +163,100 @@ def test_values_and_gradients_are_those_of_masked_dense(
     assert_close(example.scatter(layer.weight.grad), weight.grad, rtol=1e-5, atol=1e-5)
     bias_grad = layer.bias.grad.flatten()[example.units]
     assert_close(bias_grad, bias.grad, rtol=1e-5, atol=1e-5)
-    if train:
-        assert (layer.weight.grad[example.place < 0] == 0).all()
+    assert (layer.weight.grad[example.place < 0] == 0).all()
 
 
-@given(examples(), st.integers(0, 6), few_rows, narrow, seeds)
+@given(examples(), st.integers(0, 6), least_rows, narrow, seeds)
 def test_values_are_the_same_where_no_gradients_are_recorded(
-    example, n_rows, few_rows, narrow, seed
+    example, n_rows, least_rows, narrow, seed
 ):
     weight, _, bias = example.reference()
     x = normal(np.random.default_rng(seed), n_rows, example.layer.in_features)
     with (
         torch.no_grad(),
-        mock.patch.object(_blocks, "FEW_ROWS", few_rows),
-        mock.patch.object(_blocks, "NARROW", narrow),
+        column_major_from(least_rows),
+        mock.patch.object(_blocks, "ROW_MAJOR_OUTPUTS", narrow),
     ):
         got = example.layer(x)
     assert_close(got, F.linear(x, weight, bias).detach(), rtol=1e-5, atol=1e-5)
 
 
-@given(examples(), st.integers(0, 6), *[st.booleans()] * 3, few_rows, seeds)
-def test_backward_is_that_of_autograd(
-    example, n_rows, gathered, first, by_unit, few_rows, seed
+@given(examples(), st.integers(0, 6), *[st.booleans()] * 3, least_rows, seeds)
+def test_backward_equals_autograd(
+    example, n_rows, arranged, first, column_major, least_rows, seed
 ):
     layer = example.layer
-    gathered &= isinstance(layer, BlockLinear)
-    first |= gathered  # what is gathered is the input of the network
-    options = {"gathered": True} if gathered else {}
     rng = np.random.default_rng(seed)
     x = normal(rng, n_rows, layer.in_features)
-    x = layer.gather(x) if gathered else x
+    if arranged and isinstance(layer, BlockLinear):
+        x, layer = layer.arrange(x), layer.arranged()
     gradient = normal(rng, n_rows, layer.out_features)
-    if by_unit:
+    if column_major:
         x, gradient = x.T.contiguous().T, gradient.T.contiguous().T
-    with mock.patch.object(_blocks, "FEW_ROWS", few_rows):
+    with column_major_from(least_rows):
         x.requires_grad_()
-        (layer(x, **options) * gradient).sum().backward()
+        (layer(x) * gradient).sum().backward()
         expected = [x.grad, layer.weight.grad.clone(), layer.bias.grad.clone()]
         layer.weight.grad.fill_(torch.nan)
         layer.bias.grad.fill_(torch.nan)
         with torch.no_grad():
-            got = layer._backward(x.detach(), gradient, first=first, gathered=gathered)
+            got = layer.backward(x.detach(), gradient, first=first)
     if first:
         assert got is None
         got = x.grad
-    layer.weight.grad[example.place < 0] = 0.0  # what is masked is the caller's
+    # Pruned weights get the gradient that they would have if they were kept.
+    assert layer.weight.grad.isfinite().all()
+    layer.weight.grad[example.place < 0] = 0.0
     for a, b in zip((got, layer.weight.grad, layer.bias.grad), expected, strict=True):
         assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-@given(examples(["block"]), st.booleans(), few_rows, seeds)
-def test_gathered_columns_give_the_same_values_and_gradients(
-    example, train, few_rows, seed
+@given(examples(["masked", "block"]), st.integers(1, 6), least_rows, seeds)
+def test_pruned_weights_get_the_gradient_of_a_kept_weight(
+    example, n_rows, least_rows, seed
+):
+    layer = example.layer
+    available = layer.available()
+    rng = np.random.default_rng(seed)
+    x = normal(rng, n_rows, layer.in_features)
+    gradient = normal(rng, n_rows, layer.out_features)
+    layer.weight.grad = torch.zeros_like(layer.weight)
+    layer.bias.grad = torch.zeros_like(layer.bias)
+    with column_major_from(least_rows), torch.no_grad():
+        layer.backward(x, gradient, first=True)
+    got = layer.weight.grad.clone()
+    layer.zero_grad()
+    layer.set_mask(available)
+    (layer(x) * gradient).sum().backward()
+    assert_close(got[available], layer.weight.grad[available], rtol=1e-5, atol=1e-5)
+
+
+@given(examples(["block"]), st.booleans(), least_rows, seeds)
+def test_arranged_columns_give_the_same_values_and_gradients(
+    example, train, least_rows, seed
 ):
     layer = example.layer.train(train)
     x = normal(np.random.default_rng(seed), 4, layer.in_features)
     before = x.clone()
-    gathered = layer.gather(x)
+    arranged, twin = layer.arrange(x), layer.arranged()
     assert torch.equal(x, before)
-    in_place = x.clone()
-    laid_out = layer.gather(in_place, in_place=True)
-    assert torch.equal(laid_out, gathered)
-    assert layer.gathers or laid_out is in_place
-    read = torch.zeros(layer.inputs.numel(), dtype=torch.bool)
-    read[(example.place >= 0).any(1).flatten()] = True
-    assert torch.equal(gathered[:, read], x[:, layer.inputs.flatten()[read]])
-    with mock.patch.object(_blocks, "FEW_ROWS", few_rows):
+    assert torch.equal(arranged, x[:, layer.inputs.flatten()])
+    assert torch.equal(arranged, x) or layer.reorders_columns
+    assert twin.weight is layer.weight
+    assert twin.bias is layer.bias
+    assert not twin.reorders_columns
+    assert torch.equal(twin.arrange(arranged), arranged)
+    assert twin.out_features == layer.out_features
+    assert twin.n_nonzero == layer.n_nonzero
+    with column_major_from(least_rows):
         expected = backward(layer, x, 0)[0]
         weight, bias = layer.weight.grad, layer.bias.grad
         layer.zero_grad()
-        got = backward(lambda x: layer(x, gathered=True), gathered, 0)[0]
+        got = backward(twin, arranged, 0)[0]
     assert_close(got, expected, rtol=1e-5, atol=1e-5)
     assert_close(layer.bias.grad, bias, rtol=1e-5, atol=1e-5)
-    kept = example.place >= 0
-    assert_close(layer.weight.grad[kept], weight[kept], rtol=1e-5, atol=1e-5)
-    if train:
-        assert (layer.weight.grad[~kept] == 0).all()
+    assert_close(layer.weight.grad, weight, rtol=1e-5, atol=1e-5)
+    assert (layer.weight.grad[example.place < 0] == 0).all()
 
 
 @given(examples(), seeds)
@@ -249,7 +269,7 @@ def test_strides_of_the_input_do_not_matter(example, seed):
 
 
 def test_a_dense_layer_takes_any_leading_dimensions():
-    layer = DenseLinear(40, 3)
+    layer = DenseLinear(torch.randn(3, 40), torch.randn(3))
     x = torch.randn(2, 20, 40).permute(1, 0, 2).contiguous().permute(1, 0, 2)
     expected = F.linear(x, layer.weight, layer.bias)
     assert_close(layer(x), expected)
@@ -279,14 +299,14 @@ def test_a_layer_tells_what_it_holds(example):
     layer = example.layer
     weight, mask, bias = example.reference()
     assert (layer.out_features, layer.in_features) == example.shape
-    assert torch.equal(layer.kept(), mask)
-    assert layer.kept().dtype == torch.bool
+    assert torch.equal(layer.dense_mask(), mask)
+    assert layer.dense_mask().dtype == torch.bool
     assert torch.equal(layer.dense_weight(), weight)
-    assert torch.equal(layer.unit_bias(), bias)
+    assert torch.equal(layer.dense_bias(), bias)
     assert layer.n_nonzero == int(mask.sum()) + len(bias)
     assert torch.count_nonzero(layer.weight) <= mask.sum()
     assert not layer.dense_weight().requires_grad
-    assert not layer.unit_bias().requires_grad
+    assert not layer.dense_bias().requires_grad
 
 
 OPTIMIZERS = {
@@ -300,9 +320,9 @@ OPTIMIZERS = {
 }
 
 
-@given(examples(), st.sampled_from(sorted(OPTIMIZERS)), few_rows, seeds)
+@given(examples(), st.sampled_from(sorted(OPTIMIZERS)), least_rows, seeds)
 def test_training_is_that_of_masked_dense_and_keeps_zeros(
-    example, name, few_rows, seed
+    example, name, least_rows, seed
 ):
     example.layer.double().train()
     weight, mask, bias = example.reference(torch.float64)
@@ -315,13 +335,13 @@ def test_training_is_that_of_masked_dense_and_keeps_zeros(
         optimizer = OPTIMIZERS[name](parameters)
         for _ in range(4):
             optimizer.zero_grad()
-            with mock.patch.object(_blocks, "FEW_ROWS", few_rows):
+            with column_major_from(least_rows):
                 F.mse_loss(function(data[0]), data[1]).backward()
             optimizer.step()
     assert (example.layer.weight[example.place < 0] == 0).all()
     assert (example.layer.dense_weight()[~mask] == 0).all()
     assert_close(example.layer.dense_weight(), weight.detach(), rtol=1e-6, atol=1e-9)
-    assert_close(example.layer.unit_bias(), bias.detach(), rtol=1e-6, atol=1e-9)
+    assert_close(example.layer.dense_bias(), bias.detach(), rtol=1e-6, atol=1e-9)
     x = data[0]
     trained = example.layer(x)
     assert_close(example.layer.eval()(x), trained, rtol=1e-12, atol=1e-12)
@@ -332,16 +352,16 @@ def test_folding_is_exact_to_rounding(example, seed):
     layer = example.layer
     rng = np.random.default_rng(seed)
     n = layer.in_features
-    scale = torch.from_numpy(rng.uniform(0.01, 100, n))
-    shift = torch.from_numpy(rng.normal(size=n))
+    affine = Affine(rng.normal(size=n), rng.uniform(0.01, 100, n))
     x = torch.from_numpy(rng.normal(size=(4, n)))
-    expected = copy.deepcopy(layer).double()((x - shift) * scale)
-    mask = layer.kept().clone()
-    layer.fold_input(scale, shift)
+    expected = copy.deepcopy(layer).double()(torch.from_numpy(affine(x.numpy())))
+    mask = layer.dense_mask().clone()
+    layer.fold_input(affine)
     weight, _, bias = example.reference(torch.float64)
-    size = 1e-6 * (x.abs() @ weight.T.abs() + bias.abs() + shift.abs() @ weight.T.abs())
+    reach = x.abs() + torch.from_numpy(np.abs(affine.mean))
+    size = 1e-6 * (reach @ weight.T.abs() + bias.abs())
     assert ((layer.double()(x) - expected).abs() <= size).all()
-    assert torch.equal(layer.kept(), mask)
+    assert torch.equal(layer.dense_mask(), mask)
     assert (layer.weight[example.place < 0] == 0).all()
 
 
@@ -395,6 +415,70 @@ def test_a_state_dict_restores_a_layer(example, seed):
     other.load_state_dict(layer.state_dict())
     x = normal(np.random.default_rng(seed), 3, layer.in_features)
     assert_close(other(x), layer(x), **exactly)
+
+
+@given(examples(), seeds)
+def test_a_mask_can_be_changed_where_there_are_weights(example, seed):
+    layer = example.layer
+    rng = np.random.default_rng(seed)
+    if isinstance(layer, DenseLinear):
+        with pytest.raises(TypeError, match="use a MaskedLinear"):
+            layer.set_mask(torch.ones_like(layer.weight, dtype=torch.bool))
+        dense, layer = layer, MaskedLinear.of(layer)
+        assert layer.weight is dense.weight
+        assert torch.equal(layer.dense_weight(), dense.dense_weight())
+        assert layer.n_nonzero == dense.n_nonzero
+    before = layer.weight.detach().clone()
+    available = layer.available()
+    assert available[example.place >= 0].all()
+    mask = available & torch.from_numpy(rng.random(layer.weight.shape) < 0.5)
+    given_mask = mask.clone()
+    layer.set_mask(given_mask)
+    given_mask.fill_(True)  # the layer holds a copy
+    assert torch.equal(layer.mask, mask)
+    assert layer.n_nonzero == int(mask.sum()) + layer.out_features
+    assert layer.n_nonzero == int(layer.dense_mask().sum()) + layer.out_features
+    assert_close(layer.weight.detach(), before * mask, **exactly)
+    weight = layer.dense_weight()
+    assert torch.equal(weight != 0, layer.dense_mask() & (weight != 0))
+    x = normal(rng, 3, layer.in_features)
+    expected = F.linear(x, weight, layer.dense_bias())
+    assert_close(layer(x).detach(), expected, rtol=1e-5, atol=1e-5)
+    twin = pickle.loads(pickle.dumps(layer))
+    assert torch.equal(twin.mask, mask)
+    # A weight that is kept anew starts from zero.
+    layer.set_mask(available)
+    assert_close(layer.weight.detach(), before * mask, **exactly)
+
+
+@given(examples(["masked", "block"]))
+def test_an_illegal_mask_changes_nothing(example):
+    layer = example.layer
+    state = copy.deepcopy(layer.state_dict())
+    shape = layer.weight.shape
+    illegal = [torch.ones(shape), torch.ones((*shape, 2), dtype=torch.bool)]
+    if not layer.available().all():
+        illegal.append(torch.ones(shape, dtype=torch.bool))
+    for mask in illegal:
+        with pytest.raises(ValueError, match="mask must be"):
+            layer.set_mask(mask)
+    after = layer.state_dict()
+    assert after.keys() == state.keys()
+    assert all(torch.equal(after[name], state[name]) for name in state)
+
+
+@given(examples())
+def test_print_shows_shape_blocks_and_density(example):
+    layer = example.layer
+    text = repr(layer)
+    n_out, n_in = example.shape
+    assert f"in_features={n_in}, out_features={n_out}" in text
+    if layer.mask is not None:
+        density = int((example.place >= 0).sum()) / (n_in * n_out)
+        assert f"density={density:.3g}" in text
+    if isinstance(layer, BlockLinear):
+        n_blocks, block_outputs, block_inputs = layer.weight.shape
+        assert f"blocks={n_blocks} of {block_outputs}×{block_inputs}" in text
 
 
 @pytest.mark.gpu

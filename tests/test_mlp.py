@@ -10,10 +10,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
 from torch.testing import assert_close
 
-from sklearn_fpe.nn import MLP, DenseLinear, expand
-from sklearn_fpe.nn._mlp import ACTIVATIONS
+from sklearn_fpe.nn import MLP, Affine, BlockLinear, DenseLinear, MaskedLinear, expand
+from sklearn_fpe.nn._activation import ACTIVATIONS
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -80,11 +81,13 @@ def test_forward_is_layer_after_layer(network, seed):
         "logistic": torch.special.expit,
         "tanh": torch.tanh,
         "relu": lambda z: z.clamp(min=0),
+        "gelu": lambda z: z * torch.special.ndtr(z),
+        "silu": lambda z: z * torch.special.expit(z),
     }
     z = x
     for layer in network.hidden:
-        weight, bias = layer.dense_weight().double(), layer.unit_bias().double()
-        z = functions[network.activation](z @ weight.T + bias)
+        weight, bias = layer.dense_weight().double(), layer.dense_bias().double()
+        z = functions[network.activation.name](z @ weight.T + bias)
     close = {"rtol": 1e-10, "atol": 1e-10}
     assert_close(network.transform(x), z, **close)
     assert_close(network(x), network.layers[-1](z), **close)
@@ -92,15 +95,46 @@ def test_forward_is_layer_after_layer(network, seed):
 
 
 @given(networks(), seeds)
-def test_center_is_subtracted_first_gathered_or_not(network, seed):
+def test_the_input_is_mapped_first(network, seed):
     x = inputs(network, seed)
-    center = torch.arange(x.shape[1], dtype=torch.float32)
-    expected = network(x - center)
-    network.center = center
+    rng = np.random.default_rng(seed)
+    affine = Affine(np.arange(x.shape[1]) * 1.0, rng.uniform(0.1, 10, x.shape[1]))
+    expected = network(torch.from_numpy(affine(x.numpy())))
+    network.input_mean, network.input_scale = affine.tensors("cpu")
     assert torch.equal(network(x), expected)
-    if network.gathers:
-        gathered = network(network.gather(x), gathered=True)
-        assert_close(gathered, expected, rtol=1e-10, atol=1e-10)
+    assert_array_equal(network.input_affine.mean, affine.mean)
+    assert_array_equal(network.input_affine.scale, affine.scale)
+    with pytest.raises(TypeError, match=r"floating-point dtype, got torch\.int64"):
+        network(x.long())
+
+
+@given(networks(), seeds)
+def test_an_arranged_network_acts_on_arranged_columns(network, seed):
+    x = inputs(network, seed)
+    expected = network(x)
+    twin = network.arranged()
+    assert not twin.reorders_columns
+    assert (twin is network) == (not network.reorders_columns)
+    assert_close(twin(network.arrange(x)), expected, rtol=1e-10, atol=1e-10)
+    for ours, theirs in zip(twin.parameters(), network.parameters(), strict=True):
+        assert ours is theirs
+    assert twin.training == network.training
+    assert twin.n_nonzero == network.n_nonzero
+    # The network itself is left alone.
+    assert torch.equal(network(x), expected)
+
+
+@given(networks(), seeds)
+def test_a_layer_can_be_made_maskable(network, seed):
+    x = inputs(network, seed)
+    expected, parameters = network(x), list(network.parameters())
+    for level, before in enumerate(list(network.layers)):
+        layer = network.masked(level)
+        assert layer is network.layers[level]
+        assert isinstance(layer, MaskedLinear | BlockLinear)
+        assert (layer is before) == (not isinstance(before, DenseLinear))
+    assert torch.equal(network(x), expected)
+    assert all(a is b for a, b in zip(network.parameters(), parameters, strict=True))
 
 
 @given(networks())
@@ -111,37 +145,60 @@ def test_parents_and_n_nonzero(network):
         assert parents.shape == (layer.out_features,)
 
 
-@given(networks(), seeds, st.sampled_from([0.0, 1.0, 500.0, 2e3, 1e6]))
+def far_off(rng, n, offset, low=0.01):
+    """Draw location and scale of columns, some `offset` scales from zero."""
+    scale = rng.uniform(low, 10, n)
+    return Affine(rng.choice([-1, 0, 1], n) * offset * scale, scale)
+
+
+@given(networks(), seeds, st.sampled_from([0.0, 1.0, 500.0, 2e3, 1e6, 1e14]))
 def test_folding_is_exact_to_rounding_with_far_off_means(network, seed, offset):
     rng = np.random.default_rng(seed)
     n = network.layers[0].in_features
-    scale = torch.from_numpy(rng.uniform(0.01, 10, n))
-    mean = torch.from_numpy(rng.choice([-1, 0, 1], n)) * offset * scale
-    # float32 holds x to 1e-7 of the mean: what it holds is taken as it is.
-    x = (mean + scale * inputs(network, seed)).float()
-    expected = copy.deepcopy(network).double()((x.double() - mean) / scale)
-    network.fold_input(mean, scale)
-    far = mean.abs() > 1e3 * scale
-    assert (network.center is not None) == bool(far.any())
+    affine = far_off(rng, n, offset)
+    x = affine.undo(inputs(network, seed).numpy())
+    expected = copy.deepcopy(network).double()(torch.from_numpy(affine(x)))
+    network.fold_input(affine)
+    far = np.abs(affine.mean) > 1e3 * affine.scale
+    assert (network.input_mean is not None) == bool(far.any())
     if far.any():
-        assert torch.equal(network.center != 0, far)
-        assert network.center.dtype == torch.float32
+        # Only columns that single precision would lose keep their map.
+        stays = network.input_affine
+        assert_array_equal(stays.mean, np.where(far, affine.mean, 0))
+        assert_array_equal(stays.scale, np.where(far, affine.scale, 1))
+        assert network.input_mean.dtype == network.input_scale.dtype == torch.float64
     # A mean of 500 scales costs 500 times the precision of single numbers.
     tolerance = 5e-6 * (max(1.0, offset) if offset <= 1e3 else 1.0)
-    assert_close(network(x).double(), expected, rtol=tolerance, atol=tolerance)
+    got = network(torch.from_numpy(x))
+    assert_close(got, expected, rtol=tolerance, atol=tolerance)
+
+
+@given(networks(), seeds, st.sampled_from([1e-300, 1e-20, 1.0, 1e20, 1e300]))
+def test_folding_takes_every_scale(network, seed, size):
+    rng = np.random.default_rng(seed)
+    n = network.layers[0].in_features
+    affine = far_off(rng, n, 100.0)
+    affine = Affine(affine.mean * size, affine.scale * size)
+    z = inputs(network, seed)
+    expected = copy.deepcopy(network).double()(z)
+    network.fold_input(affine)
+    got = network(torch.from_numpy(affine.undo(z.numpy())))
+    assert_close(got, expected, rtol=1e-3, atol=1e-3)
+    assert all(p.isfinite().all() for p in network.parameters())
+    network.unfold_input(affine)
+    assert network.input_mean is network.input_scale is None
+    assert_close(network(z), expected, rtol=1e-3, atol=1e-3)
 
 
 @given(networks(), seeds, st.sampled_from([0.0, 10.0, 1e5]))
 def test_unfolding_is_the_inverse_of_folding(network, seed, offset):
     rng = np.random.default_rng(seed)
-    n = network.layers[0].in_features
-    scale = torch.from_numpy(rng.uniform(0.01, 10, n))
-    mean = torch.from_numpy(rng.choice([-1, 0, 1], n)) * offset * scale
+    affine = far_off(rng, network.layers[0].in_features, offset)
     x = inputs(network, seed)
     expected = network(x)
-    network.fold_input(mean, scale)
-    network.unfold_input(mean, scale)
-    assert network.center is None
+    network.fold_input(affine)
+    network.unfold_input(affine)
+    assert network.input_mean is network.input_scale is None
     assert_close(network(x), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -149,39 +206,46 @@ def test_unfolding_is_the_inverse_of_folding(network, seed, offset):
 def test_folding_and_unfolding_compose(network, seed, offset):
     rng = np.random.default_rng(seed)
     n = network.layers[0].in_features
-    scale, other_scale = torch.from_numpy(rng.uniform(0.1, 10, (2, n)))
-    mean, other_mean = torch.from_numpy(rng.normal(size=(2, n))) * offset
+    inner, outer = (
+        Affine(rng.normal(size=n) * offset, rng.uniform(0.1, 10, n)) for _ in range(2)
+    )
     x = inputs(network, seed)
-    expected = copy.deepcopy(network).double()(x)
     network.double()
-    network.fold_input(mean, scale)
-    network.fold_input(other_mean, other_scale)
-    raw = other_mean + other_scale * (mean + scale * x)
-    assert_close(network(raw), expected, rtol=1e-6, atol=1e-6)
+    expected = network(x)
+    network.fold_input(outer)
+    network.fold_input(inner)
+    raw = inner.undo(outer.undo(x.numpy()))
+    got = network(torch.from_numpy(raw))
+    assert_close(got, expected, rtol=1e-6, atol=1e-6)
     # Other statistics express the same function in other coordinates.
-    network.unfold_input(mean, scale)
-    assert_close(network((raw - mean) / scale), expected, rtol=1e-6, atol=1e-6)
+    network.unfold_input(outer)
+    got = network(torch.from_numpy(outer(raw)))
+    assert_close(got, expected, rtol=1e-6, atol=1e-6)
 
 
 @given(networks(), seeds)
 def test_a_change_of_scale_keeps_the_function(network, seed):
     rng = np.random.default_rng(seed)
     n_in, n_out = network.layers[0].in_features, network.layers[-1].out_features
-    scales, output_scales = (
-        torch.from_numpy(rng.uniform(0.1, 10, (2, n))) for n in (n_in, n_out)
+    old, new, old_output, new_output = (
+        Affine(rng.normal(size=n), rng.uniform(0.1, 10, n))
+        for n in (n_in, n_in, n_out, n_out)
     )
-    means, output_means = (
-        torch.from_numpy(rng.normal(size=(2, n))) for n in (n_in, n_out)
-    )
-    x = inputs(network, seed)
+    x = inputs(network, seed).numpy()
     network.double()
-    before = network((x - means[0]) / scales[0]) * output_scales[0] + output_means[0]
-    network.change_input_scale(means[0], scales[0], means[1], scales[1])
-    network.change_output_scale(
-        output_means[0], output_scales[0], output_means[1], output_scales[1]
-    )
-    after = network((x - means[1]) / scales[1]) * output_scales[1] + output_means[1]
-    assert_close(after, before, rtol=1e-9, atol=1e-9)
+    masks = [layer.dense_mask().clone() for layer in network.layers]
+
+    def outputs(affine, output_affine):
+        raw = network(torch.from_numpy(affine(x))).detach().numpy()
+        return output_affine.undo(raw)
+
+    before = outputs(old, old_output)
+    network.change_input(old, new)
+    network.change_output(old_output, new_output)
+    assert_allclose(outputs(new, new_output), before, rtol=1e-9, atol=1e-9)
+    for layer, mask in zip(network.layers, masks, strict=True):
+        assert torch.equal(layer.dense_mask(), mask)
+        assert (layer.dense_weight()[~mask] == 0).all()
 
 
 @given(networks(), st.sampled_from([0, 1, 5, 40]), seeds)
@@ -189,25 +253,30 @@ def test_prediction_in_place_gives_the_same(network, n_rows, seed):
     x = inputs(network, seed, n_rows)
     before = x.clone()
     expected = network(x), network.transform(x)
+    close = {"rtol": 1e-10, "atol": 1e-10}
     with torch.no_grad():
-        assert torch.equal(network(x), expected[0])
-        assert torch.equal(network.transform(x), expected[1])
+        assert_close(network(x), expected[0], **close)
+        assert_close(network.transform(x), expected[1], **close)
+        out = torch.empty_like(expected[0])
+        assert network(x, out=out) is out
+        assert_close(out, expected[0], **close)
     assert torch.equal(x, before)
 
 
 @given(networks(), seeds)
 def test_pickle_and_deepcopy_give_the_same_network(network, seed):
     n = network.layers[0].in_features
-    network.fold_input(torch.full((n,), 5e3), torch.ones(n, dtype=torch.float64))
+    network.fold_input(Affine(np.full(n, 5e3), np.ones(n)))
     x = inputs(network, seed)
     for twin in (pickle.loads(pickle.dumps(network)), copy.deepcopy(network)):
         assert torch.equal(twin(x), network(x))
         assert twin.n_nonzero == network.n_nonzero
-        assert twin.activation == network.activation
+        assert twin.activation is network.activation
+        assert_array_equal(twin.input_affine.mean, network.input_affine.mean)
         for ours, theirs in zip(twin.parents, network.parents, strict=True):
             assert torch.equal(ours, theirs)
 
 
 def test_activation_must_be_known():
-    with pytest.raises(ValueError, match=r"activation must be one of .*got 'gelu'"):
-        MLP.dense([2, 3, 1], "gelu")
+    with pytest.raises(ValueError, match=r"activation must be one of .*got 'mish'"):
+        MLP.dense([2, 3, 1], "mish")

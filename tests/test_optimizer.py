@@ -4,7 +4,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn_fpe._optimizer import VectorAdamW
+
+from sklearn_fpe._engine._step import VectorAdamW
 
 
 def trained(do, device, seed, lr, weight_decay):

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
-from sklearn_fpe.nn._partition import SPLITS, max_children
 
 from sklearn_fpe.nn import is_shared, partition
+from sklearn_fpe.nn._split import SPLITS, get_split
 
 BALANCED = [split for split in SPLITS if split != "groups"]
 SHARED = ["shared", "contiguous", "feature"]
@@ -16,7 +16,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 @st.composite
-def layers(draw, splits=SPLITS):
+def layers(draw, splits=tuple(SPLITS)):
     """Draw a weight matrix, a number of children that can be had, split and groups."""
     n_neurons, n_inputs = draw(st.integers(1, 6)), draw(st.integers(1, 14))
     split = draw(st.sampled_from(splits))
@@ -28,7 +28,7 @@ def layers(draw, splits=SPLITS):
     if split == "groups":
         groups = rng.integers(0, draw(st.integers(1, 5)), size=n_inputs)
         groups = np.array(["red", "blue", "green", "black", "white"])[groups]
-    n_children = draw(st.integers(1, max_children(n_inputs, split, groups)))
+    n_children = draw(st.integers(1, get_split(split).max_children(n_inputs, groups)))
     return weight, n_children, split, groups
 
 

@@ -1,22 +1,31 @@
 """Laws of the prune rules, on arrays: what is kept of an expanded network."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
-from sklearn_fpe.nn._partition import SPLITS
 
-from sklearn_fpe.nn import _prune, check_expansion, partition
-from sklearn_fpe.nn._prune import Sizes
+from sklearn_fpe.nn import Shape, check_expansion, partition
+from sklearn_fpe.nn._magnitude import prune_magnitude
+from sklearn_fpe.nn._prune import get_prune
+from sklearn_fpe.nn._split import SPLITS, get_split
+from sklearn_fpe.nn._structured import (
+    choose_inputs,
+    choose_units,
+    least_parents,
+    structured_count,
+    structured_sizes,
+)
 
 seeds = st.integers(0, 2**32 - 1)
 
 
 @st.composite
-def shapes(draw, prune="magnitude", largest_width=8, splits=SPLITS):
+def shapes(draw, prune="magnitude", largest_width=8, splits=tuple(SPLITS)):
     """Draw the shape of a network, with expansions that can be had, and a budget."""
     n_hidden = draw(st.integers(1, 3))
     width = st.integers(1, largest_width)
@@ -27,8 +36,7 @@ def shapes(draw, prune="magnitude", largest_width=8, splits=SPLITS):
     settings = {"prune": prune, "groups": groups}
     sizes, budget = check_expansion(widths, asked, split, **settings)
     if not draw(st.booleans()):
-        dense = replace(sizes, expansion=(1,) * n_hidden)
-        low, _ = _prune.budget_range(dense, prune)
+        low = get_prune(prune).least_budget(sizes.parent())
         budget = draw(st.integers(low, sizes.n_parameters()))
         sizes, budget = check_expansion(
             widths, sizes.expansion, split, budget=budget, **settings
@@ -51,7 +59,7 @@ def expanded(sizes, split, groups, seed):
         copies = sizes.expansion[level - 1] if level else 1
         weights.append(np.tile(weight, (1, copies)))
     for level, n_children in enumerate(sizes.expansion):
-        rule = "shared" if level and split == "groups" else split
+        rule = get_split(split).at_level(level)
         children.append(
             partition(weights[level], n_children, rule, groups=groups, rng=rng)
         )
@@ -77,7 +85,7 @@ def pays_for_all(sizes, budget):
 
 
 # --------------------------------------------------------------------------------------
-# Sizes
+# Shape
 # --------------------------------------------------------------------------------------
 
 
@@ -87,8 +95,12 @@ def test_parameters_are_counted_as_they_are(shape):
     weights, _ = expanded(sizes, "shared", None, 0)
     biases = sum(sizes.fan_ins()[1:]) + sizes.n_outputs
     assert sizes.n_parameters() == sum(w.size for w in weights) + biases
-    dense = replace(sizes, expansion=(1,) * len(sizes.hidden))
-    assert sizes.n_parent_parameters() == dense.n_parameters()
+    parent = sizes.parent()
+    assert parent == replace(sizes, expansion=(1,) * len(sizes.hidden))
+    widths = [sizes.n_inputs, *sizes.hidden, sizes.n_outputs]
+    assert sizes.widths == widths
+    dense = sum((n_in + 1) * n_out for n_in, n_out in pairwise(widths))
+    assert parent.n_parameters() == dense
 
 
 # --------------------------------------------------------------------------------------
@@ -100,7 +112,7 @@ def test_parameters_are_counted_as_they_are(shape):
 def test_magnitude_meets_the_budget_and_leaves_no_idle_unit(shape, seed):
     sizes, budget, split, groups = shape
     weights, children = expanded(sizes, split, groups, seed)
-    alive, keep = _prune.prune_magnitude(weights, children, sizes, budget)
+    alive, keep = prune_magnitude(weights, children, sizes, budget)
     assert count(alive, keep, sizes) == budget
     for units, (into, out) in zip(
         alive, unit_edges(alive, keep, children, sizes), strict=True
@@ -116,11 +128,11 @@ def test_magnitude_meets_the_budget_and_leaves_no_idle_unit(shape, seed):
 def test_magnitude_starves_no_layer(shape, seed, floor):
     sizes, budget, split, groups = shape
     weights, children = expanded(sizes, split, groups, seed)
-    _, keep = _prune.prune_magnitude(weights, children, sizes, budget, floor=floor)
+    _, keep = prune_magnitude(weights, children, sizes, budget, floor=floor)
     of_parent = np.array(
         [w.size / a for w, a in zip(weights, (1, *sizes.expansion), strict=True)]
     )
-    n_biases = sizes.n_parent_parameters() - of_parent.sum()
+    n_biases = sizes.parent().n_parameters() - of_parent.sum()
     share = min(1, (budget - n_biases) / of_parent.sum())
     kept = np.array([k.sum() for k in keep])
     assert (kept > 0).all()
@@ -146,7 +158,7 @@ def test_the_largest_weights_are_kept_where_nothing_else_matters(shape, seed):
     everyone = [np.ones(n, dtype=bool) for n in sizes.fan_ins()[1:]]
     edges = unit_edges(everyone, by_layer(largest), children, sizes)
     assume(all(into.all() and out.all() for into, out in edges))
-    alive, keep = _prune.prune_magnitude(
+    alive, keep = prune_magnitude(
         by_layer(flat), children, sizes, budget, floor=0.0, crowding=np.inf
     )
     for got, expected in zip(
@@ -159,10 +171,10 @@ def test_the_largest_weights_are_kept_where_nothing_else_matters(shape, seed):
 @given(seed=seeds)
 def test_crowding_leaves_the_strongest_children_of_every_run(crowding, seed):
     n_inputs, width, n_outputs, n_children = 40, 25, 20, 8
-    sizes = Sizes(n_inputs, (width,), n_outputs, (n_children,))
+    sizes = Shape(n_inputs, (width,), n_outputs, (n_children,))
     weights, children = expanded(sizes, "shared", None, seed)
-    budget = sizes.n_parent_parameters()
-    (alive,), keep = _prune.prune_magnitude(
+    budget = sizes.parent().n_parameters()
+    (alive,), keep = prune_magnitude(
         weights, children, sizes, budget, floor=0.5, crowding=crowding
     )
     assert count([alive], keep, sizes) == budget
@@ -185,21 +197,21 @@ def test_crowding_leaves_the_strongest_children_of_every_run(crowding, seed):
 def test_magnitude_depends_on_relative_magnitudes_only(shape, seed):
     sizes, budget, split, groups = shape
     weights, children = expanded(sizes, split, groups, seed)
-    alive, keep = _prune.prune_magnitude(weights, children, sizes, budget)
+    alive, keep = prune_magnitude(weights, children, sizes, budget)
     # Neither sign nor scale matter, powers of two being exact.
     weights = [-0.25 * w for w in weights]
-    same_alive, same_keep = _prune.prune_magnitude(weights, children, sizes, budget)
+    same_alive, same_keep = prune_magnitude(weights, children, sizes, budget)
     for got, expected in zip([*same_alive, *same_keep], [*alive, *keep], strict=True):
         assert_array_equal(got, expected)
 
 
 @pytest.mark.parametrize("hidden", [(2,), (4,), (2, 3), (1, 4), (4, 1), (2, 2, 2)])
 def test_the_smallest_budgets_leave_a_path_through_all_layers(hidden):
-    sizes = Sizes(1, hidden, 1, (1,) * len(hidden))
+    sizes = Shape(1, hidden, 1, (1,) * len(hidden))
     weights, children = expanded(sizes, "shared", None, 1)
-    least, most = _prune.budget_range(sizes)
+    least, most = get_prune("magnitude").least_budget(sizes), sizes.n_parameters()
     for budget in range(least, most + 1):
-        alive, keep = _prune.prune_magnitude(weights, children, sizes, budget)
+        alive, keep = prune_magnitude(weights, children, sizes, budget)
         assert count(alive, keep, sizes) == budget
         reached = np.ones(1, dtype=int)
         for mask in keep:
@@ -209,11 +221,11 @@ def test_the_smallest_budgets_leave_a_path_through_all_layers(hidden):
 
 def test_equal_copies_are_spread_over_the_children():
     # Every outgoing weight is 1 and tied with its copies: one copy of each is kept.
-    sizes = Sizes(n_inputs=40, hidden=(4,), n_outputs=4, expansion=(4,))
+    sizes = Shape(n_inputs=40, hidden=(4,), n_outputs=4, expansion=(4,))
     weights = [np.full((4, 40), 2.0), np.ones((4, 16))]
     children = [partition(weights[0], 4, "contiguous")]
     budget = 4 * 40 + 16 + 4 + 16  # as many outgoing weights as the parent has
-    _, (_, outgoing) = _prune.prune_magnitude(
+    _, (_, outgoing) = prune_magnitude(
         weights, children, sizes, budget, crowding=np.inf
     )
     assert outgoing.sum() == 16
@@ -222,15 +234,15 @@ def test_equal_copies_are_spread_over_the_children():
 
 
 def test_children_without_inputs_are_removed_or_the_budget_is_an_error():
-    sizes = Sizes(n_inputs=6, hidden=(2,), n_outputs=2, expansion=(3,))
+    sizes = Shape(n_inputs=6, hidden=(2,), n_outputs=2, expansion=(3,))
     weights = [np.ones((2, 6)), np.ones((2, 6))]
     children = [np.zeros((2, 6), dtype=int)]  # all inputs go to the first child
-    budget = sizes.n_parent_parameters()
-    (alive,), keep = _prune.prune_magnitude(weights, children, sizes, budget)
+    budget = sizes.parent().n_parameters()
+    (alive,), keep = prune_magnitude(weights, children, sizes, budget)
     assert_array_equal(alive, [True, True, False, False, False, False])
     assert count([alive], keep, sizes) == budget
     with pytest.raises(ValueError, match=f"budget must be at most {budget}, .* got 25"):
-        _prune.prune_magnitude(weights, children, sizes, 25)
+        prune_magnitude(weights, children, sizes, 25)
 
 
 # --------------------------------------------------------------------------------------
@@ -241,11 +253,11 @@ def test_children_without_inputs_are_removed_or_the_budget_is_an_error():
 @given(shapes("structured", splits=["shared"]), st.floats(0, 1))
 def test_structured_sizes_fit_the_budget(shape, input_share):
     sizes, budget, _, _ = shape
-    n_reads, n_parents = _prune.structured_sizes(sizes, budget, input_share)
-    assert _prune.structured_count(sizes, n_reads, n_parents) <= budget
+    n_reads, n_parents = structured_sizes(sizes, budget, input_share)
+    assert structured_count(sizes, n_reads, n_parents) <= budget
     assert sizes.expansion[0] <= n_reads <= sizes.n_inputs
     for width, least, n in zip(
-        sizes.hidden, _prune.least_parents(sizes), n_parents, strict=True
+        sizes.hidden, least_parents(sizes), n_parents, strict=True
     ):
         assert least <= n <= width
     # Nothing that all blocks take alike could still be added.
@@ -255,16 +267,16 @@ def test_structured_sizes_fit_the_budget(shape, input_share):
             wider = [n + (i == level) for i, n in enumerate(n_parents)]
             more.append((n_reads, wider))
     for larger in more:
-        assert _prune.structured_count(sizes, *larger) > budget
+        assert structured_count(sizes, *larger) > budget
 
 
 @given(shapes("structured", splits=["shared"]), st.floats(0, 1))
 def test_structured_range_is_reached_at_both_ends(shape, input_share):
     sizes, _, _, _ = shape
-    least, most = _prune.budget_range(sizes, "structured")
+    least, most = get_prune("structured").least_budget(sizes), sizes.n_parameters()
     for budget in (least, most):
-        chosen = _prune.structured_sizes(sizes, budget, input_share)
-        assert _prune.structured_count(sizes, *chosen) == budget
+        chosen = structured_sizes(sizes, budget, input_share)
+        assert structured_count(sizes, *chosen) == budget
     assert chosen == (sizes.n_inputs, sizes.hidden)
 
 
@@ -287,7 +299,7 @@ def blocks(draw):
 def test_chosen_inputs_are_the_strongest_of_equal_shares(layer, data):
     energy, labels, n_blocks = layer
     n_reads = data.draw(st.integers(n_blocks, len(labels)))
-    keep = _prune.choose_inputs(energy, labels, n_reads)
+    keep = choose_inputs(energy, labels, n_reads)
     assert keep.sum() == n_reads
     score = energy.sum(axis=0)
     shares = []
@@ -309,9 +321,7 @@ def test_chosen_units_are_the_strongest_and_spare_buys_more(layer, data):
     energy, labels, n_blocks = layer
     n_parents = data.draw(st.integers(1, len(energy)))
     spare, unit_cost = data.draw(st.integers(0, 40)), data.draw(st.integers(1, 5))
-    alive, left = _prune.choose_units(
-        energy, labels, n_blocks, n_parents, spare, unit_cost
-    )
+    alive, left = choose_units(energy, labels, n_blocks, n_parents, spare, unit_cost)
     alive = alive.reshape(n_blocks, len(energy))
     cost = np.bincount(labels, minlength=n_blocks) + unit_cost
     extra = alive.sum(axis=1) - n_parents

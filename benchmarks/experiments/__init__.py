@@ -7,7 +7,8 @@ An experiment is a module with a docstring that says what is measured (it become
 text of the page) and
 
 - ``TITLE``;
-- ``run(quick, data, n_jobs) -> dict``: everything that was measured;
+- ``run(quick, data, n_jobs) -> dict``: everything that was measured; `data` maps names
+  of tasks (*glyphs*, *text*) to files of embeddings;
 - ``plot(result) -> Figure``, ``tables(result)``, ``claims(result)``: what follows from
   it, computed whenever the page is made.
 """

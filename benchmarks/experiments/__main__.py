@@ -1,6 +1,6 @@
 """Run the experiments and make the results page.
 
-    python -m benchmarks.experiments --data embeddings.npz
+    python -m benchmarks.experiments --data glyphs.npz --text sentences.npz
 
 ``--quick`` runs a small version of each, to see that everything works; it writes into
 ``build/experiments`` unless told otherwise, never over the published results.
@@ -28,9 +28,11 @@ def main(arguments=None):
     )
     docs = args.docs or (quick_folder / "docs" if args.quick else ROOT / "docs")
     results.mkdir(parents=True, exist_ok=True)
+    data = {"glyphs": args.data, "text": args.text}
+    data = {task: path for task, path in data.items() if path}
     for name in [] if args.page_only else args.only:
         start = time.perf_counter()
-        result = run_one(name, args.quick, args.data, args.jobs)
+        result = run_one(name, args.quick, data, args.jobs)
         result["seconds"] = round(time.perf_counter() - start, 1)
         (results / f"{name}.json").write_text(dumps(result), encoding="utf-8")
         print(f"{name}: {result['seconds']:.0f} s", flush=True)
@@ -46,11 +48,16 @@ def run_one(name, quick, data, n_jobs):
     return {
         "name": name,
         "quick": quick,
-        "data": data and Path(data).name,
+        "data": _name(data, "glyphs"),
+        "text": _name(data, "text"),
         "n_jobs": n_jobs,
         "torch": torch.__version__.split("+")[0],
         **result,
     }
+
+
+def _name(data, task):
+    return Path(data[task]).name if task in data else None
 
 
 def dumps(result):
@@ -78,7 +85,8 @@ def _parse(arguments):
     add = parser.add_argument
     add("--quick", action="store_true", help="a small version of each experiment")
     add("--only", nargs="+", choices=NAMES, default=list(NAMES), metavar="NAME")
-    add("--data", help="embeddings (.npz with X_train, y_train, X_test, y_test)")
+    add("--data", help="image embeddings (.npz: X_train, y_train, X_test, y_test)")
+    add("--text", help="sentence embeddings, in the same form (for peers)")
     add("--jobs", type=int, default=2, help="processes (default: 2)")
     add(
         "--page-only",
@@ -88,8 +96,10 @@ def _parse(arguments):
     add("--results", type=Path, help="folder of the JSON files")
     add("--docs", type=Path, help="folder of the page")
     args = parser.parse_args(arguments)
-    if args.data and not Path(args.data).is_file():
-        parser.error(f"--data must be a file, got {args.data!r}.")
+    for name in ("data", "text"):
+        path = getattr(args, name)
+        if path and not Path(path).is_file():
+            parser.error(f"--{name} must be a file, got {path!r}.")
     return args
 
 

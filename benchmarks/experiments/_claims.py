@@ -35,14 +35,18 @@ def of_all(conditions):
     return verdict(all(conditions), any(conditions))
 
 
-def subplots(n, width=4.2, height=3.4, **options):
-    """Make a figure with n axes side by side; pyplot keeps no state of it."""
-    figure = Figure(figsize=(width * n, height), layout="constrained")
-    axes = figure.subplots(1, n, squeeze=False, **options)[0]
-    for ax in axes:
+def subplots(n, width=4.2, height=3.4, columns=None, **options):
+    """Make a figure with n axes, `columns` to a row; pyplot keeps no state of it."""
+    columns = min(n, columns or n)
+    rows = -(-n // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, **options).flatten()
+    for ax in axes[:n]:
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(alpha=0.3)
-    return figure, axes
+    for ax in axes[n:]:
+        ax.set_axis_off()
+    return figure, axes[:n]
 
 
 def listed(values, form="{}"):

@@ -6,7 +6,7 @@ import torch
 from joblib import Parallel, delayed
 
 LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
-"""What every network of a real-valued task is tuned over."""
+"""Learning rates that every network of a real-valued task is tuned over."""
 
 
 def run_jobs(function, jobs, n_jobs, data=None):
@@ -22,25 +22,39 @@ def run_jobs(function, jobs, n_jobs, data=None):
     return [job | row for job, row in zip(jobs, measured, strict=True)]
 
 
-def run_tuned(function, jobs, n_seeds, n_jobs, data=None, rates=LEARNING_RATES):
-    """Run jobs at every rate with the first seed, at the best one with the others.
+def run_tuned(
+    function, jobs, n_seeds, n_jobs, data=None, rates=LEARNING_RATES, decays=None
+):
+    """Run jobs at every setting with the first seed, at the best one with the others.
 
-    Best is the highest validation accuracy. Every job gets the same effort, and the
-    test rows have no part in the choice; see :func:`tuned`.
+    A setting is a learning rate and, if `decays` maps a job to several, a weight decay.
+    Best is the highest validation accuracy; the test rows have no part in the choice.
+    Every job gets the same effort; see :func:`tuned`.
     """
-    first = run_jobs(
-        function, [job | r for job in jobs for r in _all(rates)], n_jobs, data
-    )
-    others = []
-    for i, job in enumerate(jobs):
-        of_job = first[i * len(rates) : (i + 1) * len(rates)]
-        best = max(of_job, key=lambda row: row["validation"])["lr"]
-        others += [job | {"lr": best, "seed": seed} for seed in range(1, n_seeds)]
+    choices = [
+        [
+            {"lr": rate} | decay
+            for rate in rates
+            for decay in (
+                [{"weight_decay": d} for d in decays(job)] if decays else [{}]
+            )
+        ]
+        for job in jobs
+    ]
+    tries = [
+        job | choice | {"seed": 0}
+        for job, of_job in zip(jobs, choices, strict=True)
+        for choice in of_job
+    ]
+    first = run_jobs(function, tries, n_jobs, data)
+    others, start = [], 0
+    for job, of_job in zip(jobs, choices, strict=True):
+        end = start + len(of_job)
+        best = max(range(start, end), key=lambda i: first[i]["validation"])
+        choice = of_job[best - start]
+        others += [job | choice | {"seed": seed} for seed in range(1, n_seeds)]
+        start = end
     return first + run_jobs(function, others, n_jobs, data)
-
-
-def _all(rates):
-    return [{"lr": rate, "seed": 0} for rate in rates]
 
 
 def _one_thread(function, data, job):
@@ -66,17 +80,25 @@ def group(rows, *names):
 
 
 def tuned(rows, *names):
-    """Per group, keep the rows of the learning rate that was run with all seeds.
+    """Per group, keep the rows of the setting that was run with all seeds.
 
     Where several were, the one with the best mean validation accuracy.
     """
     return {
         key: max(
-            group(of_key, "lr").values(),
-            key=lambda of_lr: (len(of_lr), mean(of_lr, "validation")),
+            _by_setting(of_key).values(),
+            key=lambda rows: (len(rows), mean(rows, "validation")),
         )
         for key, of_key in group(rows, *names).items()
     }
+
+
+def _by_setting(rows):
+    settings = {}
+    for row in rows:
+        key = row["lr"], row.get("weight_decay")
+        settings.setdefault(key, []).append(row)
+    return settings
 
 
 def mean(rows, name="test"):

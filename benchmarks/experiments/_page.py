@@ -70,9 +70,10 @@ def _provenance(results):
     without = [name for name, r in results.items() if r["data"] is None]
     if without:
         text += "\n\nNo file of embeddings was given to: " + ", ".join(without) + "."
-    files = sorted({r["data"] for r in results.values()} - {None})
-    if files:
-        text += "\n\n*glyphs* was read from ``" + "``, ``".join(files) + "``."
+    for task, key in (("glyphs", "data"), ("text", "text")):
+        files = sorted({r.get(key) for r in results.values()} - {None})
+        if files:
+            text += f"\n\n*{task}* was read from ``" + "``, ``".join(files) + "``."
     return [text, ""]
 
 

@@ -9,8 +9,11 @@ from sklearn.datasets import load_digits
 
 from sklearn_fpe.datasets import DNF, make_dnf
 
-MOST_GLYPHS = 6000
-"""Training rows that are taken of a file of embeddings."""
+FROM_FILES = ("glyphs", "text")
+"""Tasks whose rows are read from a file of embeddings."""
+
+MOST_ROWS = 6000
+"""Training rows that are taken of such a file unless an experiment takes more."""
 
 
 @dataclass(frozen=True)
@@ -33,22 +36,31 @@ class Task:
         return 1 if self.n_classes == 2 else self.n_classes
 
     @property
+    def standardize(self):
+        """Whether training standardises the inputs: not the signs of Boolean ones."""
+        return self.formula is None
+
+    @property
     def groups(self):
         return None if self.formula is None else self.formula.feature_groups
 
 
 def make_task(name, *, seed=0, data=None, **options):
-    """Make a task by its name; a Boolean one is a new formula for every seed."""
+    """Make a task by its name; a Boolean one is a new formula for every seed.
+
+    `data` maps the names of the tasks whose rows are read from a file to its path.
+    """
     if name == "boolean":
         return _boolean(seed, **options)
-    return _fixed(name, data, **options)
+    return _fixed(name, (data or {}).get(name), **options)
 
 
 def real_tasks(data):
     """Names of the tasks of measured, not drawn, data."""
-    return ["digits", *(["glyphs"] if data else [])]
+    return ["digits", *(["glyphs"] if "glyphs" in (data or {}) else [])]
 
 
+@lru_cache(maxsize=2)
 def _boolean(seed, n_train=10000, n_test=5000, **options):
     """Draw a formula and its rows; inputs are -1 and 1."""
     X, y, formula = make_dnf(n_train + 2 * n_test, random_state=seed, **options)
@@ -58,11 +70,11 @@ def _boolean(seed, n_train=10000, n_test=5000, **options):
 
 
 @lru_cache(maxsize=4)
-def _fixed(name, data, n_train=None, n_classes=None):
+def _fixed(name, path, n_train=None, n_classes=None):
     """Load or draw data that are the same for every seed, standardised by train."""
-    if name == "glyphs":
-        X, y, X_test, y_test = _glyphs(data, n_classes)
-        n_train = n_train or MOST_GLYPHS
+    if name in FROM_FILES:
+        X, y, X_test, y_test = _embeddings(path, n_classes)
+        n_train = n_train or MOST_ROWS
     else:
         draw = {"digits": _digits, "synthetic": _synthetic, "blobs": _blobs}[name]
         X, y = draw()
@@ -86,7 +98,7 @@ def _tensors(X, y):
     )
 
 
-def _glyphs(path, n_classes):
+def _embeddings(path, n_classes):
     """Read embeddings from a file with the keys X_train, y_train, X_test, y_test.
 
     With `n_classes`, a fixed random choice of so many classes.

@@ -15,9 +15,8 @@ every setting that was tried.
 
 from benchmarks.experiments._claims import Claim, Table, listed, subplots, verdict
 from benchmarks.experiments._grid import group, mean, product, run_jobs, show
-from benchmarks.experiments._loop import report
-from benchmarks.experiments._stack import fit_stack
 from benchmarks.experiments._tasks import make_task
+from benchmarks.experiments._training import fit_fpe, report
 
 TITLE = "Boolean formulas: dense, random, clause-aware"
 PAPER = {"dense": 78.7, "random": 88.7, "clause-aware": 99.4}
@@ -66,31 +65,22 @@ def run(quick, data=None, n_jobs=1):
 
 
 def _measured(settings, methods, seeds, quick, n_jobs):
-    jobs = [
-        {"setting": setting, "methods": methods, "seeds": seeds, "quick": quick}
-        for setting in settings
+    jobs = product(setting=settings, seed=seeds, method=methods, quick=[quick])
+    rows = run_jobs(measure, jobs, n_jobs)
+    return [
+        row
+        for of_method in group(rows, "setting", "method").values()
+        for row in of_method
     ]
-    return [row for cell in run_jobs(measure, jobs, n_jobs) for row in cell["rows"]]
 
 
-def measure(setting, methods, seeds, quick, data=None):
-    """Train the networks of one setting, all methods on every formula."""
+def measure(setting, method, seed, quick, data=None):
+    """Train one network on the formula of a seed."""
     options = TASK | FIT | (QUICK if quick else {}) | SETTINGS[setting]
     fit = {name: options.pop(name) for name in FIT}
-    tasks = {seed: make_task("boolean", seed=seed, **options) for seed in seeds}
-    cells = product(setting=[setting], method=methods, seed=seeds)
-    networks = fit_stack(
-        [tasks[cell["seed"]] for cell in cells],
-        8,
-        [SPLITS[cell["method"]] for cell in cells],
-        [cell["seed"] for cell in cells],
-        **fit,
-    )
-    rows = [
-        cell | report(network, tasks[cell["seed"]])
-        for cell, network in zip(cells, networks, strict=True)
-    ]
-    return {"rows": rows}
+    task = make_task("boolean", seed=seed, **options)
+    expansion, split = SPLITS[method]
+    return report(fit_fpe(task, (8,), expansion, split=split, seed=seed, **fit), task)
 
 
 def deviation(rows):

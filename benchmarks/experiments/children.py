@@ -46,7 +46,7 @@ def cases(quick, data):
     found = [("boolean", 8, 2), ("digits", 4, 4)]
     if not quick:
         found += [("digits", 8, 4)]
-    if data:
+    if "glyphs" in (data or {}):
         found += [("glyphs", 8, 4)]
     return found
 

@@ -16,8 +16,8 @@ from benchmarks.experiments._grid import (
     spread,
     tuned,
 )
-from benchmarks.experiments._loop import fit_fpe, report
 from benchmarks.experiments._tasks import make_task, real_tasks, schedule
+from benchmarks.experiments._training import fit_fpe, report
 
 TITLE = "Depth"
 EXPANSION = 4

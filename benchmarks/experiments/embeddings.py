@@ -28,8 +28,8 @@ from benchmarks.experiments._grid import (
     spread,
     tuned,
 )
-from benchmarks.experiments._loop import fit_fpe, report
 from benchmarks.experiments._tasks import make_task, schedule
+from benchmarks.experiments._training import fit_fpe, report
 
 TITLE = "Embeddings: width, classes, expansion"
 EXPANSIONS = (1, 2, 4, 8)
@@ -40,10 +40,13 @@ NEARLY_DOUBLE = 1.8
 def cases(quick, data):
     """Return (task, classes, neurons) of every case; None is all classes."""
     if quick:
-        return [("digits", None, 4), *([("glyphs", 16, 4)] if data else [])]
+        return [
+            ("digits", None, 4),
+            *([("glyphs", 16, 4)] if "glyphs" in (data or {}) else []),
+        ]
     found = [("digits", None, n) for n in (2, 4, 8)]
     found += [("synthetic", None, n) for n in (4, 8)] + [("blobs", None, 8)]
-    if data:
+    if "glyphs" in (data or {}):
         found += [("glyphs", None, n) for n in (4, 8, 16, 32)]
         found += [("glyphs", c, 4) for c in (16, 32)]
     return found

@@ -21,8 +21,8 @@ from benchmarks.experiments._claims import (
     verdict,
 )
 from benchmarks.experiments._grid import group, mean, product, run_jobs
-from benchmarks.experiments._loop import fit_fpe, report
 from benchmarks.experiments._tasks import make_task, real_tasks, schedule
+from benchmarks.experiments._training import fit_fpe, report
 from sklearn_fpe.inspection import feature_capacity, mean_cosine_similarity
 
 TITLE = "Interference as a predictor of the gain"

@@ -14,9 +14,8 @@ from scipy.stats import spearmanr
 
 from benchmarks.experiments._claims import Claim, Table, listed, subplots, verdict
 from benchmarks.experiments._grid import gains, group, mean, product, run_jobs, show
-from benchmarks.experiments._loop import report
-from benchmarks.experiments._stack import fit_stack
 from benchmarks.experiments._tasks import make_task
+from benchmarks.experiments._training import fit_fpe, report
 
 TITLE = "Gain against clauses, neurons and expansion"
 METHODS = {"dense": "random", "random": "random", "clause-aware": "groups"}
@@ -54,39 +53,24 @@ KEPT = 2 / 3
 
 def run(quick, data=None, n_jobs=1):
     jobs = [
-        {"sweep": sweep, "value": value, "seeds": list(range(2 if quick else 10))}
-        | {"epochs": 4 if quick else EPOCHS[sweep]}
+        {"sweep": sweep, "value": value, "epochs": 4 if quick else EPOCHS[sweep]}
         | {"n_train": MANY_ROWS if sweep == "clauses" and not quick else FEW_ROWS}
+        | of_seed
         for sweep, values in (QUICK if quick else SWEEPS).items()
         for value in values
+        for of_seed in product(seed=range(2 if quick else 10), method=list(METHODS))
     ]
-    cells = run_jobs(measure, jobs, n_jobs)
-    return {"rows": [row for cell in cells for row in cell["rows"]]}
+    return {"rows": run_jobs(measure, jobs, n_jobs)}
 
 
-def measure(sweep, value, seeds, epochs, n_train, data=None):
-    """Train the networks of one value of a sweep, all methods on every formula."""
+def measure(sweep, value, epochs, n_train, seed, method, data=None):
+    """Train one network on the formula of a seed."""
     size = CENTER | {sweep.split(",")[0]: value}
     options = TASK | {"n_clauses": size["clauses"], "n_train": n_train}
-    tasks = {seed: make_task("boolean", seed=seed, **options) for seed in seeds}
-    cells = product(sweep=[sweep], value=[value], method=list(METHODS), seed=seeds)
-    ways = [
-        (1 if cell["method"] == "dense" else size["expansion"], METHODS[cell["method"]])
-        for cell in cells
-    ]
-    networks = fit_stack(
-        [tasks[cell["seed"]] for cell in cells],
-        size["neurons"],
-        ways,
-        [cell["seed"] for cell in cells],
-        epochs=epochs,
-        **FIT,
-    )
-    rows = [
-        cell | report(network, tasks[cell["seed"]])
-        for cell, network in zip(cells, networks, strict=True)
-    ]
-    return {"rows": rows}
+    task = make_task("boolean", seed=seed, **options)
+    expansion = 1 if method == "dense" else size["expansion"]
+    fit = FIT | {"split": METHODS[method], "epochs": epochs, "seed": seed}
+    return report(fit_fpe(task, (size["neurons"],), expansion, **fit), task)
 
 
 def gain_curve(result, sweep, method="random"):

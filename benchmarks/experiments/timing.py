@@ -19,8 +19,8 @@ from benchmarks.experiments._grid import (
     spread,
     tuned,
 )
-from benchmarks.experiments._loop import fit_fpe, report
 from benchmarks.experiments._tasks import make_task, real_tasks, schedule
+from benchmarks.experiments._training import fit_fpe, report
 
 TITLE = "When to split"
 WARMUPS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9)

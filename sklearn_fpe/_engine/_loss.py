@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,16 +25,34 @@ class Loss(ABC):
     ----------
     label_smoothing : float in [0, 1), default=0.0
         Share of every target that is spread evenly over the classes.
+
+    Attributes
+    ----------
+    name : str
+        Name of the loss.
+    of_entries : bool
+        Whether there is a loss for every output of a row, so that entries may have
+        weights of their own.
     """
 
+    name: ClassVar[str]
+    of_entries: ClassVar[bool] = False
     label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(
+                f"label_smoothing must be in [0, 1), got {self.label_smoothing!r}."
+            )
 
     @abstractmethod
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the losses of rows (n_rows,) or of entries (n_rows, n_outputs)."""
 
     @abstractmethod
-    def gradient(self, outputs: Tensor, targets: Tensor, shares: Tensor) -> Tensor:
+    def gradient(
+        self, outputs: Tensor, targets: Tensor, shares: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return losses as :meth:`losses` and the gradient of ``sum(shares * losses)``.
 
         The outputs may be overwritten.
@@ -56,6 +75,7 @@ class Loss(ABC):
         loss : tensor of shape ()
             The sum of weight times loss, divided by the number of rows.
         """
+        self._check_weights(weights)
         losses = self.losses(outputs, targets)
         if losses.ndim > weights.ndim:
             losses = losses.sum(dim=1)
@@ -68,6 +88,7 @@ class Loss(ABC):
 
         The outputs may be overwritten.
         """
+        self._check_weights(weights)
         shares = weights / len(weights)
         losses, gradient = self.gradient(outputs, targets, shares)
         if losses.ndim > shares.ndim:
@@ -75,6 +96,13 @@ class Loss(ABC):
         if losses.ndim == 1:
             return torch.dot(losses, shares), gradient
         return (losses * shares).sum(), gradient
+
+    def _check_weights(self, weights: Tensor) -> None:
+        if weights.ndim > 1 and not self.of_entries:
+            raise ValueError(
+                f"The loss {self.name!r} is one of rows: it takes weights of shape "
+                f"(n_rows,), got {tuple(weights.shape)}."
+            )
 
 
 def _of_row(shares: Tensor) -> Tensor:
@@ -86,13 +114,15 @@ class Softmax(Loss):
 
     name = "softmax"
 
-    def losses(self, outputs, targets):
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the cross-entropy of every row."""
         return F.cross_entropy(
             outputs, targets, reduction="none", label_smoothing=self.label_smoothing
         )
 
-    def gradient(self, outputs, targets, shares):
+    def gradient(
+        self, outputs: Tensor, targets: Tensor, shares: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return losses and gradient, see :meth:`Loss.gradient`."""
         classes, of_row = targets.unsqueeze(1), shares.unsqueeze(1)
         log_p = _log_softmax(outputs)
@@ -111,14 +141,17 @@ class Sigmoid(Loss):
     """Binary cross-entropy of every column, summed over columns."""
 
     name = "sigmoid"
+    of_entries = True
 
-    def losses(self, outputs, targets):
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the binary cross-entropy of every entry."""
         return F.binary_cross_entropy_with_logits(
             outputs, self._smooth(targets), reduction="none"
         )
 
-    def gradient(self, outputs, targets, shares):
+    def gradient(
+        self, outputs: Tensor, targets: Tensor, shares: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return losses and gradient, see :meth:`Loss.gradient`."""
         targets = self._smooth(targets)
         losses = F.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
@@ -135,15 +168,21 @@ class Squared(Loss):
 
     name = "squared"
 
-    def losses(self, outputs, targets):
+    def __post_init__(self) -> None:
+        if self.label_smoothing != 0:
+            raise ValueError("label_smoothing is for classes, not for real targets.")
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean half squared error of every row."""
         return 0.5 * (outputs - targets).square().mean(dim=1)
 
-    def gradient(self, outputs, targets, shares):
+    def gradient(
+        self, outputs: Tensor, targets: Tensor, shares: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return losses and gradient, see :meth:`Loss.gradient`."""
         gradient = outputs.sub_(targets)
         losses = 0.5 * gradient.square().mean(dim=1)
-        return losses, gradient.mul_(_of_row(shares / outputs.shape[1]))
+        return losses, gradient.mul_((shares / outputs.shape[1]).unsqueeze(1))
 
 
 LOSSES = {loss.name: loss for loss in (Softmax, Sigmoid, Squared)}

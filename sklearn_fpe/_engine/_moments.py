@@ -50,6 +50,19 @@ class Moments:
         self.mean = np.zeros(n_columns)
         self.m2 = np.zeros(n_columns)
 
+    def to_state(self) -> dict[str, np.ndarray]:
+        """Return the attributes by name, as arrays."""
+        return {name: np.asarray(value) for name, value in vars(self).items()}
+
+    @classmethod
+    def from_state(cls, state: dict[str, np.ndarray]) -> Moments:
+        """Make moments of copies of what :meth:`to_state` returned."""
+        moments = cls(len(state["shift"]))
+        for name, value in state.items():
+            setattr(moments, name, np.array(value))
+        moments.weight = float(moments.weight)
+        return moments
+
     def update(self, view: View, weights: np.ndarray, name: str = "X") -> Moments:
         """Add the rows of a view.
 
@@ -73,34 +86,63 @@ class Moments:
             If a column's spread is too large for float64; the message names it.
         """
         for rows in chunks(*view.shape):
-            part = as_double(view.read(rows))
-            if self.weight == 0:
-                self.shift = part[0].cpu().numpy().copy()
-            part -= torch.from_numpy(self.shift).to(part.device)
-            self._choose_units(part)
-            if (self.unit != 1).any():
-                part /= torch.from_numpy(self.unit).to(part.device)
-            w = torch.from_numpy(weights[rows].astype(np.float64)).to(part.device)
+            w = torch.from_numpy(weights[rows].astype(np.float64))
             total = float(w.sum())
-            mean = w @ part / total
-            part -= mean
-            mean, m2 = mean.cpu().numpy(), (w @ part.square_()).cpu().numpy()
+            part = self._deviations(view, rows)
+            first = (self.m2 == 0) & (self.mean == 0)
+            if first.any():
+                self._choose_units(part, first)
+            mean, m2 = self._summed(part, w, total)
+            most = PLAIN_DEVIATIONS[1]
+            too_large = ~((np.abs(mean) <= most) & (m2 <= most**2))
+            if too_large.any():
+                part = self._deviations(view, rows)
+                self._choose_units(part, too_large)
+                mean, m2 = self._summed(part, w, total)
             self._add(total, mean, m2, name)
         return self
 
-    def _choose_units(self, part: torch.Tensor) -> None:
-        """Choose the unit of columns whose first deviations are very small or large."""
-        undecided = self.m2 == 0
-        if not undecided.any():
-            return
-        columns = torch.from_numpy(np.flatnonzero(undecided)).to(part.device)
-        largest = part.index_select(1, columns).abs().amax(0).cpu().numpy()
+    def _deviations(self, view: View, rows: slice) -> torch.Tensor:
+        """Return some rows minus the first row seen."""
+        part = as_double(view.read(rows))
+        if self.weight == 0:
+            self.shift = part[0].cpu().numpy().copy()
+        part -= torch.from_numpy(self.shift).to(part.device)
+        return part
+
+    def _summed(
+        self, part: torch.Tensor, weights: torch.Tensor, total: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and m2, see :class:`Moments`, of deviations; overwrite them."""
+        if (self.unit != 1).any():
+            part /= torch.from_numpy(self.unit).to(part.device)
+        weights = weights.to(part.device)
+        mean = weights @ part / total
+        part -= mean
+        return mean.cpu().numpy(), (weights @ part.square_()).cpu().numpy()
+
+    def _choose_units(self, part: torch.Tensor, where: np.ndarray) -> None:
+        """Choose the unit of some columns, for deviations that are small or large.
+
+        What was summed is converted, which is exact, because units are powers of two.
+        """
+        columns = torch.from_numpy(np.flatnonzero(where)).to(part.device)
+        largest = np.zeros(len(where))
+        largest[where] = part.index_select(1, columns).abs().amax(0).cpu().numpy()
         least, most = PLAIN_DEVIATIONS
-        extreme = (largest > 0) & ((largest < least) | (largest > most))
-        extreme &= np.isfinite(largest)
+        # Divided first, because a small unit would make the quotient overflow.
+        extreme = (largest / most > np.minimum(self.unit, 1)) | (largest < least)
+        # A spread that float64 does not hold is an error later.
+        extreme &= (largest > 0) & np.isfinite(largest)
         _, exponent = np.frexp(largest[extreme])
         # Not 2.0 ** 1024, which overflows.
-        self.unit[np.flatnonzero(undecided)[extreme]] = np.ldexp(1.0, exponent - 1)
+        unit = np.ldexp(1.0, exponent - 1)
+        # 1 where the unit becomes smaller, because nothing was summed before.
+        ratio = self.unit[extreme] / np.maximum(unit, self.unit[extreme])
+        self.mean[extreme] *= ratio
+        for _ in range(2):  # the square of the ratio may underflow
+            self.m2[extreme] *= ratio
+        self.unit[extreme] = unit
 
     def _add(self, total: float, mean: np.ndarray, m2: np.ndarray, name: str) -> None:
         delta = mean - self.mean

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sklearn_fpe._engine._cache import StoppedError, WarmUpCache
+from sklearn_fpe._engine._cache import StoppedError, Warm, WarmUpCache
 from sklearn_fpe._engine._context import training_context
 from sklearn_fpe._engine._hooks import Hook
 from sklearn_fpe._engine._moments import Moments
@@ -150,10 +150,10 @@ class Trainer:
             self.network.change_output(before, self.targets.output_affine())
         else:
             # The mean, which is added to the output, predicts a constant exactly.
-            constant = torch.from_numpy(self.targets.constant()).to(self.network.device)
+            rows = torch.from_numpy(self.targets.constant()).to(self.network.device)
             with torch.no_grad():
                 for layer in self.network.output_maps:
-                    layer.weight[constant] = 0.0
+                    layer.weight[rows] = 0.0
 
     def fit(
         self,
@@ -286,26 +286,17 @@ class Trainer:
 
     def restore(self, state: dict, score: float, best_iter: int | None) -> None:
         """Give the network earlier weights back, and record their score."""
+        state = state.copy()
+        for name, buffer in self.network.named_buffers():
+            if name.endswith(".mask"):
+                # All weights were kept before the layer got a mask.
+                state.setdefault(name, torch.ones_like(buffer))
         self.network.load_state_dict(state)
         if self.net.flat_ is not None:
             self.net.flat_.follow_masks()
         self.history = replace(
             self.history, best_score=score, best_iter=best_iter, refitted=False
         )
-
-    def mean_square_gradient(self, weight: torch.nn.Parameter) -> Tensor | None:
-        """Return the optimizer's running mean of the squared gradient of a weight.
-
-        None before the first step.
-        """
-        flat, state = self.net.flat_, self.net.optimizer_.state
-        key = weight if flat is None else flat.vector
-        if "exp_avg_sq" not in state.get(key, {}):
-            return None
-        squares = state[key]["exp_avg_sq"]
-        if flat is None:
-            return squares
-        return squares[flat.places[weight]].view(weight.shape)
 
     @torch.no_grad()
     def set_masks(self, masks: dict[int, Tensor]) -> None:
@@ -318,8 +309,11 @@ class Trainer:
         ----------
         masks : dict
             For some layers, by their number, the kept weights, a bool tensor of the
-            shape of the layer's `weight`.
+            shape of the layer's `weight`. If one of them is not possible, none is
+            changed.
         """
+        for level, mask in masks.items():
+            self.network.maps[level].check_mask(mask)
         changed = {}
         for level, mask in masks.items():
             layer = self.network.masked(level)
@@ -327,17 +321,35 @@ class Trainer:
             layer.set_mask(mask)
             changed[layer.weight] = before != mask
         self._attach(self.net.module_ is not self.network)
-        flat, optimizer = self.net.flat_, self.net.optimizer_
         for weight, where in changed.items():
-            key = weight if flat is None else flat.vector
-            state = optimizer.state.get(key, {})
-            for name in ("exp_avg", "exp_avg_sq"):
-                if name not in state:
-                    continue
-                mean = state[name]
-                if flat is not None:
-                    mean = mean[flat.places[weight]].view(weight.shape)
+            for mean in self._running_means(weight).values():
                 mean.masked_fill_(where, 0)
+
+    def optimizer_state(self, level: int) -> dict[str, Tensor]:
+        """Return the running means that AdamW keeps for the weight of a layer.
+
+        Parameters
+        ----------
+        level : int
+            Number of the layer in ``network.maps``.
+
+        Returns
+        -------
+        state : dict
+            ``"exp_avg"``, the running mean of gradients, and ``"exp_avg_sq"``, that of
+            squared gradients: views of the shape of the weight. Empty before the first
+            step.
+        """
+        return self._running_means(self.network.maps[level].weight)
+
+    def _running_means(self, weight: nn.Parameter) -> dict[str, Tensor]:
+        flat = self.net.flat_
+        state = self.net.optimizer_.state.get(weight if flat is None else flat.vector)
+        means = {name: state[name] for name in ("exp_avg", "exp_avg_sq") if state}
+        if flat is None:
+            return means
+        place = flat.places[weight]
+        return {name: mean[place].view(weight.shape) for name, mean in means.items()}
 
     # ----------------------------------------------------------------------------------
     # Epochs
@@ -395,11 +407,11 @@ class Trainer:
         train: Sample,
     ) -> None:
         """Train the dense parent, or take it from the cache."""
-        if cache is None or self.history.losses:
+        if cache is None or not epochs or self.history.losses:
             self._run(rows, epochs, hooks)
             return
 
-        def compute():
+        def compute() -> Warm:
             if self._run(rows, epochs, hooks):
                 raise StoppedError
             state = self.network.state_dict()
@@ -471,7 +483,7 @@ class Trainer:
         if not wanted:
             return None
 
-        def before_step():
+        def before_step() -> None:
             for hook in wanted:
                 hook.before_step(self)
             self.step += 1

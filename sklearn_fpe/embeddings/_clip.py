@@ -16,9 +16,9 @@ from sklearn.base import (
 from sklearn.callback import CallbackSupportMixin
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from sklearn_fpe._compat import fit_context
-from sklearn_fpe._training import readable_memory_errors
-from sklearn_fpe._validation import resolve_device
+from sklearn_fpe._engine._context import readable_memory_errors
+from sklearn_fpe._estimators._compat import fit_context
+from sklearn_fpe._estimators._parameters import resolve_device
 from sklearn_fpe.embeddings._batches import prepared_batches
 from sklearn_fpe.embeddings._cache import open_cache
 from sklearn_fpe.embeddings._checkpoint import ImageEncoder, resolve_checkpoint
@@ -310,7 +310,8 @@ class CLIPEmbedder(
         pixels = {p.key: p.pixels for p in prepared if p.pixels is not None}
         if not pixels:
             return kept
-        with readable_memory_errors(self.device, self.batch_size):
+        remedy = f"Lower batch_size (it is {self.batch_size!r})"
+        with readable_memory_errors(self.device, remedy):
             encoder.load(resolve_device(self.device))
             vectors = encoder.encode(list(pixels.values()))
         computed = dict(zip(pixels, vectors, strict=True))

@@ -17,14 +17,31 @@ class Affine:
     ----------
     mean, scale : ndarray of float64 of shape (n_columns,)
         Location, and scale other than zero.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_fpe.nn import Affine
+    >>> affine = Affine(mean=np.array([10.0]), scale=np.array([2.0]))
+    >>> affine(np.array([[14.0]])), affine.undo(np.array([[2.0]]))
+    (array([[2.]]), array([[14.]]))
     """
 
     mean: np.ndarray
     scale: np.ndarray
 
+    def to_state(self) -> dict[str, np.ndarray]:
+        """Return mean and scale by name."""
+        return {"mean": self.mean, "scale": self.scale}
+
+    @classmethod
+    def from_state(cls, state: dict[str, np.ndarray]) -> Affine:
+        """Make a map of copies of what :meth:`to_state` returned."""
+        return cls(np.array(state["mean"]), np.array(state["scale"]))
+
     @classmethod
     def identity(cls, n_columns: int) -> Affine:
-        """Return the map that changes nothing."""
+        """Return the map of `n_columns` columns that changes nothing."""
         return cls(np.zeros(n_columns), np.ones(n_columns))
 
     def __call__(self, x: np.ndarray) -> np.ndarray:

@@ -56,8 +56,8 @@ class ArrayModule(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         parameters, mask = self._parameters, self._buffers.get("mask")
-        state["_arrays"] = {k: _compact(a) for k, a in self.to_arrays().items()}
-        state["_mask_shape"] = None if mask is None else tuple(mask.shape)
+        state["arrays"] = {k: _compact(a) for k, a in self.to_arrays().items()}
+        state["mask_shape"] = None if mask is None else tuple(mask.shape)
         state["_parameters"] = {
             name: None if p is None else p.requires_grad
             for name, p in parameters.items()
@@ -67,7 +67,7 @@ class ArrayModule(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = state.copy()
-        arrays, shape = dict(state.pop("_arrays")), state.pop("_mask_shape")
+        arrays, shape = dict(state.pop("arrays")), state.pop("mask_shape")
         if shape is not None:
             arrays["mask"] = unpack_mask(arrays["mask"], shape)
             arrays["weight"] = scatter_kept(arrays["weight"], arrays["mask"])
@@ -105,3 +105,27 @@ def _compact(array: np.ndarray) -> np.ndarray:
 
 def _wide(array: np.ndarray) -> np.ndarray:
     return array.astype(np.int64) if array.dtype.kind in "iu" else array
+
+
+def stored_arrays(module: ArrayModule) -> dict[str, np.ndarray]:
+    """Return the arrays of a module, indices in as few bytes as they need."""
+    return {name: _compact(array) for name, array in module.to_arrays().items()}
+
+
+def restored_arrays(
+    state: dict[str, Any], shape: tuple[int, ...] | None = None
+) -> dict[str, Tensor]:
+    """Return the tensors of those entries of `state` that are arrays.
+
+    The inverse of :func:`stored_arrays`; `shape` is that of the weight and its mask.
+    """
+    arrays = {k: v for k, v in state.items() if isinstance(v, np.ndarray)}
+    tensors = {}
+    if "mask" in arrays:
+        mask, values = arrays.pop("mask"), arrays.pop("weight")
+        if mask.dtype != bool:
+            assert shape is not None
+            mask = unpack_mask(mask, shape)
+        weight = scatter_kept(values, mask)
+        tensors = {"weight": torch.from_numpy(weight), "mask": torch.from_numpy(mask)}
+    return tensors | {name: to_tensor(_wide(a)) for name, a in arrays.items()}

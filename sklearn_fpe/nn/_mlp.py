@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import MutableSequence, Sequence
 from itertools import pairwise
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 
 from sklearn_fpe.nn._activation import Activation, get_activation
 from sklearn_fpe.nn._affine import Affine
-from sklearn_fpe.nn._arrays import ArrayModule
-from sklearn_fpe.nn._layers import BlockLinear, DenseLinear, Layer, MaskedLinear
+from sklearn_fpe.nn._arrays import ArrayModule, restored_arrays, stored_arrays
+from sklearn_fpe.nn._blocks import BlockLinear, layer_from_state
+from sklearn_fpe.nn._layers import DenseLinear, Layer, MaskedLinear, is_recorded
 
 MAX_FOLDED_OFFSET = 1e3
 """Largest mean of a column, in units of its scale, that is folded into float32."""
@@ -59,6 +61,8 @@ class MLP(ArrayModule):
     (torch.Size([5, 2]), 23)
     """
 
+    layers: MutableSequence[Layer]
+    activations: MutableSequence[nn.Module]
     input_mean: Tensor | None
     input_scale: Tensor | None
     skip: Layer | None
@@ -72,11 +76,11 @@ class MLP(ArrayModule):
     ) -> None:
         super().__init__()
         self.activation = get_activation(activation)
-        self.layers = nn.ModuleList(layers)
+        # torch's class says nothing of the modules that it holds.
+        self.layers = cast("MutableSequence[Layer]", nn.ModuleList(layers))
         self.skip = skip
-        self.activations = nn.ModuleList(
-            self.activation.module() for _ in range(len(layers) - 1)
-        )
+        modules = [self.activation.module() for _ in range(len(layers) - 1)]
+        self.activations = cast("MutableSequence[nn.Module]", nn.ModuleList(modules))
         if parents is None:
             parents = [
                 torch.arange(layer.out_features, device="cpu") for layer in layers[:-1]
@@ -137,6 +141,55 @@ class MLP(ArrayModule):
             nn.init.zeros_(layers[-1].weight)
         return cls(layers, activation, skip=linear)
 
+    def to_state(self) -> dict[str, Any]:
+        """Return the network, but for its activation, as dicts, lists and arrays.
+
+        :meth:`from_state` makes the network of it again. It depends on values alone,
+        not on a device.
+        """
+        arrays = stored_arrays(self)
+        n_hidden = len(self.layers) - 1
+        return {
+            "layers": [layer.to_state() for layer in self.layers],
+            "skip": None if self.skip is None else self.skip.to_state(),
+            "parents": [arrays.pop(f"parents_{level}") for level in range(n_hidden)],
+            **arrays,
+        }
+
+    @classmethod
+    def from_state(
+        cls, state: dict[str, Any], activation: str | Activation, n_inputs: int
+    ) -> MLP:
+        """Make a network of what :meth:`to_state` returned, which is not checked.
+
+        Parameters
+        ----------
+        state : dict
+            Layers, skip connection, parents and the standardisation that is not folded.
+        activation : str or Activation
+            Activation of the hidden layers.
+        n_inputs : int
+            Inputs of the network.
+
+        Returns
+        -------
+        network : MLP
+            The network, on the CPU, in evaluation mode.
+        """
+        layers, n = [], n_inputs
+        for described in state["layers"]:
+            layers.append(layer_from_state(described, n))
+            n = layers[-1].out_features
+        skip = state["skip"]
+        if skip is not None:
+            skip = layer_from_state(skip, n_inputs)
+        parents = {str(i): parent for i, parent in enumerate(state["parents"])}
+        tensors = restored_arrays(parents).values()
+        network = cls(layers, activation, list(tensors), skip)
+        for name, tensor in restored_arrays(state).items():
+            setattr(network, name, tensor)
+        return network.eval()
+
     @property
     def hidden(self) -> list[Layer]:
         """The hidden layers' affine maps."""
@@ -196,12 +249,12 @@ class MLP(ArrayModule):
         outputs = last(hidden) if out is None else last(hidden, out=out)
         if self.skip is None:
             return outputs
-        if torch.is_grad_enabled():
+        if is_recorded():
             return outputs + self.skip(x)
         return outputs.addmm_(x, self.skip.weight.to(x.dtype).mT)
 
     def _hidden(self, x: Tensor) -> Tensor:
-        recorded = torch.is_grad_enabled()
+        recorded = is_recorded()
         for layer, module in zip(self.layers, self.activations, strict=False):
             x = layer(x)
             hooked = module._forward_hooks or module._forward_pre_hooks
@@ -216,6 +269,8 @@ class MLP(ArrayModule):
             raise TypeError(
                 f"The input must be of a floating-point dtype, got {x.dtype}."
             )
+        assert self.input_mean is not None
+        assert self.input_scale is not None
         return ((x.double() - self.input_mean) / self.input_scale).to(x.dtype)
 
     def arranged(self) -> MLP:
@@ -226,7 +281,7 @@ class MLP(ArrayModule):
         layer reads the columns in their order.
         """
         first = self.layers[0]
-        if not self.reorders_columns:
+        if not self.reorders_columns or not isinstance(first, BlockLinear):
             return self
         others = list(self.layers[1:])
         twin = MLP([first.arranged(), *others], self.activation, self.parents)
@@ -323,15 +378,19 @@ class MLP(ArrayModule):
     def reorders_columns(self) -> bool:
         """Whether the first layer alone reads the columns in another order."""
         first = self.layers[0]
-        is_block = isinstance(first, BlockLinear)
-        return is_block and first.reorders_columns and self.skip is None
+        if self.skip is not None or not isinstance(first, BlockLinear):
+            return False
+        return first.reorders_columns
 
     def arrange(self, x: Tensor) -> Tensor:
         """Return the columns of x as :meth:`arranged` reads them.
 
         The input must not be scaled, see :meth:`fold_input`.
         """
-        return self.layers[0].arrange(x) if self.reorders_columns else x
+        first = self.layers[0]
+        if not self.reorders_columns or not isinstance(first, BlockLinear):
+            return x
+        return first.arrange(x)
 
     def to_sequential(self) -> nn.Sequential:
         """Return the same function as ``nn.Linear`` modules and activations.
@@ -365,7 +424,7 @@ class MLP(ArrayModule):
             linear.out_features, linear.in_features = weight.shape
             linear.weight, linear.bias = nn.Parameter(weight), nn.Parameter(bias)
             modules += [linear, self.activation.module()]
-        if self.input_mean is not None:
+        if self.input_mean is not None and self.input_scale is not None:
             first = modules[0]
             assert isinstance(first, nn.Linear)
             with torch.no_grad():
@@ -381,7 +440,7 @@ class MLP(ArrayModule):
     @property
     def input_affine(self) -> Affine:
         """The map of the input that is not folded; the identity if there is none."""
-        if self.input_mean is None:
+        if self.input_mean is None or self.input_scale is None:
             return Affine.identity(self.layers[0].in_features)
         mean, scale = self.input_mean.cpu().numpy(), self.input_scale.cpu().numpy()
         return Affine(mean, scale)
@@ -403,9 +462,8 @@ class MLP(ArrayModule):
         affine = self.input_affine.compose(affine)
         least, most = FOLDED_SCALES
         size = np.abs(affine.scale)
-        with np.errstate(over="ignore"):
-            kept = np.abs(affine.mean) > MAX_FOLDED_OFFSET * size
-        kept |= (size < least) | (size > most)
+        kept = (np.abs(affine.mean) / MAX_FOLDED_OFFSET > size) | (size < least)
+        kept |= size > most
         stays = Affine(np.where(kept, affine.mean, 0), np.where(kept, affine.scale, 1))
         self._fold(affine.relative_to(stays))
         self.input_mean = self.input_scale = None
@@ -437,9 +495,10 @@ class MLP(ArrayModule):
 
     @torch.no_grad()
     def change_output(self, old: Affine, new: Affine) -> None:
-        """Keep ``old.undo(outputs)`` the same for another location and scale."""
+        """Make ``new.undo(outputs)`` what ``old.undo(outputs)`` was."""
         last, back = self.layers[-1], new.relative_to(old)
         mean, scale = back.tensors(self.device)
         for layer in self.output_maps:
             layer.weight.copy_(layer.weight.double() / scale.unsqueeze(1))
+        assert last.bias is not None
         last.bias.copy_((last.bias.double() - mean) / scale)

@@ -38,11 +38,23 @@ class Plan:
         The edges that are kept: (n_parents, n_inputs) for every hidden layer,
         (n_outputs, n_units) for the output layer, (n_outputs, n_inputs) for the skip
         connection if there is one.
+    siblings : list of int, default=None
+        Siblings that share a dense block, for every hidden layer with a shared
+        partition; each may then come to read the inputs of all of them. None: each
+        child has a block of its own.
+
+    Examples
+    --------
+    >>> from sklearn_fpe.nn import Plan, Shape
+    >>> plan = Plan.keep_all(Shape(6, (4,), 3, expansion=(1,)))
+    >>> [keep.shape for keep in plan.keep], plan.alive[0].sum()
+    ([(4, 6), (3, 4)], np.int64(4))
     """
 
     children: list[np.ndarray]
     alive: list[np.ndarray]
     keep: list[np.ndarray]
+    siblings: list[int] | None = None
 
     @classmethod
     def keep_all(cls, shape: Shape, children: list[np.ndarray] | None = None) -> Plan:
@@ -76,6 +88,33 @@ class PruneRule(ABC):
     at_once : bool
         Whether :meth:`plan` prunes to the budget. If not, the plan keeps more, and
         training prunes to the budget, see :meth:`hook`.
+
+    Examples
+    --------
+    A rule that keeps the first layer whole and prunes the copies of outgoing weights:
+
+    >>> import numpy as np
+    >>> from sklearn_fpe.nn import MLP, Plan, PruneRule, expand, partition
+    >>> class OutgoingOnly(PruneRule):
+    ...     name = "outgoing"
+    ...
+    ...     def least_budget(self, shape):
+    ...         return shape.n_parameters() - shape.n_outputs * shape.fan_ins()[-1]
+    ...
+    ...     def least_cost(self, shape):
+    ...         return self.least_budget(shape)
+    ...
+    ...     def plan(self, weights, shape, split, groups, budget, rng):
+    ...         (n_units,) = shape.fan_ins()[1:]
+    ...         children = partition(weights[0], *shape.expansion, split, rng=rng)
+    ...         outgoing = np.zeros((shape.n_outputs, n_units), dtype=bool)
+    ...         n_kept = budget - self.least_budget(shape)
+    ...         outgoing.flat[rng.permutation(outgoing.size)[:n_kept]] = True
+    ...         keep = [np.ones(weights[0].shape, dtype=bool), outgoing]
+    ...         return Plan([children], [np.ones(n_units, dtype=bool)], keep)
+    >>> network, _ = expand(MLP.dense([6, 4, 3]), 2, prune=OutgoingOnly(), rng=0)
+    >>> network.n_nonzero
+    43
     """
 
     name: str
@@ -84,19 +123,19 @@ class PruneRule(ABC):
     allows_skip = True
     at_once = True
 
-    def __reduce__(self):
+    def __reduce__(self) -> str | tuple[Any, ...]:
         """Pickle a registered rule by its name."""
-        if PRUNES.get(self.name) is self:
+        if PRUNES.get(getattr(self, "name", "")) is self:
             return get_prune, (self.name,)
         return super().__reduce__()
 
     @abstractmethod
     def least_budget(self, shape: Shape) -> int:
-        """Return the least budget that the rule can meet, biases included."""
+        """Return the least budget that the rule can meet for a shape, with biases."""
 
     @abstractmethod
     def least_cost(self, shape: Shape) -> int:
-        """Return the least budget that pays for all children that the rule keeps."""
+        """Return the least budget for a shape that pays for all children kept."""
 
     def hook(self, recipe: Any) -> Any:
         """Return a hook that prunes during the fine-tuning, or None.
@@ -188,7 +227,15 @@ class Magnitude(PruneRule):
         """Return the cost of a bias, an edge in and an edge out for every child."""
         return shape.n_outputs + 3 * sum(shape.fan_ins()[1:])
 
-    def plan(self, weights, shape, split, groups, budget, rng) -> Plan:
+    def plan(
+        self,
+        weights: list[np.ndarray],
+        shape: Shape,
+        split: SplitRule,
+        groups: Any,
+        budget: int,
+        rng: np.random.Generator,
+    ) -> Plan:
         """Split all layers, then keep the largest weights of all."""
         wide, children = split_layers(weights, shape, split, groups, rng)
         return Plan(children, *prune_magnitude(wide, children, shape, budget))
@@ -210,7 +257,15 @@ class Structured(PruneRule):
         """Return the least budget, because blocks keep at least one child."""
         return self.least_budget(shape)
 
-    def plan(self, weights, shape, split, groups, budget, rng) -> Plan:
+    def plan(
+        self,
+        weights: list[np.ndarray],
+        shape: Shape,
+        split: SplitRule,
+        groups: Any,
+        budget: int,
+        rng: np.random.Generator,
+    ) -> Plan:
         """Split and prune layer by layer: living units are assigned to blocks.
 
         Masks are broadcast, not stored, because a block keeps everything between its
@@ -225,7 +280,8 @@ class Structured(PruneRule):
         n_units = shape.n_inputs
         for level, n_children in enumerate(shape.expansion):
             weight = weights[level][:, inputs % weights[level].shape[1]]
-            living = partition(weight, n_children, split.at_level(level), rng=rng)
+            rule = split.at_level(level)
+            living = partition(weight, n_children, rule, groups=groups, rng=rng)
             labels = _shared_row(living, n_children)
             out_norm = np.linalg.norm(weights[level + 1], axis=0)
             energy = (weight * out_norm[:, None]) ** 2
@@ -285,9 +341,11 @@ def get_prune(prune: str | PruneRule) -> PruneRule:
     Raises
     ------
     ValueError
-        If the name is unknown.
+        If the name is unknown, or the object has none.
     """
     if isinstance(prune, PruneRule):
+        if not isinstance(getattr(prune, "name", None), str):
+            raise ValueError(f"{type(prune).__name__} needs a `name`, a string.")
         return prune
     if not isinstance(prune, str) or prune not in PRUNES:
         raise ValueError(
@@ -296,5 +354,5 @@ def get_prune(prune: str | PruneRule) -> PruneRule:
     return PRUNES[prune]
 
 
-PRUNES = {rule.name: rule for rule in (Magnitude(), Structured())}
+PRUNES: dict[str, PruneRule] = {rule.name: rule for rule in (Magnitude(), Structured())}
 """The prune rules by name."""

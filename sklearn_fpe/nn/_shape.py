@@ -21,6 +21,13 @@ class Shape:
         Children per parent of every hidden layer.
     skip : bool, default=False
         Whether there is a skip connection, weights from all inputs to all outputs.
+
+    Examples
+    --------
+    >>> from sklearn_fpe.nn import Shape
+    >>> shape = Shape(n_inputs=64, hidden=(8,), n_outputs=10, expansion=(4,))
+    >>> shape.n_parameters(), shape.parent().n_parameters()
+    (874, 610)
     """
 
     n_inputs: int
