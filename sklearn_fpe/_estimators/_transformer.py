@@ -58,8 +58,8 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
         Group labels of the columns of X, for ``split="groups"``. Deeper layers are
         then split ``"shared"``.
 
-    prune : {"magnitude", "structured", "gradual"} or sklearn_fpe.nn.PruneRule, \
-            default="magnitude"
+    prune : {"magnitude", "structured", "gradual", "rewired"} or \
+            sklearn_fpe.nn.PruneRule, default="magnitude"
         How the network is brought back to the budget.
 
         - ``"magnitude"``: the smallest weights of all layers go;
@@ -69,6 +69,11 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
           layer share;
         - ``"gradual"``: nothing goes at the split; the weights of least saliency go
           step by step, until three quarters of the epochs are over;
+        - ``"rewired"``: the smallest weights of the hidden layers go, so that all
+          children and copied weights fit the budget; then, some times during the
+          fine-tuning, the smallest weights of the blocks die and as many are born
+          where the gradient is largest. Needs a split that all neurons of a layer
+          share;
         - a rule of your own, see :class:`~sklearn_fpe.nn.PruneRule`.
 
     warmup : int or float in [0, 1], default=0.1
