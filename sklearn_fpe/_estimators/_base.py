@@ -76,7 +76,6 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         "split": [StrOptions({"auto", *SPLITS}), SplitRule, callable],
         "feature_groups": ["array-like", None],
         "prune": [StrOptions({"auto", *PRUNES}), PruneRule],
-        "skip_connection": ["boolean"],
         "warmup": [
             Interval(Integral, 0, None, closed="left"),
             Interval(Real, 0, 1, closed="both"),

@@ -64,9 +64,11 @@ class FPERegressor(RegressorMixin, BaseFPE):
           layer share;
         - ``"gradual"``: nothing goes at the split; the weights of least saliency go
           step by step, until three quarters of the epochs are over;
-        - ``"rewired"``: the smallest weights inside dense blocks go; in the fine-tuning
-          small weights die and others are born. Needs a split that all neurons of a
-          layer share;
+        - ``"rewired"``: the smallest weights of the hidden layers go, so that all
+          children and copied weights fit the budget; then, some times during the
+          fine-tuning, the smallest weights of the blocks die and as many are born
+          where the gradient is largest. Needs a split that all neurons of a layer
+          share;
         - a rule of your own, see :class:`~sklearn_fpe.nn.PruneRule`.
 
     skip_connection : bool, default=False
