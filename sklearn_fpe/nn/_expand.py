@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from sklearn_fpe.nn._arrays import to_numpy
-from sklearn_fpe.nn._layers import BlockLinear, DenseLinear, Layer, MaskedLinear
+from sklearn_fpe.nn._blocks import BlockLinear
+from sklearn_fpe.nn._layers import DenseLinear, Layer, MaskedLinear
 from sklearn_fpe.nn._mlp import MLP
 from sklearn_fpe.nn._prune import PRUNES, Plan, PruneRule, get_prune
 from sklearn_fpe.nn._shape import Shape
@@ -139,7 +140,7 @@ def expand_to(
 ) -> MLP:
     """Expand to the shape that :func:`check_expansion` returned; see :func:`expand`."""
     weights = [to_numpy(layer.weight) for layer in network.maps]
-    biases = [to_numpy(layer.bias) for layer in network.layers]
+    biases = [to_numpy(layer.dense_bias()) for layer in network.layers]
     rng = np.random.default_rng(rng)
     if shape.n_parameters() == budget and set(shape.expansion) <= {1}:
         plan = Plan.keep_all(shape)
@@ -155,7 +156,7 @@ def expand_to(
             f"prune={prune.name!r} kept {expanded.n_nonzero} parameters, more than the "
             f"budget of {budget}."
         )
-    if network.input_mean is not None:
+    if network.input_mean is not None and network.input_scale is not None:
         expanded.input_mean = network.input_mean.clone()
         expanded.input_scale = network.input_scale.clone()
     return expanded.to(network.device)
@@ -203,7 +204,7 @@ def check_expansion(
     ((4,), 610)
     """
     n_inputs, *hidden, n_outputs = (int(w) for w in widths)
-    asked = [expansion] * len(hidden) if np.ndim(expansion) == 0 else [*expansion]
+    asked = _of_every_layer(expansion, len(hidden))
     if len(asked) != len(hidden):
         raise ValueError(
             f"expansion must be an int or have one entry per hidden layer, of which "
@@ -248,6 +249,11 @@ def check_expansion(
     return _within_budget(shape, limit, budget, pruning), budget
 
 
+def _of_every_layer(value: Any, n_layers: int) -> list[Any]:
+    """Return a list of an entry per layer, from one for all or one for each."""
+    return [value] * n_layers if np.ndim(value) == 0 else [*value]
+
+
 def _is_int(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
@@ -284,12 +290,11 @@ def warn_expansion(
     stacklevel: int = 3,
 ) -> None:
     """Warn where an expansion is smaller than asked for, or larger than helps."""
-    if np.ndim(asked) == 0:
-        asked = [asked] * len(shape.hidden)
+    wanted = tuple(_of_every_layer(asked, len(shape.hidden)))
     copies = shape.n_outputs * shape.fan_ins()[-1]
-    if shape.expansion != tuple(asked):
+    if shape.expansion != wanted:
         message = (
-            f"expansion={tuple(asked)} is not possible with {shape.n_inputs} inputs, "
+            f"expansion={wanted} is not possible with {shape.n_inputs} inputs, "
             f"hidden layers of {shape.hidden} and a budget of {budget} parameters; "
             f"using expansion={shape.expansion}."
         )
@@ -333,6 +338,7 @@ def _build(
                 children.clip(min=0),
                 plan.keep[level][:, inputs],
                 units.reshape(n_children, n_parents),
+                1 if plan.siblings is None else plan.siblings[level],
             )
         )
         outgoing = 1 / n_children if overlap else 1.0
@@ -362,12 +368,14 @@ def _hidden_layer(
     children: np.ndarray,
     keep: np.ndarray,
     alive: np.ndarray,
+    siblings: int,
 ) -> Layer:
     """Run a shared partition as dense blocks, an independent one as a masked matrix."""
     block, parent = np.nonzero(alive)
+    n_blocks = len(alive) // siblings
     # A single child is a block of its own where inputs were dropped.
-    if is_shared(children) and (len(alive) > 1 or not keep.any(axis=0).all()):
-        return _block_layer(weight, bias, children[0], keep, alive)
+    if is_shared(children) and (n_blocks > 1 or not keep.any(axis=0).all()):
+        return _block_layer(weight, bias, children[0], keep, alive, siblings)
     kept = keep[parent] & (children[parent] == block[:, None])
     return _matrix_layer(weight[parent], bias[parent], kept)
 
@@ -388,6 +396,7 @@ def _block_layer(
     labels: np.ndarray,
     keep: np.ndarray,
     alive: np.ndarray,
+    siblings: int,
 ) -> BlockLinear:
     """Build padded blocks of a shared partition.
 
@@ -395,35 +404,42 @@ def _block_layer(
     hold zeros for the others, because that costs less than selecting columns.
     """
     blocks = []
+    n_parents = alive.shape[1]
+    groups = alive.reshape(-1, siblings * n_parents)
     all_columns = (
-        len(labels) % len(alive) == 0
+        len(labels) % len(groups) == 0
         and alive.any(axis=1).all()
         and (labels == balanced_runs(len(labels), len(alive))).all()
         and keep.any(axis=0).mean() >= ALL_COLUMNS_FROM
     )
-    for a, units in enumerate(alive):
+    for a, units in enumerate(groups):
         rows = np.flatnonzero(units)
         if len(rows):
-            of_block = np.flatnonzero(labels == a)
-            read = keep[np.ix_(rows, of_block)].any(axis=0) | all_columns
-            blocks.append((rows, of_block[read]))
-    n_in = max(len(columns) for _, columns in blocks)
-    n_out = max(len(rows) for rows, _ in blocks)
+            of_block = np.flatnonzero(labels // siblings == a)
+            child, parent = np.divmod(rows, n_parents)
+            kept = keep[np.ix_(parent, of_block)]
+            if siblings > 1:
+                own = labels[of_block] == (a * siblings + child)[:, None]
+                kept = kept & own
+            read = kept.any(axis=0) | all_columns | (siblings > 1)
+            blocks.append((parent, of_block[read], kept[:, read]))
+    n_in = max(len(columns) for _, columns, _ in blocks)
+    n_out = max(len(parent) for parent, _, _ in blocks)
     shape = (len(blocks), n_out, n_in)
     values = np.zeros(shape, dtype=weight.dtype)
     mask = np.zeros(shape, dtype=bool)
     inputs = np.empty((len(blocks), n_in), dtype=np.int64)
     biases = np.zeros((len(blocks), n_out), dtype=bias.dtype)
     exists = np.zeros((len(blocks), n_out), dtype=bool)
-    for a, (rows, columns) in enumerate(blocks):
-        place = np.s_[a, : len(rows), : len(columns)]
-        values[place] = weight[np.ix_(rows, columns)]
-        mask[place] = keep[np.ix_(rows, columns)]
+    for a, (parent, columns, kept) in enumerate(blocks):
+        place = np.s_[a, : len(parent), : len(columns)]
+        values[place] = weight[np.ix_(parent, columns)]
+        mask[place] = kept
         # Padding reads a column of the block again, times zero.
         inputs[a] = columns[0] if len(columns) else 0
         inputs[a, : len(columns)] = columns
-        biases[a, : len(rows)] = bias[rows]
-        exists[a, : len(rows)] = True
+        biases[a, : len(parent)] = bias[parent]
+        exists[a, : len(parent)] = True
     return BlockLinear(
         torch.from_numpy(values),
         torch.from_numpy(biases),
