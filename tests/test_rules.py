@@ -60,6 +60,8 @@ def test_a_registered_rule_is_documented(parameter, name):
         section = re.search(rf"\n{parameter} : (.*?)\n\n?\w+ : ", doc, re.DOTALL)[1]
         assert f'"{name}"' in section
     by = {"split": partition, "prune": expand}.get(parameter)
+    if parameter == "prune" and not PRUNES[name].at_once:
+        by = None  # expand refuses it
     assert by is None or f'"{name}"' in inspect.getdoc(by)
 
 
@@ -83,6 +85,9 @@ def test_a_split_has_the_properties_that_it_claims(rule):
     groups = np.arange(12) // 2
     for n_children in (2, 3, 4):
         children = partition(weight, n_children, rule, groups=groups, rng=1)
+        if rule.overlapping:
+            assert (children == -1).all()
+            continue
         assert is_shared(children) == rule.shared
         runs = (np.diff(children, axis=1) >= 0).all()
         assert bool(runs) == rule.contiguous
@@ -105,10 +110,22 @@ def test_a_prune_rule_has_the_properties_that_it_claims(rule, split):
         with pytest.raises(ValueError, match="needs a partition that all neurons"):
             expand(network, 2, split, prune=rule, groups=groups)
         return
-    expanded, _ = expand(network, 2, split, prune=rule, groups=groups, rng=0)
-    assert expanded.n_nonzero <= network.n_nonzero
-    if rule.exact:
-        assert expanded.n_nonzero == network.n_nonzero
+    if not rule.at_once or SPLITS[split].overlapping:
+        with pytest.raises(ValueError, match="train"):
+            expand(network, 2, split, prune=rule, groups=groups)
+    else:
+        expanded, _ = expand(network, 2, split, prune=rule, groups=groups, rng=0)
+        assert expanded.n_nonzero <= network.n_nonzero
+        if rule.exact:
+            assert expanded.n_nonzero == network.n_nonzero
+    if SPLITS[split].overlapping and rule.at_once:
+        return
+    parameters = {**QUICK, "feature_groups": groups, "split": split, "prune": rule}
+    for skip in (False, True) if rule.allows_skip else (False,):
+        clf = FPEClassifier(**parameters, skip_connection=skip).fit(X, Y)
+        assert clf.n_nonzero_ <= clf.budget_
+        if rule.exact:
+            assert clf.n_nonzero_ == clf.budget_
 
 
 def test_every_loss_is_one_of_some_target():
@@ -355,6 +372,7 @@ OTHER = {
     "feature_groups": GROUPS,
     "prune": "structured",
     "warmup": 3,
+    "skip_connection": True,
     "budget": 60,
     "activation": "tanh",
     "batch_size": 7,
