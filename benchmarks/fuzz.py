@@ -52,7 +52,7 @@ def load_or_refuse(path, measure):
     """Load a file, None if it is refused; return what it took of memory as well."""
     with warnings.catch_warnings(), measure() as peak:
         warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", message=".*(Using the CPU|saved by)")
+        warnings.filterwarnings("ignore", message=".*(set to device='cpu'|saved by)")
         try:
             with audit().no_code():
                 loaded = load(path)
@@ -77,7 +77,7 @@ def run_file(rng, folder):
         return f"{how}: refused"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", message=".*Using the CPU")
+        warnings.filterwarnings("ignore", message=".*set to device='cpu'")
         _fuzz_files.check_sound(loaded)
         _fuzz_files.check_saved_again(loaded, folder / "again")
     return f"{how}: sound"

@@ -1,20 +1,18 @@
 """Fixed Parameter Expansion for scikit-learn: more neurons, not more parameters."""
 
 from sklearn_fpe._estimators._classifier import FPEClassifier
-
-# from sklearn_fpe._persistence import ModelFileError, load, save
 from sklearn_fpe._estimators._regressor import FPERegressor
 from sklearn_fpe._estimators._transformer import FPETransformer
-from sklearn_fpe._onnx import to_onnx
+from sklearn_fpe._io import ModelFileError, load, save, to_onnx
 from sklearn_fpe._version import __version__
 
 __all__ = [
     "FPEClassifier",
     "FPERegressor",
     "FPETransformer",
-    # "ModelFileError",
+    "ModelFileError",
     "__version__",
-    # "load",
-    # "save",
+    "load",
+    "save",
     "to_onnx",
 ]

@@ -29,7 +29,7 @@ def check_same(loaded, estimator, rows):
         np.testing.assert_array_equal(found, expected, strict=True)
 
 
-def write(path, model, arrays, version=__version__, format_version=1):
+def write(path, model, arrays, version=__version__, format_version=2):
     """Write a file whose checksum fits, whatever it says."""
     path.write_bytes(pack(model, arrays, version, format_version))
     return path

@@ -51,7 +51,7 @@ PARAMETERS = [
         ["expansion must be", "one entry per hidden layer", "[2, 2]"],
     ),
     ({"expansion": [0]}, ["expansion must be an integer of at least 1", "[0]"]),
-    ({"hidden_layer_sizes": ()}, ["hidden_layer_sizes must be", "got ()"]),
+    ({"hidden_layer_sizes": (True,)}, ["hidden_layer_sizes must be", "(True,)"]),
     ({"hidden_layer_sizes": (0,)}, ["hidden_layer_sizes must be", "(0,)"]),
     ({"hidden_layer_sizes": (3.5,)}, ["hidden_layer_sizes must be", "(3.5,)"]),
     ({"hidden_layer_sizes": "wide"}, ["'hidden_layer_sizes'", "'wide'"]),

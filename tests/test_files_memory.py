@@ -71,22 +71,26 @@ def masked(n_units, n_inputs=1000):
     mask = np.zeros((n_units, n_inputs), dtype=bool)
     mask[:, 0] = True
     bits, ones = np.packbits(mask), np.ones(n_units, np.float32)
+    network = model["learned"]["network"]["layers"]
+    network = [
+        network[0] | {"shape": list(mask.shape)},
+        {"kind": "dense", "shape": [3, n_units]},
+    ]
     for place, value in [
-        (["layers", 0, "shape"], list(mask.shape)),
-        (["layers", 1], {"kind": "dense", "shape": [3, n_units]}),
-        (["made_with", "hidden_layer_sizes"], {"tuple": [n_units]}),
-        (["expansion"], [1]),
-        (["budget"], 2**50),
+        (["network", "layers"], network),
+        (["recipe", "shape", "hidden"], [n_units]),
+        (["recipe", "shape", "expansion"], [1]),
+        (["recipe", "budget"], 2**50),
     ]:
-        model = with_value(model, place, value)
+        model = with_value(model, ["learned", *place], value)
+    name = "network.layers"
     arrays = {
         **arrays,
-        **{"layers.0.mask": bits, "layers.0.weight": ones, "layers.0.bias": ones},
-        "layers.1.weight": np.ones((3, n_units), np.float32),
-        "parents.0": np.arange(n_units, dtype=np.int32),
+        **{f"{name}.0.mask": bits, f"{name}.0.weight": ones, f"{name}.0.bias": ones},
+        f"{name}.1.weight": np.ones((3, n_units), np.float32),
+        "network.parents.0": np.arange(n_units, dtype=np.int32),
     }
-    for name in ("layers.1.mask", "layers.1.inputs"):
-        arrays.pop(name, None)
+    arrays.pop(f"{name}.1.mask", None)
     return pack(model, arrays)
 
 
@@ -104,14 +108,15 @@ LONG_TEXTS = [{"array": {"dtype": "str33000000", "values": ["a", "b"]}}] * 200
 def hostile_files():
     """Yield names, files and what is wrong with them; None: they may be loaded."""
     model, arrays = described_models()["multiclass"]
-    yield "long texts", with_parameter("feature_groups", LONG_TEXTS), "arrays of texts"
+    yield "long texts", with_parameter("feature_groups", LONG_TEXTS), "array of texts"
     for name, value in {"tuple": {"tuple": LONG_TEXTS}, "key": [LONG_TEXTS]}.items():
-        yield f"texts {name}", with_parameter("class_weight", value), "arrays of texts"
+        yield f"texts {name}", with_parameter("class_weight", value), "array of texts"
     classes = {"dtype": "str9000000", "values": [str(i) for i in range(100, 999)]}
-    texts = with_value(model, ["targets", "classes"], classes)
-    yield "classes", pack(texts, arrays), "arrays of texts"
-    texts = with_value(model, ["made_with", "feature_groups"], LONG_TEXTS)
-    yield "made with", pack(texts, arrays), "arrays of texts"
+    place = ["learned", "targets", "classes", "array"]
+    texts = with_value(model, place, classes)
+    yield "classes", pack(texts, arrays), "array of texts"
+    texts = with_value(model, ["learned", "recipe", "groups"], LONG_TEXTS)
+    yield "groups", pack(texts, arrays), "array of texts"
     values = {
         "lists": [],
         "listed": [0],
@@ -145,18 +150,16 @@ def hostile_files():
         table = {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}
         header = {"__metadata__": {"sklearn_fpe": "{}"}, "a": table, "b": "c" * n}
         yield f"no size {shape.index(0)}", raw_file(header), "format_version"
-    hidden = with_value(
-        model, ["made_with", "hidden_layer_sizes"], {"tuple": [6] * 100_000}
-    )
+    hidden = with_value(model, ["learned", "recipe", "shape", "hidden"], [6] * 100_000)
     yield "hidden", pack(hidden, arrays), "expansion"
     names = with_value(model, ["feature_names"], ["a"] * 100_000)
     yield "names", pack(names, arrays), "feature_names"
     labels = {"dtype": "int64", "values": list(range(100_000))}
-    labels = with_value(model, ["targets", "classes"], labels)
+    labels = with_value(model, place, labels)
     yield "labels", pack(labels, arrays), "."
     yield "mask", masked(2000), None
-    yield "large mask", masked(50_000), "memory"
-    curve = arrays | {"loss_curve": np.ones(MEGABYTE)}
+    yield "large mask", masked(100_000), "memory"
+    curve = arrays | {"history.losses": np.ones(MEGABYTE)}
     yield "curve", pack(model, curve), None
 
 
@@ -186,7 +189,7 @@ def test_the_example_that_asked_for_much_is_refused(tmp_path):
     content = with_parameter("feature_groups", LONG_TEXTS)
     assert len(content) < 20_000
     (tmp_path / "model").write_bytes(content)
-    with pytest.raises(ModelFileError, match=r"arrays of texts would take .* memory"):
+    with pytest.raises(ModelFileError, match=r"array of texts, would take .* memory"):
         load(tmp_path / "model")
 
 

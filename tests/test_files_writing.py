@@ -12,7 +12,7 @@ import pytest
 from model_files import fitted_models
 
 from sklearn_fpe import load, save
-from sklearn_fpe._persistence import _file
+from sklearn_fpe._io import _file
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX file systems only")
 
@@ -108,7 +108,7 @@ def test_a_killed_process_leaves_the_old_file_and_a_hidden_one(tmp_path):
     path.write_bytes(b"before")
     code = f"""
 import os, signal
-from sklearn_fpe._persistence import _file
+from sklearn_fpe._io import _file
 _file.os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
 _file.write({str(path)!r}, b"after")
 """

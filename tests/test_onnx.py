@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer, to_onnx
-from sklearn_fpe._onnx import IR_VERSION, OPSET
+from sklearn_fpe._io._onnx import IR_VERSION, OPSET
 from sklearn_fpe.nn import Affine
 
 N_ROWS, N_FEATURES = 60, 9

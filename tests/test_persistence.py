@@ -37,6 +37,11 @@ from sklearn_fpe import (
     load,
     save,
 )
+from sklearn_fpe._engine._pruning import Gradual
+from sklearn_fpe.nn import Activation, SplitRule
+from sklearn_fpe.nn._activation import ACTIVATIONS
+from sklearn_fpe.nn._prune import PRUNES
+from sklearn_fpe.nn._split import SPLITS
 
 GROUPS = np.arange(N_FEATURES) // 2
 FAR = X + np.where(np.arange(N_FEATURES) == 2, 1e5, 0)
@@ -45,6 +50,7 @@ EXPANSIONS = [
     *[(split, "magnitude") for split in ("random", "shared", "contiguous")],
     *[(split, "magnitude") for split in ("feature", "groups")],
     *[(split, "structured") for split in ("shared", "contiguous", "feature")],
+    *[(split, "gradual") for split in ("random", "shared", "learned")],
 ]
 
 
@@ -95,7 +101,7 @@ def test_predictions_are_the_same_bits(split, prune, hidden, tmp_path):
     estimator = make(
         hidden_layer_sizes=hidden, split=split, prune=prune, feature_groups=GROUPS
     ).fit(FAR, CODES)
-    assert estimator.module_.center is not None
+    assert estimator.module_.input_mean is not None
     loaded = round_trip(estimator, tmp_path)
     check_same(loaded, estimator, FAR)
     check_same(loaded, estimator, FAR.astype(np.float32))
@@ -107,11 +113,7 @@ def test_everything_that_was_learned_comes_back(name, fitted, tmp_path):
     loaded = round_trip(estimator, tmp_path)
     check_same(loaded, estimator, X)
     # As in a pickle: all but the training that could go on.
-    expected = estimator.__getstate__()
-    assert vars(loaded).keys() == expected.keys() - {"_fpe_version"}
-    check_equal(loaded.get_params(), estimator.get_params(), "parameters")
-    for attribute in expected.keys() - {"_fpe_version"}:
-        check_equal(getattr(loaded, attribute), expected[attribute], attribute)
+    check_equal(loaded.__getstate__(), estimator.__getstate__(), "state")
     for found, made in zip(loaded.coefs_, estimator.coefs_, strict=True):
         np.testing.assert_array_equal(found.toarray(), made.toarray())
         assert found.nnz == made.nnz
@@ -163,7 +165,7 @@ def test_a_warm_start_goes_on_as_after_a_pickle(tmp_path):
 def test_labels_of_any_type_come_back(classes, tmp_path):
     estimator = make().fit(X, CODES % len(classes))
     # Set afterwards, since fit takes only some of them.
-    estimator._targets.classes = classes
+    estimator.learned_.targets.classes = classes
     loaded = round_trip(estimator, tmp_path)
     np.testing.assert_array_equal(loaded.classes_, classes, strict=True)
     assert [type(c) for c in loaded.classes_] == [type(c) for c in classes]
@@ -196,6 +198,11 @@ def test_feature_names_come_back(tmp_path):
         {"class_weight": {0: 1, 1: 0.5, 2: np.float64(3)}, "random_state": None},
         {"early_stopping": True, "n_iter_no_change": np.inf},
         {"device": torch.device("cpu"), "budget": 60, "warmup": 1},
+        {"hidden_layer_sizes": ()},
+        {"hidden_layer_sizes": (), "skip_connection": True, "label_smoothing": 0.1},
+        {"split": "learned", "prune": Gradual(0.0, 0.5, interval=3, skip_factor=4)},
+        {"activation": "gelu", "skip_connection": True, "prune": "gradual"},
+        {"early_stopping": True, "scoring": "neg_log_loss", "refit": True},
     ],
 )
 def test_parameters_come_back(parameters, tmp_path):
@@ -212,8 +219,43 @@ def test_parameters_come_back(parameters, tmp_path):
                 assert type(found) is type(value)
 
 
-def test_memory_does_not_come_back(tmp_path):
-    estimator = make(memory=str(tmp_path / "cache")).fit(X, CODES)
+@pytest.mark.parametrize(
+    "class_weight",
+    [[{0: 1, 1: 2.5}] * 3, {0: {1: 4}, 2: {0: 1, 1: 3}}, {1: {}}],
+)
+def test_class_weights_of_several_labels_come_back(class_weight, tmp_path):
+    indicator = np.stack([k == CODES for k in range(3)], axis=1).astype(int)
+    estimator = make(class_weight=class_weight, warmup=1).partial_fit(X, indicator)
+    loaded = round_trip(estimator, tmp_path)
+    assert loaded.class_weight == class_weight
+    unpickled = pickle.loads(pickle.dumps(estimator))
+    for model in (loaded, unpickled):
+        model.set_params(class_weight=class_weight).fit(X, indicator)
+    check_same(loaded, unpickled, X)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "names"),
+    [
+        ({"prune": PRUNES["magnitude"], "split": SPLITS["random"]}, True),
+        ({"activation": ACTIVATIONS["silu"], "prune": Gradual()}, True),
+        ({"prune": Gradual(0.2)}, False),
+    ],
+)
+def test_registered_rules_are_saved_by_name(parameters, names, tmp_path):
+    estimator = make(**parameters).fit(X, CODES)
+    loaded = round_trip(estimator, tmp_path)
+    check_same(loaded, estimator, X)
+    for name, rule in parameters.items():
+        assert getattr(loaded, name) == (rule.name if names else rule)
+    recipe, found = estimator.learned_.recipe, loaded.learned_.recipe
+    for name in ("prune", "split", "activation"):
+        assert getattr(found, name) == getattr(recipe, name)
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_memory_does_not_come_back(kind, tmp_path):
+    estimator = make(memory=kind(tmp_path / "cache")).fit(X, CODES)
     assert round_trip(estimator, tmp_path).memory is None
 
 
@@ -229,9 +271,9 @@ def test_masked_layers_store_kept_values_and_bits(tmp_path):
     _, arrays = unpack((tmp_path / "model").read_bytes())
     weight = estimator.module_.layers[0].weight
     n_kept = int(estimator.module_.layers[0].mask.sum())
-    assert arrays["layers.0.weight"].shape == (n_kept,)
+    assert arrays["network.layers.0.weight"].shape == (n_kept,)
     assert n_kept < 0.5 * weight.numel()
-    assert arrays["layers.0.mask"].shape == (-(-weight.numel() // 8),)
+    assert arrays["network.layers.0.mask"].shape == (-(-weight.numel() // 8),)
 
 
 def test_the_file_is_safetensors_with_a_format_version(fitted, tmp_path):
@@ -239,8 +281,8 @@ def test_the_file_is_safetensors_with_a_format_version(fitted, tmp_path):
     save(fitted["multiclass"], path)
     with safetensors.safe_open(path, framework="np") as file:
         document = json.loads(file.metadata()["sklearn_fpe"])
-        assert "layers.0.weight" in file.keys()  # noqa: SIM118
-    assert document["format_version"] == 1
+        assert "network.layers.0.weight" in file.keys()  # noqa: SIM118
+    assert document["format_version"] == 2
     assert document["model"]["class"] == "FPEClassifier"
 
 
@@ -257,6 +299,13 @@ def a_split(weight, n_children, rng):
     return np.arange(weight.size).reshape(weight.shape) % n_children
 
 
+class MyPrune(type(PRUNES["magnitude"])):
+    pass
+
+
+SOFTPLUS = Activation("softplus", torch.nn.Softplus, torch.nn.functional.softplus)
+
+
 @pytest.mark.parametrize(
     ("parameters", "match"),
     [
@@ -264,6 +313,11 @@ def a_split(weight, n_children, rng):
         ({"skorch_callbacks": [LRScheduler()]}, "callbacks cannot .* are code"),
         ({"random_state": np.random.RandomState(0)}, "random_state cannot be saved"),
         ({"class_weight": {0: 1, 1: 2, (2,): 3}}, "class_weight cannot be saved"),
+        ({"scoring": a_split}, "scoring cannot be saved: a function is code"),
+        ({"split": SplitRule("mine", a_split)}, "split cannot be saved"),
+        ({"split": SplitRule("shared", a_split)}, "split cannot be saved"),
+        ({"prune": MyPrune()}, "prune cannot be saved"),
+        ({"activation": SOFTPLUS}, "activation cannot be saved"),
     ],
 )
 def test_code_in_parameters_is_an_error(parameters, match, tmp_path):
@@ -283,6 +337,12 @@ def test_a_network_that_a_function_split_can_be_saved(tmp_path):
     loaded.partial_fit(X, CODES)
 
 
+def test_an_activation_of_the_users_own_cannot_be_replaced(tmp_path):
+    estimator = make(activation=SOFTPLUS).fit(X, CODES).set_params(activation="relu")
+    with pytest.raises(ValueError, match="activation cannot be saved"):
+        save(estimator, tmp_path / "model")
+
+
 def test_other_objects_are_an_error(tmp_path):
     class Heir(FPEClassifier):
         pass
@@ -298,7 +358,7 @@ def test_other_objects_are_an_error(tmp_path):
 
 def test_labels_without_a_form_are_an_error(tmp_path):
     estimator = make().fit(X, CODES)
-    estimator._targets.classes = np.array([1, 2, 3], dtype="datetime64[D]")
+    estimator.learned_.targets.classes = np.array([1, 2, 3], dtype="datetime64[D]")
     with pytest.raises(ValueError, match="class labels cannot be saved"):
         save(estimator, tmp_path / "model")
 
@@ -340,19 +400,19 @@ def test_another_version_warns(fitted, packed, tmp_path):
     check_same(loaded, fitted["binary"], X)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", True, None, [[[]]]])
+@pytest.mark.parametrize("version", [0, 3, "1", True, None, [[[]]]])
 def test_another_format_is_an_error(version, packed, tmp_path):
     path = write(tmp_path / "model", *packed["binary"], format_version=version)
-    with pytest.raises(ModelFileError, match="format_version must be 1"):
+    with pytest.raises(ModelFileError, match=r"format_version must be in \[1, 2\]"):
         load(path)
 
 
 def test_a_device_that_is_not_there_becomes_the_cpu(fitted, packed, tmp_path):
     model, arrays = copy.deepcopy(packed["binary"])
     model["parameters"]["device"] = "cuda:99"
-    with pytest.warns(UserWarning, match="Using the CPU"):
+    with pytest.warns(UserWarning, match="set to device='cpu'"):
         loaded = load(write(tmp_path / "model", model, arrays))
-    assert loaded.device == "cuda:99"
+    assert loaded.device == "cpu"
     check_same(loaded, fitted["binary"], X)
 
 

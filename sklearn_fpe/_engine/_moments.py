@@ -50,6 +50,19 @@ class Moments:
         self.mean = np.zeros(n_columns)
         self.m2 = np.zeros(n_columns)
 
+    def to_state(self) -> dict[str, np.ndarray]:
+        """Return the attributes by name, as arrays."""
+        return {name: np.asarray(value) for name, value in vars(self).items()}
+
+    @classmethod
+    def from_state(cls, state: dict[str, np.ndarray]) -> Moments:
+        """Make moments of copies of what :meth:`to_state` returned."""
+        moments = cls(len(state["shift"]))
+        for name, value in state.items():
+            setattr(moments, name, np.array(value))
+        moments.weight = float(moments.weight)
+        return moments
+
     def update(self, view: View, weights: np.ndarray, name: str = "X") -> Moments:
         """Add the rows of a view.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +13,44 @@ import torch
 from sklearn_fpe._engine._loss import Loss
 from sklearn_fpe._engine._moments import Moments
 from sklearn_fpe.nn import MLP, Activation, Affine, PruneRule, Shape, SplitRule
+from sklearn_fpe.nn._activation import ACTIVATIONS
+from sklearn_fpe.nn._prune import PRUNES
+from sklearn_fpe.nn._split import SPLITS
+
+RULES = {"split": SPLITS, "prune": PRUNES, "activation": ACTIVATIONS}
+"""The registered rules of a recipe, by the recipe's field and by name."""
+
+
+def rule_to_state(field: str, rule: Any) -> Any:
+    """Return a registered rule as its name, or as a dict of its name and parameters.
+
+    A rule of the user's own is returned as it is.
+
+    Parameters
+    ----------
+    field : {"split", "prune", "activation"}
+        Field of a recipe.
+    rule : SplitRule, PruneRule, Activation or another
+        The rule; what is not registered stays what it is.
+    """
+    name = getattr(rule, "name", None)
+    known = RULES[field].get(name) if isinstance(name, str) else None
+    if known is None or type(known) is not type(rule):
+        return rule
+    if known == rule:
+        return rule.name
+    # Parameters are all that two rules of a class of prune rules can differ in.
+    return {"rule": rule.name, **vars(rule)} if field == "prune" else rule
+
+
+def rule_from_state(field: str, state: Any) -> Any:
+    """Return the rule of what :func:`rule_to_state` returned."""
+    if isinstance(state, str):
+        return RULES[field][state]
+    if isinstance(state, dict):
+        parameters = {k: v for k, v in state.items() if k != "rule"}
+        return type(RULES[field][state["rule"]])(**parameters)
+    return state
 
 
 @dataclass(frozen=True)
@@ -59,6 +98,23 @@ class Recipe:
     groups: Any
     activation: Activation
     seeds: Seeds
+
+    def to_state(self) -> dict[str, Any]:
+        """Return the recipe as a dict of plain values; see :func:`rule_to_state`."""
+        return {
+            "shape": asdict(self.shape),
+            "budget": self.budget,
+            **{name: rule_to_state(name, getattr(self, name)) for name in RULES},
+            "groups": self.groups,
+            "seeds": asdict(self.seeds),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Recipe:
+        """Make a recipe of what :meth:`to_state` returned, which is not checked."""
+        shape, seeds = Shape(**state["shape"]), Seeds(**state["seeds"])
+        rules = {name: rule_from_state(name, state[name]) for name in RULES}
+        return cls(**{**state, **rules, "shape": shape, "seeds": seeds})
 
 
 @dataclass(frozen=True)
@@ -155,6 +211,13 @@ class Targets(Protocol):
     def constant(self) -> np.ndarray:
         """Tell which columns are constant, bool (n_columns,)."""
 
+    def to_state(self) -> dict[str, Any]:
+        """Return the targets as a dict of plain values and arrays."""
+
+
+COUNTS = ("best_iter", "n_iter", "refitted")
+"""The fields of :class:`History` that are integers, bools or None."""
+
 
 @dataclass(frozen=True)
 class History:
@@ -188,6 +251,20 @@ class History:
     def without_validation(self) -> History:
         """Return the record without scores, which do not hold for new weights."""
         return History(losses=self.losses, n_iter=self.n_iter)
+
+    def to_state(self) -> dict[str, Any]:
+        """Return the record as a dict, numbers that may be infinite as arrays."""
+        return {
+            name: value if name in COUNTS else np.array(value, dtype=np.float64)
+            for name, value in vars(self).items()
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> History:
+        """Make a record of what :meth:`to_state` returned, which is not checked."""
+        curves = ("losses", "validation_losses", "validation_scores")
+        plain = {name: tuple(state[name].tolist()) for name in curves}
+        return cls(**{**state, **plain, "best_score": float(state["best_score"])})
 
 
 @dataclass(frozen=True)
@@ -237,3 +314,48 @@ class Learned:
             refitted=True,
         )
         return replace(self, history=history)
+
+    def to_state(self) -> dict[str, Any]:
+        """Return all of it as dicts, lists, arrays and plain values.
+
+        A pickle and a model file are made of it, so that neither depends on the
+        classes of this library. Rules of the user's own stay objects.
+        """
+        return {
+            "recipe": self.recipe.to_state(),
+            "network": self.network.to_state(),
+            "affine": self.affine.to_state(),
+            "moments": None if self.moments is None else self.moments.to_state(),
+            "targets": self.targets.to_state(),
+            "phase": self.phase,
+            "history": self.history.to_state(),
+        }
+
+    @classmethod
+    def from_state(
+        cls, state: dict[str, Any], make_targets: Callable[[dict[str, Any]], Targets]
+    ) -> Learned:
+        """Make one of what :meth:`to_state` returned, which is not checked.
+
+        Parameters
+        ----------
+        state : dict
+            What was learned.
+        make_targets : callable
+            Makes the targets of their state.
+
+        Returns
+        -------
+        learned : Learned
+            What was learned, with the network on the CPU.
+        """
+        recipe, moments = Recipe.from_state(state["recipe"]), state["moments"]
+        return cls(
+            recipe,
+            MLP.from_state(state["network"], recipe.activation, recipe.shape.n_inputs),
+            Affine.from_state(state["affine"]),
+            None if moments is None else Moments.from_state(moments),
+            make_targets(state["targets"]),
+            state["phase"],
+            History.from_state(state["history"]),
+        )

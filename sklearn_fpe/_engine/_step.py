@@ -77,7 +77,7 @@ class FlatParameters:
 
 def mask_gradients(network: MLP) -> None:
     """Set the gradients of the pruned weights of a network to zero."""
-    for layer in network.layers:
+    for layer in network.maps:
         if layer.mask is not None:
             layer.weight.grad.mul_(layer.mask)
 

@@ -22,6 +22,7 @@ from sklearn_fpe._engine._rows import Rows, make_rows
 from sklearn_fpe._engine._views import Sample
 from sklearn_fpe.nn import MLP, Affine
 from sklearn_fpe.nn._expand import expand_to
+from sklearn_fpe.nn._layers import Layer
 
 PREDICTION_ROWS = 4096
 """Held-out rows that are predicted at a time."""
@@ -287,11 +288,10 @@ class Trainer:
     def restore(self, state: dict, score: float, best_iter: int | None) -> None:
         """Give the network earlier weights back, and record their score."""
         state = state.copy()
-        for level, layer in enumerate(self.network.layers):
-            if layer.mask is not None:
+        for name, layer in self.network.named_modules():
+            if isinstance(layer, Layer) and layer.mask is not None:
                 # All weights were kept before the layer got a mask.
-                all_kept = torch.ones_like(layer.mask)
-                state.setdefault(f"layers.{level}.mask", all_kept)
+                state.setdefault(f"{name}.mask", torch.ones_like(layer.mask))
         self.network.load_state_dict(state)
         if self.net.flat_ is not None:
             self.net.flat_.follow_masks()
@@ -345,15 +345,12 @@ class Trainer:
 
     def _running_means(self, weight: nn.Parameter) -> dict[str, Tensor]:
         flat, optimizer = self.net.flat_, self.net.optimizer_
-        key, place = weight, slice(None)
-        if flat is not None:
-            key, place = flat.vector, flat.places[weight]
-        state = optimizer.state.get(key, {})
-        return {
-            name: state[name].view(-1)[place].view(weight.shape)
-            for name in ("exp_avg", "exp_avg_sq")
-            if name in state
-        }
+        state = optimizer.state.get(weight if flat is None else flat.vector, {})
+        means = {k: state[k] for k in ("exp_avg", "exp_avg_sq") if k in state}
+        if flat is None:
+            return means  # they have the strides of the weight
+        place = flat.places[weight]
+        return {name: mean[place].view(weight.shape) for name, mean in means.items()}
 
     # ----------------------------------------------------------------------------------
     # Epochs
@@ -411,7 +408,7 @@ class Trainer:
         train: Sample,
     ) -> None:
         """Train the dense parent, or take it from the cache."""
-        if cache is None or self.history.losses:
+        if cache is None or not epochs or self.history.losses:
             self._run(rows, epochs, hooks)
             return
 

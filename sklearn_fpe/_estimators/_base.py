@@ -52,6 +52,14 @@ NOT_OF_WARM_UP = {
 """The parameters that the key of a cached warm-up leaves out."""
 
 
+def _as_before():
+    """Return a context that restores how NumPy treats floating-point errors.
+
+    An interrupt can skip the end of an inner ``np.errstate``.
+    """
+    return np.errstate()
+
+
 class BaseFPE(CallbackSupportMixin, Fitted):
     """Shared code to fit.
 
@@ -68,6 +76,7 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         "split": [StrOptions(set(SPLITS)), SplitRule, callable],
         "feature_groups": ["array-like", None],
         "prune": [StrOptions(set(PRUNES)), PruneRule],
+        "skip_connection": ["boolean"],
         "warmup": [
             Interval(Integral, 0, None, closed="left"),
             Interval(Real, 0, 1, closed="both"),
@@ -167,6 +176,11 @@ class BaseFPE(CallbackSupportMixin, Fitted):
             If a smaller expansion than asked for is used, or if a column differs by
             rounding only and counts as constant.
         """
+        validation = (X_val, y_val, sample_weight_val)
+        with _as_before():
+            return self._fit(X, y, sample_weight, *validation)
+
+    def _fit(self, X, y, sample_weight, X_val, y_val, sample_weight_val):
         device, n_warmup = self._check_parameters()
         _parameters.check_schedule(n_warmup, self.max_iter)
         self._check_validation(X_val, y_val)
@@ -209,6 +223,10 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         return self
 
     def _partial_fit(self, X, y, sample_weight, classes=None):
+        with _as_before():
+            return self._train_epoch(X, y, sample_weight, classes)
+
+    def _train_epoch(self, X, y, sample_weight, classes):
         device, n_warmup = self._check_parameters()
         self._check_partial()
         learned = self._learned if self._is_fitted() else None

@@ -16,6 +16,7 @@ from sklearn_fpe._engine._context import readable_memory_errors, threads_for
 from sklearn_fpe._engine._recipe import Learned
 from sklearn_fpe._engine._views import View, as_tensor, chunks
 from sklearn_fpe._estimators import _inputs, _parameters
+from sklearn_fpe._estimators._targets import targets_from_state
 from sklearn_fpe._version import __version__
 from sklearn_fpe.nn import MLP
 
@@ -66,9 +67,9 @@ class Fitted(BaseEstimator):
         learned, view = state._learned, View(X)
         dtype = _inputs.predict_dtype(X)
         outputs = state._compute(learned.network, view, dtype, hidden)
-        if not math.isfinite(outputs.sum()) and not np.isfinite(outputs).all():
+        if not _all_finite(outputs):
             outputs = state._compute(learned.network, view, torch.float64, hidden)
-            if not np.isfinite(outputs).all():
+            if not _all_finite(outputs):
                 raise ValueError(
                     "Input X contains a value too large for float64: the outputs of "
                     "the network overflow."
@@ -262,29 +263,98 @@ class Fitted(BaseEstimator):
         return tags
 
     def __getstate__(self):
-        """Hold no optimizer; the network pickles its tensors as arrays."""
+        """Hold no optimizer, and what was learned as plain values and arrays."""
         state = super().__getstate__().copy()
         state.pop("_trainer", None)
         if "_learned" in state:
+            state["_learned"] = state["_learned"].to_state()
             state["_fpe_version"] = __version__
         return state
 
     def __setstate__(self, state):
         """Put the network on the device that `device` means here."""
-        version = state.pop("_fpe_version", None)
+        state = dict(state)
+        version, learned = state.pop("_fpe_version", None), state.get("_learned")
+        if learned is not None:
+            state["_learned"] = Learned.from_state(learned, targets_from_state)
         super().__setstate__(state)
-        if not self._is_fitted():
+        if learned is None:
             return
         if version != __version__:
             warnings.warn(
                 f"This {type(self).__name__} was saved by sklearn_fpe {version}; this "
                 f"is {__version__}. Fit it anew if it misbehaves.",
                 UserWarning,
-                stacklevel=2,
+                stacklevel=_parameters.stack_level(),
             )
         self.device = _parameters.usable_device(self.device)
         device = _parameters.resolve_device(self.device)
         self._learned.network.to(device)
+
+
+def make_unfitted(kind: type, parameters: dict[str, Any]):
+    """Make an estimator and check its parameters, but for the device.
+
+    Parameters
+    ----------
+    kind : type
+        FPEClassifier, FPERegressor or FPETransformer.
+    parameters : dict
+        Parameters by name.
+
+    Returns
+    -------
+    estimator : object
+        The estimator.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a parameter is none that ``fit`` would take.
+    """
+    estimator = kind(**parameters)
+    estimator._validate_params()
+    _parameters.resolve_hidden(estimator.hidden_layer_sizes)
+    _parameters.resolve_expansion(estimator.expansion)
+    return estimator
+
+
+def make_fitted(estimator, learned: dict[str, Any], feature_names, version: str):
+    """Let an estimator have learned what a file says, as if it were unpickled.
+
+    Parameters
+    ----------
+    estimator : BaseFPE
+        An estimator that is not fitted.
+    learned : dict
+        What ``Learned.to_state`` returned.
+    feature_names : ndarray of object or None
+        Names of the columns of X.
+    version : str
+        The version of sklearn_fpe that stored it.
+
+    Returns
+    -------
+    estimator : BaseFPE
+        The same estimator, fitted.
+    """
+    names = {} if feature_names is None else {"feature_names_in_": feature_names}
+    estimator.__setstate__(
+        {
+            **vars(estimator),
+            **names,
+            "_learned": learned,
+            "n_features_in_": learned["recipe"]["shape"]["n_inputs"],
+            "_fpe_version": version,
+        }
+    )
+    return estimator
+
+
+def _all_finite(array: np.ndarray) -> bool:
+    """Tell whether all numbers are finite; the sum is, if it does not overflow."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return math.isfinite(array.sum()) or bool(np.isfinite(array).all())
 
 
 def _csr(values: np.ndarray, kept: np.ndarray) -> sparse.csr_array:

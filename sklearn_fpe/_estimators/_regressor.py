@@ -383,6 +383,11 @@ class FPERegressor(RegressorMixin, BaseFPE):
         """
         targets, outputs = self._raw_predict(X)
         y = targets.decide(outputs)
+        if not np.isfinite(y).all():
+            raise ValueError(
+                "Input X contains a value too large for float64: the predictions, in "
+                "the units of the targets, overflow."
+            )
         if outputs.dtype == np.float64 or not targets.fit_single():
             return y
         with np.errstate(over="ignore"):

@@ -47,6 +47,10 @@ class ClassTargets:
     def __init__(self, class_weight=None):
         self.class_weight = class_weight
 
+    def to_state(self):
+        """Return kind, classes and class weights by name."""
+        return dict(vars(self))
+
     @property
     def loss(self):
         """Name of the loss."""
@@ -362,6 +366,14 @@ class RealTargets:
     rows_to_score = 2  # the variance of one row is zero
     loss = "squared"
 
+    def to_state(self):
+        """Return the attributes by name, as plain values, dicts and arrays."""
+        return {
+            "one_dimensional": self.one_dimensional,
+            "affine": self.affine.to_state(),
+            "moments": None if self.moments is None else self.moments.to_state(),
+        }
+
     def check(self, y, weights, *, learn, classes=None, name="y"):
         """Check targets and, if `learn`, learn their shape."""
         if classes is not None:
@@ -421,8 +433,12 @@ class RealTargets:
         return self.decide(codes)
 
     def decide(self, outputs):
-        """Turn raw outputs into predictions, in double precision."""
-        y = self.affine.undo(outputs.astype(np.float64))
+        """Turn raw outputs into predictions, in double precision.
+
+        Where float64 cannot hold the units of the targets, they are infinite.
+        """
+        with np.errstate(over="ignore"):
+            y = self.affine.undo(outputs.astype(np.float64))
         return y[:, 0] if self.one_dimensional else y
 
     def fit_single(self):
@@ -439,3 +455,17 @@ class RealTargets:
     def output_affine(self):
         """Return location and scale of the targets."""
         return self.affine
+
+
+def targets_from_state(state):
+    """Make targets of what their ``to_state`` returned, which is not checked."""
+    if "one_dimensional" not in state:
+        targets = ClassTargets()
+        vars(targets).update(state)
+        return targets
+    targets, moments = RealTargets(), state["moments"]
+    targets.one_dimensional = state["one_dimensional"]
+    targets.affine = Affine.from_state(state["affine"])
+    targets.n_columns = len(targets.affine.mean)
+    targets.moments = None if moments is None else Moments.from_state(moments)
+    return targets

@@ -418,6 +418,11 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
                     f'class_weight must be None for task="regression", got '
                     f"{self.class_weight!r}."
                 )
+            if self.label_smoothing:
+                raise ValueError(
+                    f'label_smoothing must be 0 for task="regression", got '
+                    f"{self.label_smoothing!r}."
+                )
             return RealTargets()
         return ClassTargets(self.class_weight)
 

@@ -30,6 +30,15 @@ class Affine:
     mean: np.ndarray
     scale: np.ndarray
 
+    def to_state(self) -> dict[str, np.ndarray]:
+        """Return mean and scale by name."""
+        return {"mean": self.mean, "scale": self.scale}
+
+    @classmethod
+    def from_state(cls, state: dict[str, np.ndarray]) -> Affine:
+        """Make a map of copies of what :meth:`to_state` returned."""
+        return cls(np.array(state["mean"]), np.array(state["scale"]))
+
     @classmethod
     def identity(cls, n_columns: int) -> Affine:
         """Return the map of `n_columns` columns that changes nothing."""

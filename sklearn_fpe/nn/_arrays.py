@@ -105,3 +105,26 @@ def _compact(array: np.ndarray) -> np.ndarray:
 
 def _wide(array: np.ndarray) -> np.ndarray:
     return array.astype(np.int64) if array.dtype.kind in "iu" else array
+
+
+def stored_arrays(module: ArrayModule) -> dict[str, np.ndarray]:
+    """Return the arrays of a module, indices in as few bytes as they need."""
+    return {name: _compact(array) for name, array in module.to_arrays().items()}
+
+
+def restored_arrays(
+    state: dict[str, Any], shape: tuple[int, ...] | None = None
+) -> dict[str, Tensor]:
+    """Return the tensors of those entries of `state` that are arrays.
+
+    The inverse of :func:`stored_arrays`; `shape` is that of the weight and its mask.
+    """
+    arrays = {k: v for k, v in state.items() if isinstance(v, np.ndarray)}
+    tensors = {}
+    if "mask" in arrays:
+        mask, values = arrays.pop("mask"), arrays.pop("weight")
+        if mask.dtype != bool:
+            mask = unpack_mask(mask, shape)
+        weight = scatter_kept(values, mask)
+        tensors = {"weight": torch.from_numpy(weight), "mask": torch.from_numpy(mask)}
+    return tensors | {name: to_tensor(_wide(a)) for name, a in arrays.items()}

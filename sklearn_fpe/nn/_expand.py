@@ -341,6 +341,7 @@ def _build(
                 children.clip(min=0),
                 plan.keep[level][:, inputs],
                 units.reshape(n_children, n_parents),
+                1 if plan.siblings is None else plan.siblings[level],
             )
         )
         outgoing = 1 / n_children if overlap else 1.0
@@ -370,12 +371,14 @@ def _hidden_layer(
     children: np.ndarray,
     keep: np.ndarray,
     alive: np.ndarray,
+    siblings: int,
 ) -> Layer:
     """Run a shared partition as dense blocks, an independent one as a masked matrix."""
     block, parent = np.nonzero(alive)
+    n_blocks = len(alive) // siblings
     # A single child is a block of its own where inputs were dropped.
-    if is_shared(children) and (len(alive) > 1 or not keep.any(axis=0).all()):
-        return _block_layer(weight, bias, children[0], keep, alive)
+    if is_shared(children) and (n_blocks > 1 or not keep.any(axis=0).all()):
+        return _block_layer(weight, bias, children[0], keep, alive, siblings)
     kept = keep[parent] & (children[parent] == block[:, None])
     return _matrix_layer(weight[parent], bias[parent], kept)
 
@@ -397,6 +400,7 @@ def _block_layer(
     labels: np.ndarray,
     keep: np.ndarray,
     alive: np.ndarray,
+    siblings: int,
 ) -> BlockLinear:
     """Build padded blocks of a shared partition.
 
@@ -404,35 +408,42 @@ def _block_layer(
     hold zeros for the others, because that costs less than selecting columns.
     """
     blocks = []
+    n_parents = alive.shape[1]
+    groups = alive.reshape(-1, siblings * n_parents)
     all_columns = (
-        len(labels) % len(alive) == 0
+        len(labels) % len(groups) == 0
         and alive.any(axis=1).all()
         and (labels == balanced_runs(len(labels), len(alive))).all()
         and keep.any(axis=0).mean() >= ALL_COLUMNS_FROM
     )
-    for a, units in enumerate(alive):
+    for a, units in enumerate(groups):
         rows = np.flatnonzero(units)
         if len(rows):
-            of_block = np.flatnonzero(labels == a)
-            read = keep[np.ix_(rows, of_block)].any(axis=0) | all_columns
-            blocks.append((rows, of_block[read]))
-    n_in = max(len(columns) for _, columns in blocks)
-    n_out = max(len(rows) for rows, _ in blocks)
+            of_block = np.flatnonzero(labels // siblings == a)
+            child, parent = np.divmod(rows, n_parents)
+            kept = keep[np.ix_(parent, of_block)]
+            if siblings > 1:
+                own = labels[of_block] == (a * siblings + child)[:, None]
+                kept = kept & own
+            read = kept.any(axis=0) | all_columns | (siblings > 1)
+            blocks.append((parent, of_block[read], kept[:, read]))
+    n_in = max(len(columns) for _, columns, _ in blocks)
+    n_out = max(len(parent) for parent, _, _ in blocks)
     shape = (len(blocks), n_out, n_in)
     values = np.zeros(shape, dtype=weight.dtype)
     mask = np.zeros(shape, dtype=bool)
     inputs = np.empty((len(blocks), n_in), dtype=np.int64)
     biases = np.zeros((len(blocks), n_out), dtype=bias.dtype)
     exists = np.zeros((len(blocks), n_out), dtype=bool)
-    for a, (rows, columns) in enumerate(blocks):
-        place = np.s_[a, : len(rows), : len(columns)]
-        values[place] = weight[np.ix_(rows, columns)]
-        mask[place] = keep[np.ix_(rows, columns)]
+    for a, (parent, columns, kept) in enumerate(blocks):
+        place = np.s_[a, : len(parent), : len(columns)]
+        values[place] = weight[np.ix_(parent, columns)]
+        mask[place] = kept
         # Padding reads a column of the block again, times zero.
         inputs[a] = columns[0] if len(columns) else 0
         inputs[a, : len(columns)] = columns
-        biases[a, : len(rows)] = bias[rows]
-        exists[a, : len(rows)] = True
+        biases[a, : len(parent)] = bias[parent]
+        exists[a, : len(parent)] = True
     return BlockLinear(
         torch.from_numpy(values),
         torch.from_numpy(biases),

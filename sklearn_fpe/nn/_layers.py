@@ -11,13 +11,14 @@ A layer computes in the precision of its input, whatever that of its parameters.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sklearn_fpe.nn._affine import Affine
-from sklearn_fpe.nn._arrays import ArrayModule
+from sklearn_fpe.nn._arrays import ArrayModule, restored_arrays, stored_arrays
 from sklearn_fpe.nn._blocks import (
     block_gradients,
     block_input_gradient,
@@ -37,6 +38,8 @@ class Layer(ArrayModule):
 
     Attributes
     ----------
+    kind : str
+        Name of the class in a stored model.
     weight : torch.nn.Parameter
         Weights, zero wherever `mask` is False.
     bias : torch.nn.Parameter or None
@@ -53,11 +56,17 @@ class Layer(ArrayModule):
     cannot record.
     """
 
+    kind: str
     weight: nn.Parameter
     bias: nn.Parameter | None
     mask: Tensor | None
     in_features: int
     out_features: int
+
+    def to_state(self) -> dict[str, Any]:
+        """Return kind, shape and arrays, see :func:`layer_from_state`."""
+        shape = list(self.weight.shape)
+        return {"kind": self.kind, "shape": shape, **stored_arrays(self)}
 
     def _masked_weight(self) -> Tensor:
         """Return the weight as autograd must see it."""
@@ -288,6 +297,7 @@ class DenseLinear(Layer, nn.Linear):
     15
     """
 
+    kind = "dense"
     mask = None
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -336,6 +346,8 @@ class MaskedLinear(Layer):
     >>> layer(torch.ones(1, 2)).tolist(), layer.n_nonzero
     ([[1.0, 2.0]], 5)
     """
+
+    kind = "masked"
 
     def __init__(self, weight: Tensor, bias: Tensor | None, mask: Tensor) -> None:
         super().__init__()
@@ -414,6 +426,7 @@ class BlockLinear(Layer):
     ([[4.0, 6.0]], 6)
     """
 
+    kind = "block"
     inputs: Tensor
     outputs: Tensor | None
 
@@ -593,3 +606,29 @@ class BlockLinear(Layer):
         density = self.n_weights / max(1, self.in_features * self.out_features)
         shape = f"in_features={self.in_features}, out_features={self.out_features}"
         return f"{shape}, {blocks}, density={density:.3g}"
+
+
+def layer_from_state(state: dict[str, Any], in_features: int) -> Layer:
+    """Make a layer of what :meth:`Layer.to_state` returned.
+
+    Parameters
+    ----------
+    state : dict
+        Kind, shape of the weight, and arrays; nothing of it is checked. The mask may
+        be a bool array of that shape instead of its bits.
+    in_features : int
+        Number of inputs of the layer.
+    """
+    arrays = restored_arrays(state, tuple(state["shape"]))
+    mask, bias = arrays.pop("mask", None), arrays.pop("bias", None)
+    if state["kind"] == BlockLinear.kind:
+        layer = BlockLinear(bias=bias, in_features=in_features, **arrays)
+        layer.mask = mask
+        return layer
+    dense = DenseLinear(arrays["weight"], bias)
+    if state["kind"] == DenseLinear.kind:
+        return dense
+    # Without MaskedLinear(...), which would multiply by the mask into another copy.
+    layer = MaskedLinear.of(dense)
+    layer.mask = mask
+    return layer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +13,15 @@ from torch import Tensor, nn
 
 from sklearn_fpe.nn._activation import Activation, get_activation
 from sklearn_fpe.nn._affine import Affine
-from sklearn_fpe.nn._arrays import ArrayModule
+from sklearn_fpe.nn._arrays import ArrayModule, restored_arrays, stored_arrays
 from sklearn_fpe.nn._blocks import is_recorded
-from sklearn_fpe.nn._layers import BlockLinear, DenseLinear, Layer, MaskedLinear
+from sklearn_fpe.nn._layers import (
+    BlockLinear,
+    DenseLinear,
+    Layer,
+    MaskedLinear,
+    layer_from_state,
+)
 
 MAX_FOLDED_OFFSET = 1e3
 """Largest mean of a column, in units of its scale, that is folded into float32."""
@@ -137,6 +144,54 @@ class MLP(ArrayModule):
         if skip or len(layers) == 1:
             nn.init.zeros_(layers[-1].weight)
         return cls(layers, activation, skip=linear)
+
+    def to_state(self) -> dict[str, Any]:
+        """Return the network, but for its activation, as dicts, lists and arrays.
+
+        :meth:`from_state` makes the network of it again. It depends on values alone,
+        not on a device.
+        """
+        arrays = stored_arrays(self)
+        n_hidden = len(self.layers) - 1
+        return {
+            "layers": [layer.to_state() for layer in self.layers],
+            "skip": None if self.skip is None else self.skip.to_state(),
+            "parents": [arrays.pop(f"parents_{level}") for level in range(n_hidden)],
+            **arrays,
+        }
+
+    @classmethod
+    def from_state(
+        cls, state: dict[str, Any], activation: str | Activation, n_inputs: int
+    ) -> MLP:
+        """Make a network of what :meth:`to_state` returned, which is not checked.
+
+        Parameters
+        ----------
+        state : dict
+            Layers, skip connection, parents and the standardisation that is not folded.
+        activation : str or Activation
+            Activation of the hidden layers.
+        n_inputs : int
+            Inputs of the network.
+
+        Returns
+        -------
+        network : MLP
+            The network, on the CPU, in evaluation mode.
+        """
+        layers, n = [], n_inputs
+        for described in state["layers"]:
+            layers.append(layer_from_state(described, n))
+            n = layers[-1].out_features
+        skip = state["skip"]
+        if skip is not None:
+            skip = layer_from_state(skip, n_inputs)
+        parents = restored_arrays(dict(enumerate(state["parents"])))
+        network = cls(layers, activation, list(parents.values()), skip)
+        for name, tensor in restored_arrays(state).items():
+            setattr(network, name, tensor)
+        return network.eval()
 
     @property
     def hidden(self) -> list[Layer]:

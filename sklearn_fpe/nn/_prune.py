@@ -38,6 +38,10 @@ class Plan:
         The edges that are kept: (n_parents, n_inputs) for every hidden layer,
         (n_outputs, n_units) for the output layer, (n_outputs, n_inputs) for the skip
         connection if there is one.
+    siblings : list of int, default=None
+        Siblings that share a dense block, for every hidden layer with a shared
+        partition; each may then come to read the inputs of all of them. None: each
+        child has a block of its own.
 
     Examples
     --------
@@ -50,6 +54,7 @@ class Plan:
     children: list[np.ndarray]
     alive: list[np.ndarray]
     keep: list[np.ndarray]
+    siblings: list[int] | None = None
 
     @classmethod
     def keep_all(cls, shape: Shape, children: list[np.ndarray] | None = None) -> Plan:

@@ -1,10 +1,15 @@
 """Checks of what a file says; each names what must hold and what was found."""
 
-import json
 import math
 import reprlib
 
 import numpy as np
+
+BYTES_PER_BYTE, SPARE_BYTES = 10, 64 * 10**6
+"""Bytes of memory that loading may take for every byte of a file, and on top."""
+
+MAX_MESSAGE = 400
+"""Characters of the longest message, because a file may hold values of any length."""
 
 
 class ModelFileError(ValueError):
@@ -14,15 +19,11 @@ class ModelFileError(ValueError):
     model; errors of the file system stay the ``OSError`` they are.
     """
 
-
-BYTES_PER_BYTE = 10
-"""Bytes of memory that loading may take for every byte of a file."""
-
-SPARE_BYTES = 64 * 10**6
-"""Bytes of memory that loading may take on top, so that small files are free."""
-
-MAX_DIGITS = 30
-"""Digits of the longest integer that is parsed; those of a parameter have 20."""
+    def __init__(self, message):
+        message = str(message)
+        if len(message) > MAX_MESSAGE:
+            message = f"{message[: MAX_MESSAGE - 100]} ... {message[-90:]}"
+        super().__init__(message)
 
 
 class Memory:
@@ -53,43 +54,6 @@ class Memory:
         self.left -= n_bytes
 
 
-def parse_json(text, name):
-    """Parse JSON strictly: no name twice in an object, no NaN, no infinity."""
-
-    def unique(pairs):
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            raise ValueError("a name comes twice in one object")
-        return result
-
-    def finite(text):
-        number = float(text)
-        if not math.isfinite(number):
-            raise ValueError(f"{text} is too large")
-        return number
-
-    def short(text):
-        if len(text) > MAX_DIGITS:
-            raise ValueError(f"an integer has {len(text)} digits")
-        return int(text)
-
-    def no_number(text):
-        raise ValueError(f"{text} is no number of JSON")
-
-    try:
-        if isinstance(text, bytes):
-            text = text.decode("utf-8")
-        return json.loads(
-            text,
-            object_pairs_hook=unique,
-            parse_float=finite,
-            parse_int=short,
-            parse_constant=no_number,
-        )
-    except (ValueError, RecursionError) as error:
-        raise ModelFileError(f"The JSON of {name} is damaged: {error}") from error
-
-
 def record(value, keys, name):
     """Check an object that has just these fields; return their values."""
     if not isinstance(value, dict) or value.keys() != set(keys):
@@ -103,7 +67,7 @@ def record(value, keys, name):
 def listing(value, name, least=0, most=2**31):
     """Check a list; return it."""
     if not isinstance(value, list) or not least <= len(value) <= most:
-        found = f"{len(value)}" if isinstance(value, list) else reprlib.repr(value)
+        found = len(value) if isinstance(value, list) else reprlib.repr(value)
         raise ModelFileError(
             f"{name} must be a list of {least} to {most} entries, got {found}."
         )
@@ -120,9 +84,9 @@ def integer(value, name, least, most=2**53):
     return value
 
 
-def integers(value, name, least, most=2**53, length=None):
+def integers(value, name, least, most=2**31, length=None):
     """Check a list of integers in [least, most]; return it as a tuple."""
-    given = (1, 2**31) if length is None else (length, length)
+    given = (0, 2**31) if length is None else (length, length)
     return tuple(integer(v, name, least, most) for v in listing(value, name, *given))
 
 
@@ -151,11 +115,11 @@ class Arrays:
         return name in self._arrays
 
     def take(self, name, dtype, shape):
-        """Return an array; None in `shape` stands for any length."""
+        """Return an array, which may be read-only; None in `shape`: any length."""
         if name not in self._arrays:
             raise ModelFileError(f"The array {name!r} is missing.")
         array = self._arrays.pop(name)
-        fits = len(array.shape) == len(shape) and all(
+        fits = array.ndim == len(shape) and all(
             wanted in (None, size)
             for wanted, size in zip(shape, array.shape, strict=True)
         )
@@ -164,7 +128,7 @@ class Arrays:
                 f"The array {name!r} must be {np.dtype(dtype)} of shape "
                 f"{tuple(shape)}, got {array.dtype} of shape {array.shape}."
             )
-        return array.copy()
+        return array
 
     def real(self, name, dtype, shape):
         """Return an array of finite numbers."""
@@ -183,20 +147,25 @@ class Arrays:
         return array
 
     def index(self, name, shape, n):
-        """Return an array of int64 in [0, n)."""
-        array = self.take(name, np.int32, shape).astype(np.int64)
+        """Return an array of int32 in [0, n)."""
+        array = self.take(name, np.int32, shape)
         if array.size and not 0 <= array.min() <= array.max() < n:
             raise ModelFileError(f"The array {name!r} must hold numbers in [0, {n}).")
         return array
 
-    def bits(self, name, shape):
-        """Return an array of bool that is kept as bits."""
+    def mask(self, name, shape):
+        """Return an array of bool that is stored as bits or as bytes."""
+        if name in self and self._arrays[name].dtype.kind == "b":
+            mask = self.take(name, np.bool_, shape)
+            if mask.size and mask.view(np.uint8).max() > 1:
+                raise ModelFileError(f"The array {name!r} must hold zeros and ones.")
+            return mask.copy()
         n_bits = math.prod(shape)
         # The length is checked before the bits are spread out.
         bits = np.unpackbits(self.take(name, np.uint8, (-(-n_bits // 8),)))
         if bits[n_bits:].any():
             raise ModelFileError(f"The array {name!r} must end in zero bits.")
-        return bits[:n_bits].reshape(shape).astype(bool)
+        return bits[:n_bits].reshape(shape).view(bool)
 
     def close(self):
         """Check that nothing is left over."""

@@ -155,7 +155,7 @@ class _Graph:
 
 def _add_classifier(graph, estimator):
     targets = estimator.learned_.targets
-    logits = _add_layer(graph, _add_hidden(graph, estimator), estimator.module_, -1)
+    logits = _add_network(graph, estimator.module_)
     n_classes = len(targets.classes)
     proba = np.empty((0, n_classes), np.float32)
     if targets.kind == "multiclass":
@@ -185,7 +185,7 @@ def _add_classifier(graph, estimator):
 
 def _add_regressor(graph, estimator):
     targets = estimator.learned_.targets
-    y = _add_layer(graph, _add_hidden(graph, estimator), estimator.module_, -1)
+    y = _add_network(graph, estimator.module_)
     with np.errstate(over="ignore"):
         affine = targets.output_affine()
         scale, shift = affine.scale.astype(np.float32), affine.mean.astype(np.float32)
@@ -208,7 +208,7 @@ def _add_regressor(graph, estimator):
 def _add_transformer(graph, estimator):
     n_units = estimator.module_.layers[-1].in_features
     like = np.empty((0, n_units), np.float32)
-    x = _add_hidden(graph, estimator)
+    _, x = _add_hidden(graph, estimator.module_)
     graph.result("Identity", x, output="activations", array=like)
 
 
@@ -232,11 +232,10 @@ def _labels(classes):
 # --------------------------------------------------------------------------------------
 
 
-def _add_hidden(graph, estimator):
-    """Add the hidden layers; return the name of the last one's activations."""
-    network = estimator.module_
+def _add_hidden(graph, network):
+    """Add the hidden layers; return the names of their input and of the last one."""
     activation = network.activation
-    if activation.onnx is None:
+    if network.hidden and activation.onnx is None:
         raise ValueError(
             f"The activation {activation.name!r} cannot be exported: its `onnx` is "
             f"None."
@@ -249,18 +248,30 @@ def _add_hidden(graph, estimator):
         x = graph.add("Sub", x, graph.constant("mean", to_numpy(mean)))
         x = graph.add("Div", x, graph.constant("scale", to_numpy(scale)))
         x = graph.add("Cast", x, to=single)
-    for level in range(len(network.hidden)):
-        x = activation.onnx(graph, _add_layer(graph, x, network, level))
-    return x
+    hidden = x
+    for layer in network.hidden:
+        hidden = activation.onnx(graph, _add_layer(graph, hidden, layer))
+    return x, hidden
 
 
-def _add_layer(graph, x, network, level):
-    layer = network.layers[level]
+def _add_network(graph, network):
+    """Add all layers and the skip connection; return the name of the outputs."""
+    x, hidden = _add_hidden(graph, network)
+    outputs = _add_layer(graph, hidden, network.layers[-1])
+    if network.skip is None:
+        return outputs
+    return graph.add("Add", outputs, _add_product(graph, x, network.skip))
+
+
+def _add_layer(graph, x, layer):
     if isinstance(layer, BlockLinear):
         return _add_blocks(graph, x, layer)
-    weight = graph.constant("weight", to_numpy(layer.weight).T)
     bias = graph.constant("bias", to_numpy(layer.bias))
-    return graph.add("Add", graph.add("MatMul", x, weight), bias)
+    return graph.add("Add", _add_product(graph, x, layer), bias)
+
+
+def _add_product(graph, x, layer):
+    return graph.add("MatMul", x, graph.constant("weight", to_numpy(layer.weight).T))
 
 
 def _add_blocks(graph, x, layer):

@@ -15,26 +15,27 @@ import os
 import reprlib
 import secrets
 import stat
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from sklearn_fpe._persistence._checks import (
+from sklearn_fpe._io._checks import (
     Memory,
     ModelFileError,
     choice,
     integer,
     listing,
-    parse_json,
     record,
 )
-from sklearn_fpe._persistence._values import text_bytes
+from sklearn_fpe._io._values import parse_json
 
 KEY = "sklearn_fpe"
 """The entry of the metadata that makes a safetensors file a model file."""
 
-FORMAT_VERSION = 1
-"""Raised when the meaning of what a file says changes."""
+FORMAT_VERSION = 2
+"""The format that is written; earlier ones are read, too."""
 
 MAX_HEADER = 2**23
 """Bytes of the longest header that is read; parsing it takes a multiple of that."""
@@ -42,16 +43,19 @@ MAX_HEADER = 2**23
 NEW_MODE = 0o666
 """Mode of a new file, of which the process's umask takes away its bits."""
 
-DTYPES = {"F32": np.float32, "F64": np.float64, "I32": np.int32, "U8": np.uint8}
+DTYPES = {
+    **{"F32": np.float32, "F64": np.float64, "I32": np.int32},
+    **{"U8": np.uint8, "BOOL": np.bool_},
+}
 """The types of arrays that a model file holds."""
 
-COPIES = {"F32": 6, "F64": 7, "I32": 9, "U8": 8 * 18 + 2}
+COPIES = {"F32": 3, "F64": 8, "I32": 9, "U8": 2 + 8 * 7, "BOOL": 2 + 6}
 """Bytes of memory for each byte of an array, at the peak of loading.
 
-An array is read, copied, and copied to double precision for the check of its range.
-Integers become int64 and lists become Python floats. A byte of type U8 is eight bits of
-a mask: each becomes a bool and a float32 of the layer, and again a bool and a float64
-for the check of the range, with a float32 on the way.
+An array is read, sliced out of the file and copied. Integers become int64, and curves
+tuples of Python floats. A byte of type U8 is eight bits of a mask: each becomes a
+bool, a float32 and temporarily one more byte. One of type BOOL becomes a bool and a
+float32.
 """
 
 BYTES_PER_ARRAY = 2**11
@@ -61,8 +65,33 @@ BYTES_PER_VALUE = 250
 """Bytes of memory that a value of JSON takes, once it is parsed and used."""
 
 
+@dataclass
+class Content:
+    """What a file holds, not checked but for its format.
+
+    Parameters
+    ----------
+    model : object
+        What stood in JSON.
+    arrays : dict of ndarrays
+        Read-only arrays of the types in :data:`DTYPES`.
+    version : str
+        Version of the package that saved it.
+    format_version : int
+        Version of the format.
+    memory : Memory
+        What making a model of it may take.
+    """
+
+    model: Any
+    arrays: dict
+    version: str
+    format_version: int
+    memory: Memory
+
+
 def pack(model, arrays, version):
-    """Lay a model out as bytes.
+    """Lay a model out as the bytes of a file.
 
     Parameters
     ----------
@@ -72,11 +101,6 @@ def pack(model, arrays, version):
         Arrays of the types in :data:`DTYPES`.
     version : str
         Version of the package.
-
-    Returns
-    -------
-    data : bytes
-        The content of a file.
     """
     # safetensors takes an array's memory as it lies.
     arrays = {name: np.asarray(a, order="C") for name, a in arrays.items()}
@@ -87,22 +111,12 @@ def pack(model, arrays, version):
 
 
 def unpack(data):
-    """Read what :func:`pack` made.
-
-    Returns
-    -------
-    model : object
-        What stood in JSON, not checked.
-    arrays : dict of ndarrays
-        Arrays of the types in :data:`DTYPES`, not checked further.
-    version : str
-        Version of the package that saved it.
-    """
+    """Return the Content of the bytes of a file."""
     return _read(io.BytesIO(data), len(data))
 
 
 def read(path):
-    """Read a file; see :func:`unpack`."""
+    """Return the Content of a file."""
     path = os.fspath(path)  # no number: it would be that of an open file
     _check_regular(os.stat(path), path)
     with open(path, "rb", opener=_open_at_once) as file:
@@ -185,12 +199,11 @@ def _sync_folder(folder):
 
 
 def checksum(document, arrays):
-    """Hash a document, all but its checksum, and its arrays.
+    """Hash a document and its arrays.
 
     The checksum finds accidents. Whoever alters a file on purpose computes it anew, so
     nothing relies on it: what is read is checked as if there were none.
     """
-    document = {key: value for key, value in document.items() if key != "sha256"}
     arrays = sorted(arrays.items())
     table = [[name, array.dtype.name, array.shape] for name, array in arrays]
     digest = hashlib.sha256()
@@ -226,19 +239,20 @@ def _read(file, size):
     document = _document(table, memory)
     n_bytes = size - 8 - length
     _check_table(table, n_bytes, memory)
-    data = b"".join([start, header, file.read(n_bytes)])
-    if len(data) != size:
-        raise ModelFileError("The file became shorter while it was read.")
+    file.seek(0)
+    data = file.read(size)
+    if len(data) != size or not data.startswith(start + header):
+        raise ModelFileError("The file changed while it was read.")
     try:
         arrays = parse(data)
     except Exception as error:  # a class of its own, and some of Python's
         raise ModelFileError(f"The arrays are damaged: {error}") from error
-    if document["sha256"] != checksum(document, arrays):
+    if document.pop("sha256") != checksum(document, arrays):
         raise ModelFileError(
             "The checksum does not fit: the file was damaged or altered after it was "
             "saved."
         )
-    return document["model"], arrays, document["version"]
+    return Content(arrays=arrays, memory=memory, **document)
 
 
 def _parse(text, name, memory):
@@ -263,13 +277,12 @@ def _document(table, memory):
     if not isinstance(document, dict) or "format_version" not in document:
         raise ModelFileError("The metadata must say the format_version.")
     found = document["format_version"]
-    if type(found) is not int or found != FORMAT_VERSION:
+    if type(found) is not int or not 1 <= found <= FORMAT_VERSION:
         raise ModelFileError(
-            f"format_version must be {FORMAT_VERSION}, the one that this version of "
-            f"sklearn_fpe reads, got {reprlib.repr(found)}."
+            f"format_version must be in [1, {FORMAT_VERSION}], those that this version "
+            f"of sklearn_fpe reads, got {reprlib.repr(found)}."
         )
     record(document, ("format_version", "version", "sha256", "model"), "The metadata")
-    memory.take(2 * text_bytes(document["model"]), "The arrays of texts")
     version = document["version"]
     if not isinstance(version, str) or not 0 < len(version) <= 40:
         raise ModelFileError("The version must be a text of 1 to 40 characters.")

@@ -2,8 +2,9 @@
 
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_fpe._persistence import _estimator, _file
-from sklearn_fpe._persistence._checks import ModelFileError
+from sklearn_fpe._io import _file, _model
+from sklearn_fpe._io._checks import Arrays, ModelFileError
+from sklearn_fpe._io._version1 import upgrade
 from sklearn_fpe._version import __version__
 
 
@@ -61,16 +62,16 @@ def save(estimator, path):
     >>> bool((loaded.predict_proba(X) == clf.predict_proba(X)).all())
     True
     """
-    if _estimator.CLASSES.get(type(estimator).__name__) is not type(estimator):
+    if _model.CLASSES.get(type(estimator).__name__) is not type(estimator):
         raise TypeError(
-            f"estimator must be one of {', '.join(_estimator.CLASSES)}, got a "
+            f"estimator must be one of {', '.join(_model.CLASSES)}, and no subclass, "
+            f"because load could not bring one back; got a "
             f"{type(estimator).__name__}."
         )
     check_is_fitted(estimator)
-    data = _file.pack(*_estimator.describe(estimator), __version__)
+    data = _file.pack(*_model.describe(estimator), __version__)
     try:
-        model, arrays, _ = _file.unpack(data)
-        _estimator.rebuild(model, arrays)
+        _rebuilt(_file.unpack(data))
     except ModelFileError as error:
         raise ValueError(f"The estimator cannot be saved: {error}") from error
     _file.write(path, data)
@@ -120,7 +121,11 @@ def load(path):
     --------
     save : Save an estimator.
     """
-    model, arrays, version = _file.read(path)
-    estimator, state = _estimator.rebuild(model, arrays)
-    estimator.__setstate__(state | {"_fpe_version": version})
-    return estimator
+    return _rebuilt(_file.read(path))
+
+
+def _rebuilt(content):
+    model, arrays = content.model, content.arrays
+    if content.format_version == 1:
+        model, arrays = upgrade(model, arrays, content.memory)
+    return _model.rebuild(model, Arrays(arrays), content.memory, content.version)

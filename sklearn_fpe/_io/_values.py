@@ -5,28 +5,26 @@ with one field stands for the rest: ``{"float": "inf"}``, ``{"tuple": [...]}``,
 ``{"dict": [[key, value], ...]}`` and ``{"array": {"dtype": name, "values": [...]}}``.
 """
 
+import json
 import math
 import re
 import reprlib
 
 import numpy as np
 
-from sklearn_fpe._persistence._checks import (
-    ModelFileError,
-    choice,
-    integer,
-    listing,
-    record,
-)
+from sklearn_fpe._io._checks import ModelFileError, choice, integer, listing, record
 
-NUMBERS = [
+NUMBERS = {
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"),
     *("uint64", "float16", "float32", "float64"),
-]
+}
 """The numeric types of arrays; next to them stand "str" and "object"."""
 
 MAX_INTEGER = 2**64 - 1
 """The largest absolute value of an integer."""
+
+MAX_DIGITS = 30
+"""Digits of the longest integer that is parsed; those of a parameter have 20."""
 
 MAX_DEPTH = 4
 """Levels of nesting of a parameter."""
@@ -36,9 +34,39 @@ class CannotSaveError(ValueError):
     """A value has no form in a model file."""
 
 
-# --------------------------------------------------------------------------------------
-# To JSON
-# --------------------------------------------------------------------------------------
+def parse_json(text, name):
+    """Parse JSON strictly: no name twice in an object, no NaN, no infinity."""
+
+    def unique(pairs):
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            raise ValueError("a name comes twice in one object")
+        return result
+
+    def finite(text):
+        number = float(text)
+        if not math.isfinite(number):
+            raise ValueError(f"{text} is too large")
+        return number
+
+    def short(text):
+        if len(text) > MAX_DIGITS:
+            raise ValueError(f"an integer has {len(text)} digits")
+        return int(text)
+
+    def no_number(text):
+        raise ValueError(f"{text} is no number of JSON")
+
+    try:
+        return json.loads(
+            text.decode("utf-8") if isinstance(text, bytes) else text,
+            object_pairs_hook=unique,
+            parse_float=finite,
+            parse_int=short,
+            parse_constant=no_number,
+        )
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"The JSON of {name} is damaged: {error}") from error
 
 
 def encode(value):
@@ -56,12 +84,11 @@ def encode(value):
     if isinstance(value, dict):
         return {"dict": [[_plain(k), encode(v)] for k, v in value.items()]}
     if hasattr(value, "__array__"):
-        return {"array": encode_array(np.asarray(value))}
+        return {"array": _encode_array(np.asarray(value))}
     return _plain(value)
 
 
-def encode_array(array):
-    """Turn a vector of numbers or texts into what JSON can hold."""
+def _encode_array(array):
     if array.ndim != 1:
         raise CannotSaveError(f"an array must be a vector, got shape {array.shape}")
     if array.dtype.kind == "U":
@@ -82,69 +109,37 @@ def _plain(value):
         return int(value)
     if isinstance(value, float) and math.isfinite(value):
         return float(value)
+    code = "a function is code; " if callable(value) else ""
     raise CannotSaveError(
-        f"only numbers, texts, lists, tuples, dicts and arrays of them can be saved, "
-        f"got {reprlib.repr(value)} of type {type(value).__name__}"
+        f"{code}only numbers, texts, lists, tuples, dicts and arrays of them can be "
+        f"saved, got {reprlib.repr(value)} of type {type(value).__name__}"
     )
 
 
-# --------------------------------------------------------------------------------------
-# From JSON
-# --------------------------------------------------------------------------------------
-
-
-def decode(value, name, depth=0):
-    """Turn JSON back into a parameter."""
+def decode(value, name, memory, depth=0):
+    """Turn JSON back into a parameter; `memory` counts what texts take."""
     if depth > MAX_DEPTH:
         raise ModelFileError(f"{name} must not be nested deeper than {MAX_DEPTH}.")
+
+    def inner(entry):
+        return decode(entry, name, memory, depth + 1)
+
     if isinstance(value, list):
-        return [decode(v, name, depth + 1) for v in value]
+        return [inner(v) for v in value]
     if not isinstance(value, dict):
         return _decode_plain(value, name)
     if value.keys() == {"float"}:
         return float(choice(value["float"], ("inf", "-inf"), name))
     if value.keys() == {"tuple"}:
-        entries = listing(value["tuple"], name)
-        return tuple(decode(v, name, depth + 1) for v in entries)
+        return tuple(inner(v) for v in listing(value["tuple"], name))
     if value.keys() == {"array"}:
-        return decode_array(value["array"], name)
+        return _decode_array(value["array"], name, memory)
     (pairs,) = record(value, ["dict"], name)
-    result = {}
-    for pair in listing(pairs, name):
-        key, entry = listing(pair, name, 2, 2)
-        result[_decode_plain(key, name)] = decode(entry, name, depth + 1)
-    return result
+    pairs = [listing(pair, name, 2, 2) for pair in listing(pairs, name)]
+    return {_decode_plain(key, name): inner(entry) for key, entry in pairs}
 
 
-def text_bytes(value):
-    """Return the bytes of all arrays of texts in JSON, nested as it may be.
-
-    A file needs few bytes to name a long type, and every entry of an array takes the
-    room of the longest one, four bytes a character.
-    """
-    total, left = 0, [value]
-    while left:
-        value = left.pop()
-        if isinstance(value, list):
-            left.extend(v for v in value if isinstance(v, list | dict))
-        elif isinstance(value, dict):
-            left.extend(v for v in value.values() if isinstance(v, list | dict))
-            values, length = value.get("values"), _text_length(value.get("dtype"))
-            if isinstance(values, list) and length is not None:
-                total += 4 * length * len(values)
-    return total
-
-
-def _text_length(dtype):
-    """Return the length of the texts of an array's type, None for another type."""
-    # Nobody has texts of 10**9 characters, and converting digits takes long.
-    if isinstance(dtype, str) and re.fullmatch(r"str[0-9]{1,9}", dtype):
-        return int(dtype[3:])
-    return None
-
-
-def decode_array(value, name):
-    """Turn JSON back into a vector."""
+def _decode_array(value, name, memory):
     dtype, values = record(value, ["dtype", "values"], name)
     for entry in listing(values, name):
         _decode_plain(entry, name)
@@ -152,12 +147,14 @@ def decode_array(value, name):
         array = np.empty(len(values), dtype=object)
         array[:] = values
         return array
-    if isinstance(dtype, str) and dtype in NUMBERS:
-        return _numbers(values, np.dtype(dtype), name)
-    length = _text_length(dtype)
-    if length is not None:
-        return _texts(values, length, name)
-    raise ModelFileError(f"The type of {name} is unknown: {reprlib.repr(dtype)}.")
+    # Nobody has texts of 10**9 characters, and converting digits takes long.
+    if isinstance(dtype, str) and re.fullmatch("str[0-9]{1,9}", dtype):
+        return _texts(
+            values, integer(int(dtype[3:]), f"{name}: length", 1), name, memory
+        )
+    return _numbers(
+        values, np.dtype(choice(dtype, NUMBERS, f"The type of {name}")), name
+    )
 
 
 def _decode_plain(value, name):
@@ -171,21 +168,20 @@ def _decode_plain(value, name):
 
 
 def _numbers(values, dtype, name):
-    kinds = {"b": bool, "i": int, "u": int, "f": float}
-    if not all(type(v) is kinds[dtype.kind] for v in values):
-        raise ModelFileError(f"{name} must hold numbers of type {dtype}.")
+    kind = {"b": bool, "i": int, "u": int, "f": float}[dtype.kind]
     try:
         with np.errstate(over="ignore"):
             array = np.array(values, dtype=dtype)
-    except OverflowError as error:
-        raise ModelFileError(f"{name} must fit the type {dtype}: {error}") from error
-    if not np.isfinite(array).all():
-        raise ModelFileError(f"{name} must fit the type {dtype}.")
+    except (ValueError, TypeError, OverflowError):
+        array = np.array(np.nan)
+    if not all(type(v) is kind for v in values) or not np.isfinite(array).all():
+        raise ModelFileError(f"{name} must hold numbers that fit the type {dtype}.")
     return array
 
 
-def _texts(values, length, name):
-    integer(length, f"The length of {name}", 1)
+def _texts(values, length, name, memory):
+    # Every entry takes the room of the longest one, four bytes a character.
+    memory.take(8 * length * len(values), f"{name}, an array of texts,")
     if not all(isinstance(v, str) and len(v) <= length for v in values):
         raise ModelFileError(f"{name} must hold texts of at most {length} characters.")
     return np.array(values, dtype=f"U{length}")
