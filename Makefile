@@ -22,9 +22,10 @@ run: .venv/.installed ## train dense and expanded classifiers on digits, print a
 test: .venv/.installed ## run the tests and the doctests (PYTEST_ARGS="-k name")
 	$(ONE_THREAD) $(PY) -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
-lint: .venv/.installed ## check style and formatting
+lint: .venv/.installed ## check style, formatting and types
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
+	$(PY) -m mypy
 
 format: .venv/.installed ## repair style and formatting
 	$(PY) -m ruff check --fix
@@ -37,7 +38,7 @@ experiments: .venv/.installed ## reproduce the paper's claims (DATA=embeddings.n
 	$(PY) -m benchmarks.experiments $(if $(DATA),--data $(DATA))
 
 clean: ## remove the environment and everything else that was made
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	rm -rf docs/_build docs/auto_examples docs/generated docs/sg_execution_times.rst
 	find sklearn_fpe tests examples benchmarks docs -name __pycache__ -prune \
 		-exec rm -rf {} + 2>/dev/null || true

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from sklearn_fpe import FPEClassifier
 from sklearn_fpe.nn import MLP, Affine, BlockLinear, DenseLinear, MaskedLinear, expand
 from sklearn_fpe.nn._activation import ACTIVATIONS
-from sklearn_fpe.nn._blocks import MIN_COLUMN_MAJOR_ROWS
+from sklearn_fpe.nn._layers import MIN_COLUMN_MAJOR_ROWS
 from sklearn_fpe.nn._prune import PRUNES
 from sklearn_fpe.nn._split import SPLITS
 

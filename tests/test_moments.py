@@ -123,6 +123,16 @@ def test_a_constant_column_is_exact(value, n_rows, pieces, seed):
     assert_array_equal(affine.scale, [1.0])
 
 
+@pytest.mark.parametrize("size", [5e-324, 1e-310, 2.3e-308, 1.7e308])
+@pytest.mark.parametrize("pieces", [1, 4])
+def test_the_smallest_and_largest_numbers_have_moments(size, pieces):
+    moments = moments_of(np.array([[0.0], [size], [0.0], [size]]), pieces=pieces)
+    assert not moments.exactly_constant().any()
+    affine = moments.affine()
+    assert np.isfinite([affine.mean, affine.scale]).all()
+    assert_allclose(affine.mean, size / 2, rtol=1e-12)
+
+
 def test_a_difference_in_the_last_bits_is_constant_but_not_exactly():
     X = np.array([[1.0], [np.nextafter(1.0, 2)]])
     moments = moments_of(X)

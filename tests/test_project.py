@@ -65,16 +65,138 @@ def test_imported_modules_resolves_every_form(source, expected):
     assert imported_modules(source, "pack.nn") == {expected}
 
 
-def test_nn_imports_nothing_of_the_estimators_side():
-    modules = sorted((PACKAGE / "nn").rglob("*.py"))
+# Who may import what of the package, and which packages they may not import. What is
+# not listed here may import everything.
+LAYERS = {
+    "nn": ({"nn"}, {"sklearn", "skorch"}),
+    "_engine": ({"nn", "_engine"}, {"sklearn"}),
+    "_estimators": ({"nn", "_engine", "_estimators", "_version"}, set()),
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_imports_point_one_way(layer):
+    inside, forbidden = LAYERS[layer]
+    modules = sorted((PACKAGE / layer).rglob("*.py"))
     assert modules
     for path in modules:
         package = ".".join(["sklearn_fpe", *path.parent.relative_to(PACKAGE).parts])
         for name in imported_modules(path.read_text(encoding="utf-8"), package):
-            top = name.split(".")[0]
-            assert top not in {"sklearn", "skorch"}, f"{path.name} imports {name}"
-            inside = top != "sklearn_fpe" or name.startswith("sklearn_fpe.nn")
-            assert inside, f"{path.name} imports {name}"
+            top, *below = name.split(".")
+            assert top not in forbidden, f"{path.name} imports {name}"
+            if top == "sklearn_fpe":
+                assert below, f"{path.name} imports {name}"
+                assert below[0] in inside, f"{path.name} imports {name}"
+
+
+class Privates(ast.NodeVisitor):
+    """The private attributes that a module defines, and those that it reads.
+
+    ``reads`` holds those of other objects than ``self``, ``cls`` and ``super()``, and
+    all strings, because ``getattr`` and ``vars`` read by strings.
+    """
+
+    def __init__(self, source, package):
+        tree = ast.parse(source)
+        self.defined, self.reads = set(), []
+        self.imports = imported_modules(source, package)
+        self.bases = set()
+        self.visit(tree)
+
+    @staticmethod
+    def is_private(name):
+        return name.startswith("_") and not name.startswith("__") and name != "_"
+
+    def visit_ClassDef(self, node):
+        self.bases |= {ast.unparse(base).split(".")[-1] for base in node.bases}
+        for child in node.body:
+            if isinstance(child, ast.FunctionDef):
+                self.defined.add(child.name)
+            for target in getattr(child, "targets", [getattr(child, "target", None)]):
+                if isinstance(target, ast.Name):
+                    self.defined.add(target.id)
+        self.generic_visit(node)
+
+    def visit_Attribute(self, node):
+        value = node.value
+        if isinstance(value, ast.Call):  # super()
+            value = value.func
+        own = isinstance(value, ast.Name) and value.id in {"self", "cls", "super"}
+        if own and isinstance(node.ctx, ast.Store):
+            self.defined.add(node.attr)
+        elif not own and self.is_private(node.attr):
+            self.reads.append((node.attr, node.lineno, ast.unparse(node)))
+        self.generic_visit(node)
+
+    def visit_Constant(self, node):
+        if isinstance(node.value, str) and self.is_private(node.value):
+            self.reads.append((node.value, node.lineno, repr(node.value)))
+
+
+def private_reads(sources):
+    """List what modules read of the private attributes that other modules define.
+
+    `sources` maps the full names of modules to their source. A module may read what it
+    defines itself, and what the bases of its classes define.
+    """
+    modules = {
+        name: Privates(source, name.rpartition(".")[0])
+        for name, source in sources.items()
+    }
+    all_defined = {n for m in modules.values() for n in m.defined if m.is_private(n)}
+
+    def inherited(module):
+        found = set(modules[module].defined)
+        for base in modules[module].bases:
+            for imported in modules[module].imports:
+                home, _, name = imported.rpartition(".")
+                if name == base and home in modules:
+                    found |= inherited(home)
+        return found
+
+    return [
+        f"{name}:{line}: {text}"
+        for name, module in modules.items()
+        for attribute, line, text in module.reads
+        if attribute in all_defined - inherited(name)
+    ]
+
+
+def test_no_module_reads_a_private_attribute_of_another():
+    sources = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        sources[".".join(parts)] = path.read_text(encoding="utf-8")
+    assert len(sources) > 30
+    found = private_reads(sources)
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("source", "n_found"),
+    [
+        ("x._kept", 1),
+        ("x.y._kept.z", 1),
+        ("f(x)._kept = 1", 1),
+        ("getattr(x, '_kept')", 1),
+        ("vars(x)['_kept']", 1),
+        ("x._method()", 1),
+        ("x._constant", 1),
+        ("x._torch", 0),  # of another package
+        ("x.kept", 0),
+        ("x.__dict__", 0),
+        ("class B:\n    def f(self):\n        self._kept + super()._method()", 0),
+        ("class B:\n    def f(self):\n        self._kept = 1\nx._kept", 0),
+        ("from pack.a import A\nclass B(A):\n    def f(self, x):\n        x._kept", 0),
+        ("from pack.a import A\nclass B(C):\n    def f(self, x):\n        x._kept", 1),
+    ],
+)
+def test_private_reads_are_found(source, n_found):
+    defines = (
+        "class A:\n    _constant = 1\n    def _method(self):\n        self._kept = 1"
+    )
+    found = private_reads({"pack.a": defines, "pack.b": source})
+    assert len(found) == n_found, found
 
 
 def test_import_brings_no_optional_package():

@@ -43,6 +43,6 @@ def data_digest(*arrays: Any) -> str:
     return joblib.hash(arrays, hash_name="sha1")
 
 
-def _warm_up(key, compute):
+def _warm_up(key: dict[str, Any], compute: Callable[[], Warm]) -> Warm:
     """Run the warm-up that `key` describes; joblib caches what comes back."""
     return compute()

@@ -50,7 +50,9 @@ class Loss(ABC):
         """Return the losses of rows (n_rows,) or of entries (n_rows, n_outputs)."""
 
     @abstractmethod
-    def gradient(self, outputs: Tensor, targets: Tensor, shares: Tensor) -> Tensor:
+    def gradient(
+        self, outputs: Tensor, targets: Tensor, shares: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return losses as :meth:`losses` and the gradient of ``sum(shares * losses)``.
 
         The outputs may be overwritten.
@@ -112,13 +114,15 @@ class Softmax(Loss):
 
     name = "softmax"
 
-    def losses(self, outputs, targets):
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the cross-entropy of every row."""
         return F.cross_entropy(
             outputs, targets, reduction="none", label_smoothing=self.label_smoothing
         )
 
-    def gradient(self, outputs, targets, shares):
+    def gradient(
+        self, outputs: Tensor, targets: Tensor, shares: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return losses and gradient, see :meth:`Loss.gradient`."""
         classes, of_row = targets.unsqueeze(1), shares.unsqueeze(1)
         log_p = _log_softmax(outputs)
@@ -139,13 +143,15 @@ class Sigmoid(Loss):
     name = "sigmoid"
     of_entries = True
 
-    def losses(self, outputs, targets):
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the binary cross-entropy of every entry."""
         return F.binary_cross_entropy_with_logits(
             outputs, self._smooth(targets), reduction="none"
         )
 
-    def gradient(self, outputs, targets, shares):
+    def gradient(
+        self, outputs: Tensor, targets: Tensor, shares: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return losses and gradient, see :meth:`Loss.gradient`."""
         targets = self._smooth(targets)
         losses = F.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
@@ -166,11 +172,13 @@ class Squared(Loss):
         if self.label_smoothing != 0:
             raise ValueError("label_smoothing is for classes, not for real targets.")
 
-    def losses(self, outputs, targets):
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean half squared error of every row."""
         return 0.5 * (outputs - targets).square().mean(dim=1)
 
-    def gradient(self, outputs, targets, shares):
+    def gradient(
+        self, outputs: Tensor, targets: Tensor, shares: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return losses and gradient, see :meth:`Loss.gradient`."""
         gradient = outputs.sub_(targets)
         losses = 0.5 * gradient.square().mean(dim=1)

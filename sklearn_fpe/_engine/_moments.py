@@ -137,7 +137,8 @@ class Moments:
         _, exponent = np.frexp(largest[extreme])
         # Not 2.0 ** 1024, which overflows.
         unit = np.ldexp(1.0, exponent - 1)
-        ratio = self.unit[extreme] / unit
+        # 1 where the unit becomes smaller, because nothing was summed before.
+        ratio = self.unit[extreme] / np.maximum(unit, self.unit[extreme])
         self.mean[extreme] *= ratio
         for _ in range(2):  # the square of the ratio may underflow
             self.m2[extreme] *= ratio

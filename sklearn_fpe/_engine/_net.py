@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -50,10 +50,10 @@ class Net(NeuralNet):
     autocast = False
     flat_: FlatParameters | None = None
     before_step: Callable[[], None] | None = None
-    targets_: Targets | None = None
+    targets_: Any = None
 
     @property
-    def _default_callbacks(self):
+    def _default_callbacks(self) -> list:
         """Callbacks that record what skorch's own callbacks monitor."""
         if not self.callbacks:
             return []
@@ -62,28 +62,28 @@ class Net(NeuralNet):
             ("valid_loss", PassthroughScoring("valid_loss")),
         ]
 
-    def initialize_optimizer(self):
+    def initialize_optimizer(self) -> Any:
         """Make the optimizer; of one vector where nothing needs the parameters."""
         by_autograd = self.callbacks or self.autocast or not has_fast_step(self.module_)
         self.flat_ = None if by_autograd else FlatParameters(self.module_)
         return super().initialize_optimizer()
 
-    def get_all_learnable_params(self):
+    def get_all_learnable_params(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield names and parameters for the optimizer."""
         if self.flat_ is None:
             yield from super().get_all_learnable_params()
         else:
             yield "vector", self.flat_.vector
 
-    def get_split_datasets(self, X, y=None, **fit_params):
+    def get_split_datasets(self, X: Any, y: Any = None, **fit_params: Any) -> tuple:
         """Return the batches to train and to validate on as they are."""
         return X, y
 
-    def get_iterator(self, dataset, training=False):
+    def get_iterator(self, dataset: Any, training: bool = False) -> Any:
         """Return the batches as they are."""
         return dataset
 
-    def notify(self, method_name, **cb_kwargs):
+    def notify(self, method_name: str, **cb_kwargs: Any) -> None:
         """Notify the callbacks; one that stops training is not an interrupt."""
         getattr(self, method_name)(self, **cb_kwargs)
         for _, callback in self.callbacks_:
@@ -92,7 +92,7 @@ class Net(NeuralNet):
             except KeyboardInterrupt:
                 self.stop_ = True
 
-    def train_step(self, batch, **fit_params):
+    def train_step(self, batch: tuple, **fit_params: Any) -> dict[str, Tensor]:
         """Do one step of the optimizer."""
         x, target = batch
         if self.flat_ is not None:
@@ -132,7 +132,7 @@ class Net(NeuralNet):
         with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
             return self.module_(x).float()
 
-    def validation_step(self, batch, **fit_params):
+    def validation_step(self, batch: tuple, **fit_params: Any) -> dict[str, Tensor]:
         """Compute outputs and loss of a batch that is held out."""
         self._set_training(False)
         x, target = batch
@@ -140,7 +140,14 @@ class Net(NeuralNet):
             outputs = self.module_(x)
             return {"loss": self.criterion_(outputs, target), "y_pred": outputs}
 
-    def run_single_epoch(self, iterator, training, prefix, step_fn, **fit_params):
+    def run_single_epoch(
+        self,
+        iterator: Iterable[tuple] | None,
+        training: bool,
+        prefix: str,
+        step_fn: Callable[[tuple], dict[str, Tensor]],
+        **fit_params: Any,
+    ) -> None:
         """Run one epoch and record its mean loss."""
         if iterator is None:
             return
@@ -182,7 +189,7 @@ class Net(NeuralNet):
         """The class labels, for the scorers of skorch's callbacks."""
         return self.targets_.classes
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.estimator_type = "regressor"
         if hasattr(self.targets_, "classes"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -68,7 +68,15 @@ class Gradual(PruneRule):
         """Return the least budget, because children without edges are removed."""
         return self.least_budget(shape.parent())
 
-    def plan(self, weights, shape, split: SplitRule, groups, budget, rng) -> Plan:
+    def plan(
+        self,
+        weights: list[np.ndarray],
+        shape: Shape,
+        split: SplitRule,
+        groups: Any,
+        budget: int,
+        rng: np.random.Generator,
+    ) -> Plan:
         """Split all layers and keep everything."""
         _, children = split_layers(weights, shape, split, groups, rng)
         return Plan.keep_all(shape, children)
@@ -133,7 +141,15 @@ class Rewired(PruneRule):
         """Return the least budget, because weak children are removed."""
         return self.least_budget(shape.parent())
 
-    def plan(self, weights, shape, split: SplitRule, groups, budget, rng) -> Plan:
+    def plan(
+        self,
+        weights: list[np.ndarray],
+        shape: Shape,
+        split: SplitRule,
+        groups: Any,
+        budget: int,
+        rng: np.random.Generator,
+    ) -> Plan:
         """Split all layers; keep the outgoing weights whole, and the largest others."""
         siblings = [self._siblings(n_children) for n_children in shape.expansion]
         wide, children = split_layers(weights, shape, split, groups, rng)
@@ -202,7 +218,9 @@ class Rewiring(Hook):
         free = layer.available() & ~mask
         n = min(int(share * int(mask.sum())), int(free.sum()))
         # Chosen before edges die, so that what just died is not born again.
-        born = layer.weight.grad.abs().masked_fill(~free, -1).flatten().topk(n).indices
+        assert layer.weight.grad is not None
+        gain = layer.weight.grad.abs().masked_fill(~free, -1)
+        born = gain.flatten().topk(n).indices
         # No unit may lose its last edge.
         size = layer.weight.abs().masked_fill(~mask, -1)
         last = torch.zeros_like(mask).scatter_(-1, size.argmax(-1, keepdim=True), True)

@@ -17,7 +17,11 @@ from sklearn_fpe.nn._activation import ACTIVATIONS
 from sklearn_fpe.nn._prune import PRUNES
 from sklearn_fpe.nn._split import SPLITS
 
-RULES = {"split": SPLITS, "prune": PRUNES, "activation": ACTIVATIONS}
+RULES: dict[str, dict[str, Any]] = {
+    "split": SPLITS,
+    "prune": PRUNES,
+    "activation": ACTIVATIONS,
+}
 """The registered rules of a recipe, by the recipe's field and by name."""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -167,10 +168,12 @@ class StreamedRows(Rows):
                     [torch.arange(b.start, b.stop, device="cpu") for b in blocks]
                 )
                 shuffle = _permutation(len(order), (*seed, g))
-                yield (
-                    order[shuffle],
-                    lambda part, rows, x=x, s=shuffle: x.index_select(0, s[part]),
-                )
+                yield order[shuffle], partial(_select_rows, x, shuffle)
+
+
+def _select_rows(x: Tensor, shuffle: Tensor, part: slice, rows: Tensor) -> Tensor:
+    """Return a part of shuffled rows, see :meth:`StreamedRows._pieces`."""
+    return x.index_select(0, shuffle[part])
 
 
 class Batches:

@@ -61,24 +61,25 @@ class FlatParameters:
 
     def follow_masks(self) -> None:
         """Bring :attr:`trainable` up to date with the masks of the layers."""
-        masked = [layer for layer in self.network.maps if layer.mask is not None]
-        if not masked:
-            self.trainable = None
-            return
-        self.trainable = torch.ones_like(self.vector, requires_grad=False)
-        for layer in masked:
+        self.trainable = None
+        for layer in self.network.maps:
+            if layer.mask is None:
+                continue
+            if self.trainable is None:
+                self.trainable = torch.ones_like(self.vector, requires_grad=False)
             self.trainable[self.places[layer.weight]] = layer.mask.flatten().float()
 
     def mask_gradients(self) -> None:
         """Set the gradients of pruned weights to zero."""
         if self.trainable is not None:
+            assert self.vector.grad is not None
             self.vector.grad.mul_(self.trainable)
 
 
 def mask_gradients(network: MLP) -> None:
     """Set the gradients of the pruned weights of a network to zero."""
     for layer in network.maps:
-        if layer.mask is not None:
+        if layer.mask is not None and layer.weight.grad is not None:
             layer.weight.grad.mul_(layer.mask)
 
 
@@ -173,6 +174,8 @@ def backpropagate(
         network.skip.backward(inputs[0], gradient, first=True)
     for layer, x in zip(reversed(others), reversed(inputs), strict=False):
         # The activations are not needed any more, so their derivatives overwrite them.
-        gradient = backward_(layer.backward(x, gradient), x)
+        back = layer.backward(x, gradient)
+        assert back is not None
+        gradient = backward_(back, x)
     first.backward(inputs[0], gradient, first=True)
     return loss

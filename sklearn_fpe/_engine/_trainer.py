@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sklearn_fpe._engine._cache import StoppedError, WarmUpCache
+from sklearn_fpe._engine._cache import StoppedError, Warm, WarmUpCache
 from sklearn_fpe._engine._context import training_context
 from sklearn_fpe._engine._hooks import Hook
 from sklearn_fpe._engine._moments import Moments
@@ -22,7 +22,6 @@ from sklearn_fpe._engine._rows import Rows, make_rows
 from sklearn_fpe._engine._views import Sample
 from sklearn_fpe.nn import MLP, Affine
 from sklearn_fpe.nn._expand import expand_to
-from sklearn_fpe.nn._layers import Layer
 
 PREDICTION_ROWS = 4096
 """Held-out rows that are predicted at a time."""
@@ -151,10 +150,10 @@ class Trainer:
             self.network.change_output(before, self.targets.output_affine())
         else:
             # The mean, which is added to the output, predicts a constant exactly.
-            constant = torch.from_numpy(self.targets.constant()).to(self.network.device)
+            rows = torch.from_numpy(self.targets.constant()).to(self.network.device)
             with torch.no_grad():
                 for layer in self.network.output_maps:
-                    layer.weight[constant] = 0.0
+                    layer.weight[rows] = 0.0
 
     def fit(
         self,
@@ -288,10 +287,10 @@ class Trainer:
     def restore(self, state: dict, score: float, best_iter: int | None) -> None:
         """Give the network earlier weights back, and record their score."""
         state = state.copy()
-        for name, layer in self.network.named_modules():
-            if isinstance(layer, Layer) and layer.mask is not None:
+        for name, buffer in self.network.named_buffers():
+            if name.endswith(".mask"):
                 # All weights were kept before the layer got a mask.
-                state.setdefault(f"{name}.mask", torch.ones_like(layer.mask))
+                state.setdefault(name, torch.ones_like(buffer))
         self.network.load_state_dict(state)
         if self.net.flat_ is not None:
             self.net.flat_.follow_masks()
@@ -344,11 +343,11 @@ class Trainer:
         return self._running_means(self.network.maps[level].weight)
 
     def _running_means(self, weight: nn.Parameter) -> dict[str, Tensor]:
-        flat, optimizer = self.net.flat_, self.net.optimizer_
-        state = optimizer.state.get(weight if flat is None else flat.vector, {})
-        means = {k: state[k] for k in ("exp_avg", "exp_avg_sq") if k in state}
+        flat = self.net.flat_
+        state = self.net.optimizer_.state.get(weight if flat is None else flat.vector)
+        means = {name: state[name] for name in ("exp_avg", "exp_avg_sq") if state}
         if flat is None:
-            return means  # they have the strides of the weight
+            return means
         place = flat.places[weight]
         return {name: mean[place].view(weight.shape) for name, mean in means.items()}
 
@@ -412,7 +411,7 @@ class Trainer:
             self._run(rows, epochs, hooks)
             return
 
-        def compute():
+        def compute() -> Warm:
             if self._run(rows, epochs, hooks):
                 raise StoppedError
             state = self.network.state_dict()
@@ -484,7 +483,7 @@ class Trainer:
         if not wanted:
             return None
 
-        def before_step():
+        def before_step() -> None:
             for hook in wanted:
                 hook.before_step(self)
             self.step += 1

@@ -54,7 +54,7 @@ class Activation:
     onnx: Callable[[Any, str], str] | None = None
     gain: float = 6.0
 
-    def __reduce__(self):
+    def __reduce__(self) -> str | tuple[Any, ...]:
         """Pickle a registered function by its name, because its parts are lambdas."""
         if ACTIVATIONS.get(self.name) is self:
             return get_activation, (self.name,)

@@ -56,8 +56,8 @@ class ArrayModule(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         parameters, mask = self._parameters, self._buffers.get("mask")
-        state["_arrays"] = {k: _compact(a) for k, a in self.to_arrays().items()}
-        state["_mask_shape"] = None if mask is None else tuple(mask.shape)
+        state["arrays"] = {k: _compact(a) for k, a in self.to_arrays().items()}
+        state["mask_shape"] = None if mask is None else tuple(mask.shape)
         state["_parameters"] = {
             name: None if p is None else p.requires_grad
             for name, p in parameters.items()
@@ -67,7 +67,7 @@ class ArrayModule(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = state.copy()
-        arrays, shape = dict(state.pop("_arrays")), state.pop("_mask_shape")
+        arrays, shape = dict(state.pop("arrays")), state.pop("mask_shape")
         if shape is not None:
             arrays["mask"] = unpack_mask(arrays["mask"], shape)
             arrays["weight"] = scatter_kept(arrays["weight"], arrays["mask"])
@@ -124,6 +124,7 @@ def restored_arrays(
     if "mask" in arrays:
         mask, values = arrays.pop("mask"), arrays.pop("weight")
         if mask.dtype != bool:
+            assert shape is not None
             mask = unpack_mask(mask, shape)
         weight = scatter_kept(values, mask)
         tensors = {"weight": torch.from_numpy(weight), "mask": torch.from_numpy(mask)}

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from sklearn_fpe.nn._arrays import to_numpy
-from sklearn_fpe.nn._layers import BlockLinear, DenseLinear, Layer, MaskedLinear
+from sklearn_fpe.nn._blocks import BlockLinear
+from sklearn_fpe.nn._layers import DenseLinear, Layer, MaskedLinear
 from sklearn_fpe.nn._mlp import MLP
 from sklearn_fpe.nn._prune import PRUNES, Plan, PruneRule, get_prune
 from sklearn_fpe.nn._shape import Shape
@@ -147,7 +148,7 @@ def expand_to(
 ) -> MLP:
     """Expand to the shape that :func:`check_expansion` returned; see :func:`expand`."""
     weights = [to_numpy(layer.weight) for layer in network.maps]
-    biases = [to_numpy(layer.bias) for layer in network.layers]
+    biases = [to_numpy(layer.dense_bias()) for layer in network.layers]
     rng = np.random.default_rng(rng)
     if shape.n_parameters() == budget and set(shape.expansion) <= {1}:
         plan = Plan.keep_all(shape)
@@ -163,7 +164,7 @@ def expand_to(
             f"prune={prune.name!r} kept {expanded.n_nonzero} parameters, more than the "
             f"budget of {budget}."
         )
-    if network.input_mean is not None:
+    if network.input_mean is not None and network.input_scale is not None:
         expanded.input_mean = network.input_mean.clone()
         expanded.input_scale = network.input_scale.clone()
     return expanded.to(network.device)
@@ -211,7 +212,7 @@ def check_expansion(
     ((4,), 610)
     """
     n_inputs, *hidden, n_outputs = (int(w) for w in widths)
-    asked = [expansion] * len(hidden) if np.ndim(expansion) == 0 else [*expansion]
+    asked = _of_every_layer(expansion, len(hidden))
     if len(asked) != len(hidden):
         raise ValueError(
             f"expansion must be an int or have one entry per hidden layer, of which "
@@ -256,6 +257,11 @@ def check_expansion(
     return _within_budget(shape, limit, budget, pruning), budget
 
 
+def _of_every_layer(value: Any, n_layers: int) -> list[Any]:
+    """Return a list of an entry per layer, from one for all or one for each."""
+    return [value] * n_layers if np.ndim(value) == 0 else [*value]
+
+
 def _is_int(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
@@ -292,12 +298,11 @@ def warn_expansion(
     stacklevel: int = 3,
 ) -> None:
     """Warn where an expansion is smaller than asked for, or larger than helps."""
-    if np.ndim(asked) == 0:
-        asked = [asked] * len(shape.hidden)
+    wanted = tuple(_of_every_layer(asked, len(shape.hidden)))
     copies = shape.n_outputs * shape.fan_ins()[-1]
-    if shape.expansion != tuple(asked):
+    if shape.expansion != wanted:
         message = (
-            f"expansion={tuple(asked)} is not possible with {shape.n_inputs} inputs, "
+            f"expansion={wanted} is not possible with {shape.n_inputs} inputs, "
             f"hidden layers of {shape.hidden} and a budget of {budget} parameters; "
             f"using expansion={shape.expansion}."
         )

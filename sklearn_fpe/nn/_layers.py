@@ -18,19 +18,33 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sklearn_fpe.nn._affine import Affine
-from sklearn_fpe.nn._arrays import ArrayModule, restored_arrays, stored_arrays
-from sklearn_fpe.nn._blocks import (
-    block_gradients,
-    block_input_gradient,
-    is_column_major,
-    is_recorded,
-    multiply_blocks,
-    scatter_columns,
-    select_columns,
-)
+from sklearn_fpe.nn._arrays import ArrayModule, stored_arrays
+
+MIN_COLUMN_MAJOR_ROWS = 16
+"""Rows below which the products write row-major outputs."""
 
 MIN_COLUMN_MAJOR_RATIO = 4
 """in_features / out_features from which on ``W @ x.T`` is used for column-major x."""
+
+
+def is_traced() -> bool:
+    """Tell whether torch records the computation for any number of rows.
+
+    Choices that depend on the number of rows or on strides must not be made then.
+    """
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def is_recorded() -> bool:
+    """Tell whether gradients may be computed: by autograd, or by what torch records."""
+    return torch.is_grad_enabled() or is_traced()
+
+
+def is_column_major(x: Tensor) -> bool:
+    """Tell whether x of shape (n_rows, n_units) is stored column by column."""
+    if is_traced():
+        return False
+    return x.ndim == 2 and x.stride(0) == 1 and len(x) >= MIN_COLUMN_MAJOR_ROWS
 
 
 class Layer(ArrayModule):
@@ -74,7 +88,9 @@ class Layer(ArrayModule):
             return self.weight
         return self.weight * self.mask
 
-    def backward(self, x: Tensor, gradient: Tensor, first: bool = False):
+    def backward(
+        self, x: Tensor, gradient: Tensor, first: bool = False
+    ) -> Tensor | None:
         """Compute gradients without autograd.
 
         Writes the gradients of weight and bias over those that are there; pruned
@@ -239,7 +255,7 @@ class Layer(ArrayModule):
         return f"{shape}, density={density:.3g}"
 
 
-def _in_precision_of(x: Tensor, *parameters: Tensor) -> Iterator[Tensor]:
+def in_precision_of(x: Tensor, *parameters: Tensor) -> Iterator[Tensor]:
     """Return parameters in the precision of x, which must have one."""
     if not x.is_floating_point():
         raise TypeError(f"The input must be of a floating-point dtype, got {x.dtype}.")
@@ -251,9 +267,9 @@ def _linear(
 ) -> Tensor:
     """Compute ``x weight' + bias`` in the precision of x, into `out` if given."""
     if bias is None:
-        (weight,) = _in_precision_of(x, weight)
+        (weight,) = in_precision_of(x, weight)
         return F.linear(x, weight) if out is None else torch.mm(x, weight.mT, out=out)
-    weight, bias = _in_precision_of(x, weight, bias)
+    weight, bias = in_precision_of(x, weight, bias)
     n_outputs, n_inputs = weight.shape
     # In this order, because a tracer records comparisons of sizes.
     if is_column_major(x) and n_inputs >= MIN_COLUMN_MAJOR_RATIO * n_outputs:
@@ -298,6 +314,8 @@ class DenseLinear(Layer, nn.Linear):
     """
 
     kind = "dense"
+    weight: nn.Parameter
+    bias: nn.Parameter | None  # type: ignore[assignment]  # torch allows None
     mask = None
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -310,7 +328,9 @@ class DenseLinear(Layer, nn.Linear):
         """Map x (n_rows, in_features) to (n_rows, out_features), see :class:`Layer`."""
         return _linear(x, self.weight, self.bias, out)
 
-    def backward(self, x: Tensor, gradient: Tensor, first: bool = False):
+    def backward(
+        self, x: Tensor, gradient: Tensor, first: bool = False
+    ) -> Tensor | None:
         """Write gradients from `x` and `gradient`, see :meth:`Layer.backward`.
 
         With `first`, the gradient with respect to `x` is not computed.
@@ -351,6 +371,7 @@ class MaskedLinear(Layer):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, mask: Tensor) -> None:
         super().__init__()
+        self.out_features, self.in_features = weight.shape
         self.weight = nn.Parameter(weight * mask)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
         self.register_buffer("mask", mask)
@@ -360,275 +381,22 @@ class MaskedLinear(Layer):
         """Return a layer that shares the parameters of a dense one and keeps all."""
         masked = cls.__new__(cls)
         nn.Module.__init__(masked)
+        masked.out_features, masked.in_features = layer.weight.shape
         masked.weight = layer.weight
         masked.register_parameter("bias", layer.bias)
         mask = torch.ones_like(layer.weight, dtype=torch.bool)
         masked.register_buffer("mask", mask)
         return masked
 
-    @property
-    def in_features(self) -> int:
-        """Number of inputs."""
-        return self.weight.shape[1]
-
-    @property
-    def out_features(self) -> int:
-        """Number of outputs."""
-        return self.weight.shape[0]
-
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Map x (n_rows, in_features) to (n_rows, out_features), see :class:`Layer`."""
         return _linear(x, self._masked_weight(), self.bias, out)
 
-    def backward(self, x: Tensor, gradient: Tensor, first: bool = False):
+    def backward(
+        self, x: Tensor, gradient: Tensor, first: bool = False
+    ) -> Tensor | None:
         """Write gradients from `x` and `gradient`, see :meth:`Layer.backward`.
 
         With `first`, the gradient with respect to `x` is not computed.
         """
         return _linear_backward(x, gradient, self.weight, self.bias, first)
-
-
-class BlockLinear(Layer):
-    """Affine map by dense blocks: every child of a block reads the block's inputs.
-
-    A layer whose neurons share one partition is block diagonal up to the order of its
-    columns: block ``a`` computes ``y_a = x[:, inputs[a]] W_a' + b_a``. All blocks run
-    as one batched product, at the cost of the matrix before the expansion.
-
-    Parameters
-    ----------
-    weight : tensor of shape (n_blocks, block_outputs, block_inputs)
-        Initial blocks.
-    bias : tensor of shape (n_blocks, block_outputs)
-        Initial biases.
-    inputs : int tensor of shape (n_blocks, block_inputs)
-        The input that each column of a block reads. Blocks with fewer inputs than the
-        largest one are padded with an index they have already, masked.
-    in_features : int
-        Number of inputs of the layer.
-    mask : bool tensor of the shape of `weight`, default=None
-        The kept weights; None: all of them.
-    outputs : int tensor of shape (out_features,), default=None
-        The flat block outputs that exist, where some were pruned; None: all.
-
-    Attributes
-    ----------
-    reorders_columns : bool
-        Whether the blocks read anything but consecutive runs of all columns.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from sklearn_fpe.nn import BlockLinear
-    >>> inputs = torch.tensor([[0, 2], [1, 3]])
-    >>> layer = BlockLinear(torch.ones(2, 1, 2), torch.zeros(2, 1), inputs, 4)
-    >>> layer(torch.tensor([[1.0, 2.0, 3.0, 4.0]])).tolist(), layer.n_nonzero
-    ([[4.0, 6.0]], 6)
-    """
-
-    kind = "block"
-    inputs: Tensor
-    outputs: Tensor | None
-
-    def __init__(
-        self,
-        weight: Tensor,
-        bias: Tensor,
-        inputs: Tensor,
-        in_features: int,
-        mask: Tensor | None = None,
-        outputs: Tensor | None = None,
-    ) -> None:
-        super().__init__()
-        self.in_features = in_features
-        self.weight = nn.Parameter(weight if mask is None else weight * mask)
-        self.bias = nn.Parameter(bias)
-        self.register_buffer("inputs", inputs)
-        self.register_buffer("mask", mask)
-        self.register_buffer("outputs", outputs)
-        self.reorders_columns = not torch.equal(
-            inputs.flatten().cpu(), torch.arange(in_features, device="cpu")
-        )
-
-    @property
-    def out_features(self) -> int:
-        """Number of outputs."""
-        return self.bias.numel() if self.outputs is None else len(self.outputs)
-
-    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """Map x (n_rows, in_features) to (n_rows, out_features), see :class:`Layer`."""
-        weight, bias = _in_precision_of(x, self._masked_weight(), self.bias)
-        if self.reorders_columns:
-            x = select_columns(x, self.inputs.flatten())
-        outputs = multiply_blocks(x, weight, bias)
-        if self.outputs is not None:
-            outputs = select_columns(outputs, self.outputs)
-        return outputs if out is None else out.copy_(outputs)
-
-    def backward(self, x: Tensor, gradient: Tensor, first: bool = False):
-        """Write gradients from `x` and `gradient`, see :meth:`Layer.backward`.
-
-        With `first`, the gradient with respect to `x` is not computed.
-        """
-        weight, bias = self.weight, self.bias
-        if self.outputs is not None:
-            gradient = scatter_columns(gradient, self.outputs, bias.numel())
-        if self.reorders_columns:
-            x = select_columns(x, self.inputs.flatten())
-        block_gradients(x, gradient, weight, out=(weight.grad, bias.grad))
-        if first:
-            return None
-        back = block_input_gradient(x, gradient, weight)
-        if self.reorders_columns:
-            back = scatter_columns(back, self.inputs.flatten(), self.in_features)
-        return back
-
-    def arrange(self, x: Tensor) -> Tensor:
-        """Return the columns of x (n_rows, in_features) in the order of the blocks."""
-        return x.index_select(1, self.inputs.flatten())
-
-    def arranged(self) -> BlockLinear:
-        """Return a layer with the same parameters that acts on arranged columns.
-
-        ``layer.arranged()(layer.arrange(x))`` equals ``layer(x)``. It saves time where
-        the same rows are used many times.
-        """
-        twin = BlockLinear.__new__(BlockLinear)
-        nn.Module.__init__(twin)
-        twin.in_features = self.inputs.numel()
-        twin.weight, twin.bias = self.weight, self.bias
-        order = torch.arange(self.inputs.numel(), device=self.inputs.device)
-        twin.register_buffer("inputs", order.view(self.inputs.shape))
-        twin.register_buffer("mask", self.mask)
-        twin.register_buffer("outputs", self.outputs)
-        twin.reorders_columns = False
-        return twin
-
-    def available(self) -> Tensor:
-        """Return the weights that a mask may keep, bool of the shape of `weight`.
-
-        Neither those of a padded column nor those of an output that does not exist.
-        """
-        inputs = self.inputs
-        earlier = (inputs.unsqueeze(1) == inputs.unsqueeze(2)).tril(-1).any(2)
-        exists = torch.ones_like(self.bias, dtype=torch.bool)
-        if self.outputs is not None:
-            exists.fill_(False).view(-1)[self.outputs] = True
-        return exists.unsqueeze(2) & ~earlier.unsqueeze(1)
-
-    def fan_in(self, mask: Tensor) -> Tensor:
-        """Count the weights of a mask into every output, int (out_features,)."""
-        count = mask.sum(2).flatten()
-        return count if self.outputs is None else count[self.outputs]
-
-    def fan_out(self, mask: Tensor) -> Tensor:
-        """Count the weights of a mask out of every input, int (in_features,)."""
-        count = mask.sum(1).flatten()
-        return count.new_zeros(self.in_features).index_add_(
-            0, self.inputs.flatten(), count
-        )
-
-    def between(self, inputs: Tensor, outputs: Tensor) -> Tensor:
-        """Return the weights from some inputs to some outputs, see :class:`Layer`."""
-        of_blocks = outputs
-        if self.outputs is not None:
-            of_blocks = torch.zeros_like(self.bias, dtype=torch.bool).flatten()
-            of_blocks[self.outputs] = outputs
-        return of_blocks.view(self.bias.shape).unsqueeze(2) & inputs[
-            self.inputs
-        ].unsqueeze(1)
-
-    def row(self, output: int) -> tuple[int, ...]:
-        """Return the index of the weights into an output."""
-        position = output if self.outputs is None else int(self.outputs[output])
-        return divmod(position, self.weight.shape[1])
-
-    def input_of(self, row: tuple[int, ...], column: int) -> int:
-        """Return the input that a position of `weight` reads."""
-        return int(self.inputs[row[0], column])
-
-    def select_units(self, inputs: Tensor, outputs: Tensor) -> Layer:
-        """Return a layer over some inputs and outputs, see :class:`Layer`."""
-        exists = torch.arange(self.bias.numel(), device=self.bias.device)
-        exists = (exists if self.outputs is None else self.outputs)[outputs]
-        # Inputs that are gone are read by no kept weight; they become padding.
-        number = inputs.cumsum(0) - 1
-        read = inputs[self.inputs]
-        first = torch.where(read, self.inputs, self.in_features).amin(1, keepdim=True)
-        first = first.clamp(max=self.in_features - 1)
-        columns = number[torch.where(read, self.inputs, first)].clamp(min=0)
-        mask = self.kept() if not bool(read.all()) else self.mask
-        return BlockLinear(
-            self.weight.detach().clone(),
-            self.bias.detach().clone(),
-            columns,
-            in_features=int(inputs.sum()),
-            mask=mask,
-            outputs=None if len(exists) == self.bias.numel() else exists,
-        )
-
-    def _scatter(self, blocks: Tensor) -> Tensor:
-        """Return values of the shape of `weight` as (out_features, in_features)."""
-        n_blocks, block_outputs, _ = blocks.shape
-        dense = blocks.new_zeros(n_blocks, block_outputs, self.in_features)
-        index = self.inputs.unsqueeze(1).expand(-1, block_outputs, -1)
-        # Add instead of assigning, because padding repeats an index with a zero.
-        dense.scatter_add_(2, index, blocks)
-        dense = dense.flatten(0, 1)
-        return dense if self.outputs is None else dense[self.outputs]
-
-    def dense_weight(self) -> Tensor:
-        """Return the weight, (out_features, in_features), zero where pruned."""
-        return self._scatter(self.weight.detach())
-
-    def dense_mask(self) -> Tensor:
-        """Return the kept weights, bool (out_features, in_features)."""
-        mask = torch.ones_like(self.weight) if self.mask is None else self.mask
-        return self._scatter(mask.to(torch.float32)) > 0
-
-    def dense_bias(self) -> Tensor:
-        """Return the bias of every output, (out_features,)."""
-        bias = self.bias.detach().flatten()
-        return bias if self.outputs is None else bias[self.outputs]
-
-    @torch.no_grad()
-    def scale_input(self, affine: Affine) -> Tensor:
-        """Fold the scale of ``affine(x)`` into the weight, see :class:`Layer`."""
-        mean, scale = affine.tensors(self.weight.device)
-        scaled = self.weight.double() / scale[self.inputs].unsqueeze(1)
-        self.weight.copy_(scaled)
-        return -(scaled * mean[self.inputs].unsqueeze(1)).sum(2)
-
-    def extra_repr(self) -> str:
-        """Describe shape, blocks and density for ``print``."""
-        n_blocks, block_outputs, block_inputs = self.weight.shape
-        blocks = f"blocks={n_blocks} of {block_outputs}×{block_inputs}"
-        density = self.n_weights / max(1, self.in_features * self.out_features)
-        shape = f"in_features={self.in_features}, out_features={self.out_features}"
-        return f"{shape}, {blocks}, density={density:.3g}"
-
-
-def layer_from_state(state: dict[str, Any], in_features: int) -> Layer:
-    """Make a layer of what :meth:`Layer.to_state` returned.
-
-    Parameters
-    ----------
-    state : dict
-        Kind, shape of the weight, and arrays; nothing of it is checked. The mask may
-        be a bool array of that shape instead of its bits.
-    in_features : int
-        Number of inputs of the layer.
-    """
-    arrays = restored_arrays(state, tuple(state["shape"]))
-    mask, bias = arrays.pop("mask", None), arrays.pop("bias", None)
-    if state["kind"] == BlockLinear.kind:
-        layer = BlockLinear(bias=bias, in_features=in_features, **arrays)
-        layer.mask = mask
-        return layer
-    dense = DenseLinear(arrays["weight"], bias)
-    if state["kind"] == DenseLinear.kind:
-        return dense
-    # Without MaskedLinear(...), which would multiply by the mask into another copy.
-    layer = MaskedLinear.of(dense)
-    layer.mask = mask
-    return layer

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +48,7 @@ class _Edges:
         parts = []
         for level, weight in enumerate(weights):
             n_rows, n_columns = weight.shape
-            row, column = np.indices(weight.shape, sparse=True)
+            row, column = np.ogrid[:n_rows, :n_columns]
             reads_units = 0 < level <= len(children)
             copies = shape.expansion[level - 1] if reads_units else 1
             copy, parent = np.divmod(column, n_columns // copies)
@@ -74,7 +76,7 @@ class _Edges:
         return alive[self.source] & alive[self.target]
 
     def degree(
-        self, chosen, weights: np.ndarray | None = None
+        self, chosen: Any, weights: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Sum the chosen edges, or their weights, into and out of every unit."""
         weights = None if weights is None else weights[chosen]
@@ -182,14 +184,15 @@ def prune_magnitude(
     floors = _floors(shape, budget, floor)
     strength = edges.strength()
 
-    def n_weights(alive):
+    def n_weights(alive: np.ndarray) -> int:
         """Count the weights that the budget pays for."""
         return budget - shape.n_outputs - int(alive.sum())
 
-    def suffice(alive):
+    def suffice(alive: np.ndarray) -> bool:
         """Tell whether there are edges enough for the budget and the floors."""
         of_layer = np.bincount(edges.layer[edges.usable(alive)], minlength=len(floors))
-        return of_layer.sum() >= n_weights(alive) and (of_layer >= floors).all()
+        enough = of_layer.sum() >= n_weights(alive)
+        return bool(enough and (of_layer >= floors).all())
 
     alive = edges.connected(np.ones(edges.n_units, dtype=bool))
     if not suffice(alive):
@@ -218,7 +221,7 @@ def prune_magnitude(
     return parts, edges.masks(chosen)
 
 
-def _floors(shape, budget, floor):
+def _floors(shape: Shape, budget: int, floor: float) -> np.ndarray:
     """Return the least number of weights of every layer."""
     weights = np.array([n_in * n_out for n_in, n_out in pairwise(shape.widths)])
     n_biases = shape.default_budget() - weights.sum()
@@ -227,12 +230,19 @@ def _floors(shape, budget, floor):
     return np.append(floors, 0) if shape.skip else floors
 
 
-def _thin(edges, shape, alive, strength, limit, suffice):
+def _thin(
+    edges: _Edges,
+    shape: Shape,
+    alive: np.ndarray,
+    strength: np.ndarray,
+    limit: float,
+    suffice: Callable[[np.ndarray], bool],
+) -> np.ndarray:
     """Keep as many children, of all runs and layers alike, as stay below `limit`."""
     if not shape.hidden:
         return alive
 
-    def strongest(share):
+    def strongest(share: float) -> np.ndarray:
         kept, start = alive.copy(), 0
         for n_parents, n_children in zip(shape.hidden, shape.expansion, strict=True):
             units = slice(start, start := start + n_parents * n_children)
@@ -242,7 +252,7 @@ def _thin(edges, shape, alive, strength, limit, suffice):
             kept[units] &= (rank < math.ceil(share * n_parents - 1e-9)).ravel()
         return edges.connected(kept)
 
-    def enough(share):
+    def enough(share: float) -> bool:
         kept = strongest(share)
         size = edges.usable(kept).sum() + kept.sum() + shape.n_outputs
         return suffice(kept) and size >= limit
@@ -257,10 +267,15 @@ def _thin(edges, shape, alive, strength, limit, suffice):
     return alive
 
 
-def _remove(edges, alive, units, suffice):
+def _remove(
+    edges: _Edges,
+    alive: np.ndarray,
+    units: np.ndarray,
+    suffice: Callable[[np.ndarray], bool],
+) -> np.ndarray:
     """Remove as many of `units`, from the first on, as leave others that suffice."""
 
-    def without(n):
+    def without(n: int) -> np.ndarray:
         fewer = alive.copy()
         fewer[units[:n]] = False
         return edges.connected(fewer)
@@ -269,7 +284,13 @@ def _remove(edges, alive, units, suffice):
     return without(bisect(counts, False, key=lambda n: not suffice(without(n))))
 
 
-def _largest(edges, usable, n_weights, floors, forced):
+def _largest(
+    edges: _Edges,
+    usable: np.ndarray,
+    n_weights: int,
+    floors: np.ndarray,
+    forced: np.ndarray,
+) -> np.ndarray:
     """Choose usable edges: those forced, each layer's floor, then the largest."""
     chosen = forced & usable
     everywhere = np.ones(len(usable), dtype=bool)

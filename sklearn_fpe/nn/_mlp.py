@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import MutableSequence, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,14 +14,8 @@ from torch import Tensor, nn
 from sklearn_fpe.nn._activation import Activation, get_activation
 from sklearn_fpe.nn._affine import Affine
 from sklearn_fpe.nn._arrays import ArrayModule, restored_arrays, stored_arrays
-from sklearn_fpe.nn._blocks import is_recorded
-from sklearn_fpe.nn._layers import (
-    BlockLinear,
-    DenseLinear,
-    Layer,
-    MaskedLinear,
-    layer_from_state,
-)
+from sklearn_fpe.nn._blocks import BlockLinear, layer_from_state
+from sklearn_fpe.nn._layers import DenseLinear, Layer, MaskedLinear, is_recorded
 
 MAX_FOLDED_OFFSET = 1e3
 """Largest mean of a column, in units of its scale, that is folded into float32."""
@@ -67,6 +61,8 @@ class MLP(ArrayModule):
     (torch.Size([5, 2]), 23)
     """
 
+    layers: MutableSequence[Layer]
+    activations: MutableSequence[nn.Module]
     input_mean: Tensor | None
     input_scale: Tensor | None
     skip: Layer | None
@@ -80,11 +76,11 @@ class MLP(ArrayModule):
     ) -> None:
         super().__init__()
         self.activation = get_activation(activation)
-        self.layers = nn.ModuleList(layers)
+        # torch's class says nothing of the modules that it holds.
+        self.layers = cast("MutableSequence[Layer]", nn.ModuleList(layers))
         self.skip = skip
-        self.activations = nn.ModuleList(
-            self.activation.module() for _ in range(len(layers) - 1)
-        )
+        modules = [self.activation.module() for _ in range(len(layers) - 1)]
+        self.activations = cast("MutableSequence[nn.Module]", nn.ModuleList(modules))
         if parents is None:
             parents = [
                 torch.arange(layer.out_features, device="cpu") for layer in layers[:-1]
@@ -187,8 +183,9 @@ class MLP(ArrayModule):
         skip = state["skip"]
         if skip is not None:
             skip = layer_from_state(skip, n_inputs)
-        parents = restored_arrays(dict(enumerate(state["parents"])))
-        network = cls(layers, activation, list(parents.values()), skip)
+        parents = {str(i): parent for i, parent in enumerate(state["parents"])}
+        tensors = restored_arrays(parents).values()
+        network = cls(layers, activation, list(tensors), skip)
         for name, tensor in restored_arrays(state).items():
             setattr(network, name, tensor)
         return network.eval()
@@ -272,6 +269,8 @@ class MLP(ArrayModule):
             raise TypeError(
                 f"The input must be of a floating-point dtype, got {x.dtype}."
             )
+        assert self.input_mean is not None
+        assert self.input_scale is not None
         return ((x.double() - self.input_mean) / self.input_scale).to(x.dtype)
 
     def arranged(self) -> MLP:
@@ -282,7 +281,7 @@ class MLP(ArrayModule):
         layer reads the columns in their order.
         """
         first = self.layers[0]
-        if not self.reorders_columns:
+        if not self.reorders_columns or not isinstance(first, BlockLinear):
             return self
         others = list(self.layers[1:])
         twin = MLP([first.arranged(), *others], self.activation, self.parents)
@@ -379,15 +378,19 @@ class MLP(ArrayModule):
     def reorders_columns(self) -> bool:
         """Whether the first layer alone reads the columns in another order."""
         first = self.layers[0]
-        is_block = isinstance(first, BlockLinear)
-        return is_block and first.reorders_columns and self.skip is None
+        if self.skip is not None or not isinstance(first, BlockLinear):
+            return False
+        return first.reorders_columns
 
     def arrange(self, x: Tensor) -> Tensor:
         """Return the columns of x as :meth:`arranged` reads them.
 
         The input must not be scaled, see :meth:`fold_input`.
         """
-        return self.layers[0].arrange(x) if self.reorders_columns else x
+        first = self.layers[0]
+        if not self.reorders_columns or not isinstance(first, BlockLinear):
+            return x
+        return first.arrange(x)
 
     def to_sequential(self) -> nn.Sequential:
         """Return the same function as ``nn.Linear`` modules and activations.
@@ -421,7 +424,7 @@ class MLP(ArrayModule):
             linear.out_features, linear.in_features = weight.shape
             linear.weight, linear.bias = nn.Parameter(weight), nn.Parameter(bias)
             modules += [linear, self.activation.module()]
-        if self.input_mean is not None:
+        if self.input_mean is not None and self.input_scale is not None:
             first = modules[0]
             assert isinstance(first, nn.Linear)
             with torch.no_grad():
@@ -437,7 +440,7 @@ class MLP(ArrayModule):
     @property
     def input_affine(self) -> Affine:
         """The map of the input that is not folded; the identity if there is none."""
-        if self.input_mean is None:
+        if self.input_mean is None or self.input_scale is None:
             return Affine.identity(self.layers[0].in_features)
         mean, scale = self.input_mean.cpu().numpy(), self.input_scale.cpu().numpy()
         return Affine(mean, scale)
@@ -497,4 +500,5 @@ class MLP(ArrayModule):
         mean, scale = back.tensors(self.device)
         for layer in self.output_maps:
             layer.weight.copy_(layer.weight.double() / scale.unsqueeze(1))
+        assert last.bias is not None
         last.bias.copy_((last.bias.double() - mean) / scale)

@@ -123,9 +123,9 @@ class PruneRule(ABC):
     allows_skip = True
     at_once = True
 
-    def __reduce__(self):
+    def __reduce__(self) -> str | tuple[Any, ...]:
         """Pickle a registered rule by its name."""
-        if PRUNES.get(getattr(self, "name", None)) is self:
+        if PRUNES.get(getattr(self, "name", "")) is self:
             return get_prune, (self.name,)
         return super().__reduce__()
 
@@ -227,7 +227,15 @@ class Magnitude(PruneRule):
         """Return the cost of a bias, an edge in and an edge out for every child."""
         return shape.n_outputs + 3 * sum(shape.fan_ins()[1:])
 
-    def plan(self, weights, shape, split, groups, budget, rng) -> Plan:
+    def plan(
+        self,
+        weights: list[np.ndarray],
+        shape: Shape,
+        split: SplitRule,
+        groups: Any,
+        budget: int,
+        rng: np.random.Generator,
+    ) -> Plan:
         """Split all layers, then keep the largest weights of all."""
         wide, children = split_layers(weights, shape, split, groups, rng)
         return Plan(children, *prune_magnitude(wide, children, shape, budget))
@@ -249,7 +257,15 @@ class Structured(PruneRule):
         """Return the least budget, because blocks keep at least one child."""
         return self.least_budget(shape)
 
-    def plan(self, weights, shape, split, groups, budget, rng) -> Plan:
+    def plan(
+        self,
+        weights: list[np.ndarray],
+        shape: Shape,
+        split: SplitRule,
+        groups: Any,
+        budget: int,
+        rng: np.random.Generator,
+    ) -> Plan:
         """Split and prune layer by layer: living units are assigned to blocks.
 
         Masks are broadcast, not stored, because a block keeps everything between its
@@ -338,5 +354,5 @@ def get_prune(prune: str | PruneRule) -> PruneRule:
     return PRUNES[prune]
 
 
-PRUNES = {rule.name: rule for rule in (Magnitude(), Structured())}
+PRUNES: dict[str, PruneRule] = {rule.name: rule for rule in (Magnitude(), Structured())}
 """The prune rules by name."""

@@ -66,7 +66,7 @@ class SplitRule:
     overlapping: bool = False
     checked: bool = True
 
-    def __reduce__(self):
+    def __reduce__(self) -> str | tuple[Any, ...]:
         """Pickle a registered rule by its name."""
         if SPLITS.get(self.name) is self:
             return get_split, (self.name,)
@@ -132,7 +132,13 @@ class _WithoutGroups:
 
     function: Callable
 
-    def __call__(self, weight, n_children, rng, groups):
+    def __call__(
+        self,
+        weight: np.ndarray,
+        n_children: int,
+        rng: np.random.Generator,
+        groups: Any,
+    ) -> np.ndarray:
         return self.function(weight, n_children, rng)
 
 
@@ -246,32 +252,44 @@ def balanced_runs(n_inputs: int, n_children: int) -> np.ndarray:
     return np.arange(n_inputs) * n_children // n_inputs
 
 
-def _random(weight, n_children, rng, groups):
+def _random(
+    weight: np.ndarray, n_children: int, rng: np.random.Generator, groups: Any
+) -> np.ndarray:
     n_neurons, n_inputs = weight.shape
     rows = np.tile(balanced_runs(n_inputs, n_children), (n_neurons, 1))
     return rng.permuted(rows, axis=1)
 
 
-def _shared(weight, n_children, rng, groups):
+def _shared(
+    weight: np.ndarray, n_children: int, rng: np.random.Generator, groups: Any
+) -> np.ndarray:
     n_neurons, n_inputs = weight.shape
     row = rng.permutation(balanced_runs(n_inputs, n_children))
     return np.tile(row, (n_neurons, 1))
 
 
-def _contiguous(weight, n_children, rng, groups):
+def _contiguous(
+    weight: np.ndarray, n_children: int, rng: np.random.Generator, groups: Any
+) -> np.ndarray:
     n_neurons, n_inputs = weight.shape
     return np.tile(balanced_runs(n_inputs, n_children), (n_neurons, 1))
 
 
-def _feature(weight, n_children, rng, groups):
+def _feature(
+    weight: np.ndarray, n_children: int, rng: np.random.Generator, groups: Any
+) -> np.ndarray:
     return np.tile(_cluster_inputs(weight, n_children, rng), (len(weight), 1))
 
 
-def _learned(weight, n_children, rng, groups):
+def _learned(
+    weight: np.ndarray, n_children: int, rng: np.random.Generator, groups: Any
+) -> np.ndarray:
     return np.full(weight.shape, -1)
 
 
-def _groups(weight, n_children, rng, groups):
+def _groups(
+    weight: np.ndarray, n_children: int, rng: np.random.Generator, groups: Any
+) -> np.ndarray:
     """Assign whole groups, each to the child with the smallest fan-in so far."""
     groups, n_neurons = np.asarray(groups), len(weight)
     _, group_of_input, sizes = np.unique(
@@ -289,7 +307,9 @@ def _groups(weight, n_children, rng, groups):
     return children
 
 
-def _cluster_inputs(weight, n_clusters, rng, n_iter=20):
+def _cluster_inputs(
+    weight: np.ndarray, n_clusters: int, rng: np.random.Generator, n_iter: int = 20
+) -> np.ndarray:
     """Balanced k-means on the rows of the Gram matrix of the columns of `weight`.
 
     With G = W'W the squared distance of rows j and k of G is
@@ -300,17 +320,17 @@ def _cluster_inputs(weight, n_clusters, rng, n_iter=20):
     values, vectors = np.linalg.eigh(weight @ weight.T)
     points = weight.T @ (vectors * np.sqrt(values.clip(min=0)))
     centers = points[rng.choice(len(points), n_clusters, replace=False)]
-    labels = None
+    labels = np.full(len(points), -1)
     for _ in range(n_iter):
         previous, labels = labels, _assign_balanced(points, centers)
-        if previous is not None and (labels == previous).all():
+        if (labels == previous).all():
             break
         for cluster in range(n_clusters):
             centers[cluster] = points[labels == cluster].mean(axis=0)
     return labels
 
 
-def _assign_balanced(points, centers):
+def _assign_balanced(points: np.ndarray, centers: np.ndarray) -> np.ndarray:
     """Assign points to centers of equal capacity, those with most to lose first."""
     n_points, n_centers = len(points), len(centers)
     distance = (
@@ -328,7 +348,9 @@ def _assign_balanced(points, centers):
     return labels
 
 
-def _check_partition(children, shape, n_children):
+def _check_partition(
+    children: Any, shape: tuple[int, ...], n_children: int
+) -> np.ndarray:
     """Check what a user's split rule returned."""
     children = np.asarray(children)
     if children.shape != shape or not np.issubdtype(children.dtype, np.integer):

@@ -57,12 +57,12 @@ def structured_sizes(
     first = shape.expansion[0]
     least = least_parents(shape)
 
-    def parents_at(share):
+    def parents_at(share: float) -> tuple[int, ...]:
         # Add a rounding error's worth, because the share is the result of a division.
         wanted = (int(share * h + 1e-9) for h in shape.hidden)
         return tuple(max(p, q) for p, q in zip(least, wanted, strict=True))
 
-    def fits(n_reads, n_parents):
+    def fits(n_reads: int, n_parents: tuple[int, ...]) -> bool:
         return structured_count(shape, n_reads, n_parents) <= budget
 
     n_reads = max(first, math.ceil(input_share * shape.n_inputs))
