@@ -51,7 +51,8 @@ def expand(
     network : MLP
         Dense network; it is left as it is.
     expansion : int or sequence of int
-        Children per neuron, one for all hidden layers or one for each.
+        Children per neuron, one for all hidden layers or one for each. An int is
+        ignored where there is no hidden layer: the network is pruned only.
     split : str, SplitRule or callable, default="shared"
         How the inputs are partitioned, see :func:`partition`. ``"groups"`` refers to
         the network's inputs; deeper layers are then split ``"shared"``.
@@ -65,7 +66,8 @@ def expand(
         - ``"rewired"``: keep the outgoing weights, and of the others the largest; an
           estimator moves edges in the fine-tuning. Needs a shared split, too.
     budget : int, default=None
-        Non-zero parameters, biases included. None: as many as `network` has.
+        Non-zero parameters, biases included. None: as many as `network` has without
+        its skip connection.
     groups : array-like of shape (n_inputs,), default=None
         Group label of every input, for ``split="groups"``.
     rng : numpy.random.Generator or int, default=None
@@ -102,8 +104,8 @@ def expand(
     >>> expansion, expanded.n_nonzero == dense.n_nonzero
     ((4,), True)
     """
-    kinds = [type(layer).__name__ for layer in network.layers]
-    if not all(isinstance(layer, DenseLinear) for layer in network.layers):
+    kinds = [type(layer).__name__ for layer in network.maps]
+    if not all(isinstance(layer, DenseLinear) for layer in network.maps):
         raise ValueError(f"network must have DenseLinear layers only, got {kinds}.")
     widths = [network.layers[0].in_features]
     widths += [layer.out_features for layer in network.layers]
@@ -115,7 +117,13 @@ def expand(
             f"{[name for name, known in PRUNES.items() if known.at_once]}."
         )
     shape, budget = check_expansion(
-        widths, expansion, split, prune=rule, budget=budget, groups=groups
+        widths,
+        expansion,
+        split,
+        prune=rule,
+        budget=budget,
+        groups=groups,
+        skip=network.skip is not None,
     )
     warn_expansion(shape, expansion, budget)
     expanded = expand_to(
@@ -385,6 +393,7 @@ def _hidden_layer(
 def _matrix_layer(
     weight: np.ndarray, bias: np.ndarray | None, kept: np.ndarray
 ) -> Layer:
+    # In row-major order, which a pickle restores, so that results stay the same bits.
     values = torch.from_numpy(np.array(weight, order="C"))
     biases = None if bias is None else torch.from_numpy(bias.copy())
     if kept.all():
