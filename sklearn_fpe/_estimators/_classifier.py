@@ -33,7 +33,7 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         warning; see `expansion_`.
 
     split : {"random", "shared", "contiguous", "feature", "groups", "learned"}, \
-            callable or sklearn_fpe.nn.SplitRule, default="shared"
+            callable or sklearn_fpe.nn.SplitRule, default="auto"
         How the input edges of a parent are dealt to its children.
 
         - ``"random"``: at random, every neuron on its own (the paper's);
@@ -54,7 +54,7 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         then split ``"shared"``.
 
     prune : {"magnitude", "structured", "gradual", "rewired"} or \
-            sklearn_fpe.nn.PruneRule, default="magnitude"
+            sklearn_fpe.nn.PruneRule, default="auto"
         How the network is brought back to the budget.
 
         - ``"magnitude"``: the smallest weights of all layers go;
@@ -99,7 +99,7 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         `learning_rate_init` down to 0, or constant. `partial_fit` is always
         constant.
 
-    learning_rate_init : float, default=1e-2
+    learning_rate_init : float, default=5e-2
         Learning rate of AdamW at the start.
 
     max_iter : int, default=50
@@ -111,7 +111,7 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         nothing, `coefs_` act on X as it is. A column that differs by rounding only
         counts as constant, with a warning.
 
-    weight_decay : float, default=0.0
+    weight_decay : float, default=0.2
         Decoupled weight decay of AdamW, per unit of learning rate.
 
     class_weight : dict, list of dict or "balanced", default=None
@@ -321,10 +321,10 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         activation="relu",
         batch_size="auto",
         learning_rate="cosine",
-        learning_rate_init=1e-2,
+        learning_rate_init=5e-2,
         max_iter=50,
         standardize=True,
-        weight_decay=0.0,
+        weight_decay=0.2,
         class_weight=None,
         label_smoothing=0.0,
         early_stopping=False,
