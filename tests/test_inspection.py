@@ -16,6 +16,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from sklearn_fpe import FPEClassifier
 from sklearn_fpe.datasets import make_dnf
 from sklearn_fpe.inspection import (
     clause_collisions,
@@ -24,6 +25,7 @@ from sklearn_fpe.inspection import (
     expected_coverage,
     feature_capacity,
     mean_cosine_similarity,
+    shared_inputs,
 )
 from sklearn_fpe.nn import MLP, expand, partition
 
@@ -339,3 +341,52 @@ def test_what_is_no_partition_or_clause_is_refused():
         expected_coverage(2, 0)
     with pytest.raises(ValueError, match=r"n_inputs must be at least 4, .* got 3"):
         expected_collisions(2, 2, n_inputs=3)
+
+
+# Inputs that siblings share
+
+
+@given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 4), seeds)
+def test_siblings_of_a_partition_share_no_input(n_neurons, n_inputs, n_children, seed):
+    rng = np.random.default_rng(seed)
+    children = rng.integers(n_children, size=(n_neurons, n_inputs))
+    assert shared_inputs(children) == 0
+
+
+@given(st.integers(1, 4), st.integers(1, 6), st.integers(1, 4), seeds)
+def test_shared_inputs_are_counted_by_parent(n_parents, n_inputs, n_children, seed):
+    rng = np.random.default_rng(seed)
+    kept = rng.random((n_children * n_parents, n_inputs)) < 0.5
+    parents = np.arange(n_children * n_parents) % n_parents
+    model = Network(np.ones(kept.shape), kept, parents).fit()
+    shares = []
+    for parent in range(n_parents):
+        readers = kept[parents == parent].sum(axis=0)
+        if readers.any():
+            shares.append((readers > 1).sum() / (readers > 0).sum())
+    expected = np.mean(shares) if shares else math.nan
+    np.testing.assert_allclose(shared_inputs(model), expected)
+
+
+def test_a_learned_split_shares_inputs_and_is_measured():
+    X, y, formula = make_dnf(600, n_clauses=4, clause_size=3, random_state=0)
+    model = FPEClassifier(
+        (4,), expansion=2, split="learned", prune="gradual", max_iter=3, random_state=0
+    ).fit(X, y)
+    assert 0 < shared_inputs(model) <= 1
+    assert shared_inputs(model) == shared_inputs(model.module_)
+    assert 0 <= clause_coverage(model, formula) <= 1
+    assert clause_collisions(model, formula) >= 0
+    assert feature_capacity(model).shape == (12,)
+    assert 0 <= mean_cosine_similarity(model) <= 1
+
+
+def test_a_linear_model_has_no_neurons_to_measure():
+    X, y, formula = make_dnf(200, n_clauses=2, clause_size=2, random_state=0)
+    model = FPEClassifier((), max_iter=2, random_state=0).fit(X, y)
+    for measure in (shared_inputs, feature_capacity, mean_cosine_similarity):
+        for given_model in (model, model.module_):
+            with pytest.raises(ValueError, match="is linear: without a hidden layer"):
+                measure(given_model)
+    with pytest.raises(ValueError, match="is linear"):
+        clause_coverage(model, formula)

@@ -218,6 +218,23 @@ class Fitted(BaseEstimator):
         return [_csr(w, mask) for w, mask in zip(weights, masks, strict=True)]
 
     @property
+    def skip_coef_(self) -> sparse.csr_array:
+        """Weights of the skip connection, a SciPy CSR array (n_inputs, n_outputs)."""
+        learned = self.learned_
+        skip = learned.network.skip
+        if skip is None:
+            raise AttributeError(
+                f"skip_coef_ exists after a fit with skip_connection=True and hidden "
+                f"layers only; this {type(self).__name__} has no skip connection."
+            )
+        weight = skip.dense_weight().cpu().numpy().T
+        if self._is_double(learned):
+            scale = learned.network.input_affine.scale[:, None]
+            output = learned.targets.output_affine()
+            weight = weight.astype(np.float64) / scale * output.scale
+        return _csr(weight, skip.dense_mask().cpu().numpy().T)
+
+    @property
     def intercepts_(self) -> list[np.ndarray]:
         """Biases, an ndarray of shape (n_units,) per layer."""
         learned = self.learned_
@@ -225,8 +242,10 @@ class Fitted(BaseEstimator):
         biases = [layer.dense_bias().cpu().numpy() for layer in network.layers]
         if self._is_double(learned):
             biases = [bias.astype(np.float64) for bias in biases]
-            weight = network.layers[0].dense_weight().double().cpu().numpy()
-            biases[0] = biases[0] - weight @ (affine.mean / affine.scale)
+            shift = affine.mean / affine.scale
+            for layer, level in zip(network.input_maps, (0, -1), strict=False):
+                weight = layer.dense_weight().double().cpu().numpy()
+                biases[level] = biases[level] - weight @ shift
             biases[-1] = learned.targets.output_affine().undo(biases[-1])
         return biases
 

@@ -6,6 +6,7 @@ from typing import ClassVar
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from sklearn_fpe._estimators import _parameters
 from sklearn_fpe._estimators._base import BaseFPE
 from sklearn_fpe._estimators._classifier import FPEClassifier
 from sklearn_fpe._estimators._compat import fit_context
@@ -408,6 +409,15 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
             One column per kept child of the last hidden layer.
         """
         return self._hidden(X)
+
+    def _check_parameters(self):
+        if not _parameters.resolve_hidden(self.hidden_layer_sizes):
+            raise ValueError(
+                "hidden_layer_sizes must have at least one hidden layer, because "
+                "FPETransformer returns the activations of the last one, got "
+                f"{self.hidden_layer_sizes!r}."
+            )
+        return super()._check_parameters()
 
     def _predictor(self):
         return FPERegressor if self.task == "regression" else FPEClassifier

@@ -10,6 +10,7 @@ from sklearn_fpe.inspection._measures import (
     expected_coverage,
     feature_capacity,
     mean_cosine_similarity,
+    shared_inputs,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "expected_coverage",
     "feature_capacity",
     "mean_cosine_similarity",
+    "shared_inputs",
 ]

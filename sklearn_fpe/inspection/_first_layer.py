@@ -10,13 +10,15 @@ from scipy import sparse
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
+_NO_NEURONS = "without a hidden layer there are no neurons to look at"
+
 
 def first_layer_weight(model):
     """Return the weights of the first layer, float64 (n_units, n_inputs)."""
     if sparse.issparse(model):
         weight = model.toarray()
     elif _is_network(model):
-        weight = _to_numpy(model.hidden[0].dense_weight())
+        weight = _to_numpy(_first_hidden(model).dense_weight())
     elif isinstance(model, BaseEstimator):
         weight = _first_coef(model).toarray().T
     else:
@@ -44,7 +46,7 @@ def first_layer_units(model):
         Parent neuron of every unit; in a dense network, the unit itself.
     """
     if _is_network(model):
-        seen = _to_numpy(model.hidden[0].dense_mask())
+        seen = _to_numpy(_first_hidden(model).dense_mask())
         return seen, _to_numpy(model.parents[0])
     coef = _first_coef(model)
     seen = np.zeros(coef.shape[::-1], dtype=bool)
@@ -72,6 +74,12 @@ def children_units(children):
     return seen.reshape(-1, n_inputs), np.repeat(np.arange(n_neurons), n_children)
 
 
+def _first_hidden(network):
+    if not network.hidden:
+        raise ValueError(f"The network is linear: {_NO_NEURONS}.")
+    return network.hidden[0]
+
+
 def _is_network(model):
     return hasattr(model, "hidden") and hasattr(model, "parents")
 
@@ -89,6 +97,8 @@ def _first_coef(estimator):
             f"{type(estimator).__name__} has no coefs_: it is no network. Of a "
             "pipeline, give the last step."
         )
+    if hasattr(estimator, "module_") and not estimator.module_.parents:
+        raise ValueError(f"{type(estimator).__name__} is linear: {_NO_NEURONS}.")
     coef = estimator.coefs_[0]
     if sparse.issparse(coef):
         return sparse.coo_array(coef)

@@ -113,6 +113,48 @@ def pairwise_cosines(model):
     return (direction @ direction.T)[pairs].clip(-1, 1)
 
 
+def shared_inputs(model):
+    """Share of a parent's inputs that more than one of its children reads.
+
+    Zero for a partition. A learned split lets siblings share inputs.
+
+    Parameters
+    ----------
+    model : estimator, MLP or int array of shape (n_neurons, n_inputs)
+        Fitted estimator, network of :mod:`sklearn_fpe.nn`, or partition, see
+        :func:`clause_collisions`. An input is read where the connection was kept.
+
+    Returns
+    -------
+    share : float
+        Mean over the parents of the first hidden layer, in [0, 1]: of the inputs that
+        any child reads, those that two or more read. Parents whose children read no
+        input are left out; NaN if none remain.
+
+    Examples
+    --------
+    >>> from sklearn_fpe import FPEClassifier
+    >>> from sklearn_fpe.datasets import make_dnf
+    >>> from sklearn_fpe.inspection import shared_inputs
+    >>> X, y, _ = make_dnf(500, n_clauses=4, clause_size=3, random_state=0)
+    >>> model = FPEClassifier((4,), expansion=2, split="shared", prune="magnitude")
+    >>> shared_inputs(model.set_params(max_iter=2).fit(X, y))
+    0.0
+    >>> model.set_params(split="learned", prune="gradual")
+    FPEClassifier(...)
+    >>> shared_inputs(model.fit(X, y)) > 0
+    True
+    """
+    seen, parents = _units(model)
+    _, parent = np.unique(parents, return_inverse=True)
+    n_readers = np.zeros((parent.max(initial=-1) + 1, seen.shape[1]), dtype=int)
+    np.add.at(n_readers, parent, seen)
+    n_read, n_shared = (n_readers > 0).sum(axis=1), (n_readers > 1).sum(axis=1)
+    if not n_read.any():
+        return float("nan")
+    return float((n_shared[n_read > 0] / n_read[n_read > 0]).mean())
+
+
 def clause_collisions(model, clauses):
     """Count the pairs of clauses that lie wholly in the same child, per neuron.
 
@@ -288,10 +330,15 @@ def _p_same_child(expansion, n_drawn, n_inputs):
     return ways / comb(n_inputs, n_drawn)
 
 
+def _units(model):
+    """Return the inputs that each child reads, and its parent."""
+    is_array = isinstance(model, (np.ndarray, list, tuple))
+    return children_units(model) if is_array else first_layer_units(model)
+
+
 def _clauses_inside(model, clauses):
     """Return which clauses each child holds, (n_units, n_clauses), and its parent."""
-    is_array = isinstance(model, (np.ndarray, list, tuple))
-    seen, parents = children_units(model) if is_array else first_layer_units(model)
+    seen, parents = _units(model)
     reads = seen.any(axis=1)
     seen, parents = seen[reads], parents[reads]
     n_inputs = seen.shape[1]
