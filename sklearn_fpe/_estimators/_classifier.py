@@ -24,7 +24,9 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
     ----------
     hidden_layer_sizes : int or array-like of int, default=(32,)
         Widths of the dense parent network's hidden layers. Each parent neuron is
-        split into `expansion` children. ``()`` is a linear model.
+        split into `expansion` children. ``()`` is a linear model, such as a linear
+        probe of embeddings, which `budget` prunes: an integer `expansion`, `split`,
+        `activation` and `skip_connection` have no effect on it.
 
     expansion : int or array-like of int, default=4
         Children per parent neuron, one number for all hidden layers or one for
@@ -41,8 +43,9 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         - ``"contiguous"``: neighbouring columns together, one deal for all;
         - ``"feature"``: columns that are used alike together, one deal for all;
         - ``"groups"``: the columns of a group together, see `feature_groups`;
-        - ``"learned"``: every child starts with all inputs of its parent, and pruning
-          decides which it keeps; needs ``prune="gradual"``;
+        - ``"learned"``: every child starts with all inputs of its parent, as a noisy
+          copy of it, and pruning decides which ones it keeps; siblings may share
+          inputs. Needs ``prune="gradual"``, if there is more than one child;
         - a callable ``f(weight, n_children, rng)`` that returns an int array of the
           shape of `weight`, (n_neurons, n_inputs): the child of each edge. It is
           also called once before training, on the initial weights, so that a mistake
@@ -63,13 +66,19 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
           products cost what the parent's cost. Needs a split that all neurons of a
           layer share;
         - ``"gradual"``: nothing goes at the split; the weights of least saliency go
-          step by step, until three quarters of the epochs are over;
+          step by step, until three quarters of the epochs are over, and `n_nonzero_`
+          is `budget_`. Goes with every split. Until then the whole expanded network
+          trains: at its peak, about 20 bytes are held for every weight of it (value,
+          gradient, two running means, masks). With ``split="learned"`` it has
+          `expansion` times the weights of the parent;
         - a rule of your own, see :class:`~sklearn_fpe.nn.PruneRule`.
 
     skip_connection : bool, default=False
-        Whether to add a linear map from the inputs straight to the outputs. It is
-        trained and pruned with the rest under the budget of the network without it:
-        more weights to choose from, not more parameters.
+        Whether to add a linear map from the inputs straight to the outputs, which
+        hidden layers then need not learn. It is trained and pruned with the rest under
+        the budget of the network without it: more weights to choose from, not more
+        parameters. It and the output layer start from zero. Not with
+        ``prune="structured"``, which keeps dense blocks only.
 
     warmup : int or float in [0, 1], default=0.1
         Epochs before the split: a number, or a fraction of `max_iter`; 1 is one epoch,
@@ -217,6 +226,10 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
 
     coefs_ : list of scipy.sparse.csr_array
         Weight matrices of shape (n_inputs, n_units), made on demand.
+
+    skip_coef_ : scipy.sparse.csr_array of shape (`n_features_in_`, `n_outputs_`)
+        Weights of the skip connection, in the units of `coefs_`, made on demand; if
+        `skip_connection` and there are hidden layers.
 
     intercepts_ : list of ndarray of shape (n_units,)
         Biases, made on demand.

@@ -27,7 +27,7 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
     ----------
     hidden_layer_sizes : int or array-like of int, default=(32,)
         Widths of the dense parent network's hidden layers. Each parent neuron is
-        split into `expansion` children. ``()`` is a linear model.
+        split into `expansion` children. At least one.
 
     task : {"classification", "regression"}, default="classification"
         What y holds: labels (or a 0/1 indicator matrix), or real numbers.
@@ -47,8 +47,9 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
         - ``"contiguous"``: neighbouring columns together, one deal for all;
         - ``"feature"``: columns that are used alike together, one deal for all;
         - ``"groups"``: the columns of a group together, see `feature_groups`;
-        - ``"learned"``: every child starts with all inputs of its parent, and pruning
-          decides which it keeps; needs ``prune="gradual"``;
+        - ``"learned"``: every child starts with all inputs of its parent, as a noisy
+          copy of it, and pruning decides which ones it keeps; siblings may share
+          inputs. Needs ``prune="gradual"``, if there is more than one child;
         - a callable ``f(weight, n_children, rng)`` that returns an int array of the
           shape of `weight`, (n_neurons, n_inputs): the child of each edge. It is
           also called once before training, on the initial weights, so that a mistake
@@ -69,7 +70,11 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
           products cost what the parent's cost. Needs a split that all neurons of a
           layer share;
         - ``"gradual"``: nothing goes at the split; the weights of least saliency go
-          step by step, until three quarters of the epochs are over;
+          step by step, until three quarters of the epochs are over, and `n_nonzero_`
+          is `budget_`. Goes with every split. Until then the whole expanded network
+          trains: at its peak, about 20 bytes are held for every weight of it (value,
+          gradient, two running means, masks). With ``split="learned"`` it has
+          `expansion` times the weights of the parent;
         - a rule of your own, see :class:`~sklearn_fpe.nn.PruneRule`.
 
     warmup : int or float in [0, 1], default=0.1
