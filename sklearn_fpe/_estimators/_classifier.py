@@ -24,7 +24,9 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
     ----------
     hidden_layer_sizes : int or array-like of int, default=(32,)
         Widths of the dense parent network's hidden layers. Each parent neuron is
-        split into `expansion` children. ``()`` is a linear model.
+        split into `expansion` children. ``()`` is a linear model, such as a linear
+        probe of embeddings, which `budget` prunes: an integer `expansion`, `split`,
+        `activation` and `skip_connection` have no effect on it.
 
     expansion : int or array-like of int, default=4
         Children per parent neuron, one number for all hidden layers or one for
@@ -64,8 +66,9 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         - ``"auto"``: ``"gradual"``; ``"magnitude"`` for `partial_fit`, because the
           budget holds after every call;
         - ``"gradual"``: keep everything at the split, and remove the weights of least
-          saliency step by step until three quarters of the epochs. While it trains,
-          the network is as large as all children with all their inputs and outputs;
+          saliency step by step until three quarters of the epochs. Until then the
+          whole expanded network trains, at about 20 bytes a weight (value, gradient,
+          two running means, masks);
         - ``"magnitude"``: remove the smallest weights of all layers at the split;
         - ``"structured"``: remove the least used inputs of a block and the weakest
           children at the split. What is kept is dense, so the matrix products cost
@@ -76,9 +79,11 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         - a rule of your own, see :class:`~sklearn_fpe.nn.PruneRule`.
 
     skip_connection : bool, default=False
-        Whether to add a linear map from the inputs straight to the outputs. It is
-        trained and pruned with the rest under the budget of the network without it:
-        more weights to choose from, not more parameters.
+        Whether to add a linear map from the inputs straight to the outputs, which
+        hidden layers then need not learn. It is trained and pruned with the rest under
+        the budget of the network without it: more weights to choose from, not more
+        parameters. It and the output layer start from zero. Not with
+        ``prune="structured"``, which keeps dense blocks only.
 
     warmup : int or float in [0, 1], default=0.1
         Epochs before the split: a number, or a fraction of `max_iter`; 1 is one epoch,
@@ -226,6 +231,10 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
 
     coefs_ : list of scipy.sparse.csr_array
         Weight matrices of shape (n_inputs, n_units), made on demand.
+
+    skip_coef_ : scipy.sparse.csr_array of shape (`n_features_in_`, `n_outputs_`)
+        Weights of the skip connection, in the units of `coefs_`, made on demand; if
+        `skip_connection` and there are hidden layers.
 
     intercepts_ : list of ndarray of shape (n_units,)
         Biases, made on demand.

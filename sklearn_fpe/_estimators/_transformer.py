@@ -27,7 +27,7 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
     ----------
     hidden_layer_sizes : int or array-like of int, default=(32,)
         Widths of the dense parent network's hidden layers. Each parent neuron is
-        split into `expansion` children. ``()`` is a linear model.
+        split into `expansion` children. At least one.
 
     task : {"classification", "regression"}, default="classification"
         What y holds: labels (or a 0/1 indicator matrix), or real numbers.
@@ -70,8 +70,9 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
         - ``"auto"``: ``"gradual"``; ``"magnitude"`` for `partial_fit`, because the
           budget holds after every call;
         - ``"gradual"``: keep everything at the split, and remove the weights of least
-          saliency step by step until three quarters of the epochs. While it trains,
-          the network is as large as all children with all their inputs and outputs;
+          saliency step by step until three quarters of the epochs. Until then the
+          whole expanded network trains, at about 20 bytes a weight (value, gradient,
+          two running means, masks);
         - ``"magnitude"``: remove the smallest weights of all layers at the split;
         - ``"structured"``: remove the least used inputs of a block and the weakest
           children at the split. What is kept is dense, so the matrix products cost
