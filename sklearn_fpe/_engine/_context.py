@@ -29,27 +29,37 @@ def _default_device_of_torch() -> AbstractContextManager:
     return torch.device("cpu")
 
 
-@contextmanager
-def readable_memory_errors(device: torch.device, remedy: str) -> Iterator[None]:
-    """Say what to change when the device's memory does not suffice.
+class readable_memory_errors:
+    """Context that says what to change when the device's memory does not suffice.
+
+    A class instead of a generator, because predictions of a single row enter it, too.
 
     Parameters
     ----------
     device : torch.device
         The device.
     remedy : str
-        What to change first: the end of a sentence that begins with "Lower" or so.
+        What to change first, such as "Lower batch_size".
     """
-    try:
-        yield
-    except RuntimeError as error:  # the base of torch.OutOfMemoryError
+
+    def __init__(self, device: torch.device, remedy: str) -> None:
+        self.device, self.remedy = device, remedy
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: object, error: BaseException | None, trace: object
+    ) -> None:
+        if not isinstance(error, RuntimeError):  # the base of torch.OutOfMemoryError
+            return
         on_host = "DefaultCPUAllocator" in str(error)
         if not (isinstance(error, torch.OutOfMemoryError) or on_host):
-            raise
+            return
         raise MemoryError(
-            f"device={str(device)!r} ran out of memory. {remedy}, run fewer fits on "
-            f"one device at a time (n_jobs of a search, 1 for a GPU), or use another "
-            f'device, such as device="cpu".'
+            f"device={str(self.device)!r} ran out of memory. {self.remedy}, run fewer "
+            f"fits on one device at a time (n_jobs of a search, 1 for a GPU), or use "
+            f'another device, such as device="cpu".'
         ) from error
 
 
@@ -57,8 +67,7 @@ FLOPS_PER_THREAD = 4e7
 """Operations of a step or a prediction that are worth a thread of their own."""
 
 
-@contextmanager
-def threads_for(n_flops: float, device: torch.device) -> Iterator[None]:
+def threads_for(n_flops: float, device: torch.device) -> AbstractContextManager:
     """Compute with as many CPU threads as the work is worth, and no more than allowed.
 
     Threads that wait for each other spin, so that two of them on little work take the
@@ -71,14 +80,17 @@ def threads_for(n_flops: float, device: torch.device) -> Iterator[None]:
         Floating-point operations between two points where threads meet.
     device : torch.device
         Where they are done.
+
+    Returns
+    -------
+    context : context manager
+        Enter it to compute.
     """
     allowed = torch.get_num_threads()
     n_threads = max(1, min(allowed, round(n_flops / FLOPS_PER_THREAD)))
     if device.type != "cpu" or n_threads == allowed:
-        yield
-        return
-    with _openmp().limit(limits=n_threads):
-        yield
+        return nullcontext()
+    return _openmp().limit(limits=n_threads)
 
 
 @functools.cache
