@@ -43,7 +43,7 @@ def make(kind=FPEClassifier, **parameters):
 
 
 CASES = {
-    "binary": (make(activation="tanh"), CODES > 0),
+    "binary": (make(activation="tanh", prune="magnitude"), CODES > 0),
     "multiclass": (make(split="random", class_weight="balanced"), CODES),
     "multilabel": (make(prune="structured", activation="logistic"), INDICATOR),
     "dense": (make(expansion=1, activation="identity"), CODES),

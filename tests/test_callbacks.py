@@ -14,8 +14,13 @@ from sklearn.preprocessing import StandardScaler
 
 from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer
 
+# Pruned at once, so that every epoch of the fine-tuning has the same network.
 QUICK = {
     "hidden_layer_sizes": (6,),
+    "split": "shared",
+    "prune": "magnitude",
+    "weight_decay": 0.0,
+    "learning_rate_init": 1e-2,
     "expansion": 2,
     "max_iter": 5,
     "warmup": 2,

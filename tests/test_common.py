@@ -16,7 +16,7 @@ WEIGHT_EQUIVALENCE = (
 QUICK = {"max_iter": 12, "batch_size": 128, "learning_rate_init": 0.05}
 STRUCTURED = {"prune": "structured"}
 INDEPENDENT = {"split": "random", "hidden_layer_sizes": (8, 8), "expansion": 2}
-GRADUAL = {"split": "learned", "prune": "gradual"}
+GRADUAL = {"split": "auto", "prune": "auto"}
 
 ESTIMATORS = [
     FPEClassifier(),

@@ -17,8 +17,12 @@ from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer
 from sklearn_fpe._engine import _views
 from sklearn_fpe._estimators import _base
 
+# Pruned at once, so that every epoch of the fine-tuning has the same network.
 QUICK = {
     "hidden_layer_sizes": (8,),
+    "split": "shared",
+    "prune": "magnitude",
+    "weight_decay": 0.0,
     "expansion": 2,
     "max_iter": 8,
     "learning_rate_init": 0.03,

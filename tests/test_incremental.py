@@ -22,7 +22,16 @@ from sklearn_fpe._engine._recipe import Settings
 from sklearn_fpe._engine._trainer import Trainer
 from sklearn_fpe.nn import MLP, Affine
 
-QUICK = {"hidden_layer_sizes": (6,), "expansion": 2, "random_state": 0}
+# Rules that fit and partial_fit have in common.
+QUICK = {
+    "hidden_layer_sizes": (6,),
+    "expansion": 2,
+    "random_state": 0,
+    "split": "shared",
+    "prune": "magnitude",
+    "weight_decay": 0.0,
+    "learning_rate_init": 1e-2,
+}
 
 
 def classification(n_samples=80, n_classes=3):

@@ -234,7 +234,12 @@ def test_blocks_run_as_one_batched_product():
 
 def test_contiguous_blocks_gather_no_columns():
     clf = fitted(
-        FPEClassifier, CODES, X=X[:, :8], split="contiguous", feature_groups=None
+        FPEClassifier,
+        CODES,
+        X=X[:, :8],
+        split="contiguous",
+        prune="magnitude",
+        feature_groups=None,
     )
     assert not clf.module_.layers[0].reorders_columns
     # What is left gathers the label.

@@ -16,8 +16,15 @@ from sklearn_fpe._engine._pruning import Gradual
 from sklearn_fpe._estimators import _fitted, _parameters
 from sklearn_fpe.nn import Activation
 
-QUICK = {"hidden_layer_sizes": (6,), "expansion": 2, "max_iter": 4, "random_state": 0}
+QUICK = {
+    "hidden_layer_sizes": (6,),
+    "expansion": 2,
+    "max_iter": 4,
+    "random_state": 0,
+    "learning_rate_init": 1e-2,
+}
 SETTINGS = [
+    {},
     {"split": "random"},
     {"split": "shared"},
     {"split": "contiguous", "prune": "structured"},

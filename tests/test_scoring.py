@@ -20,8 +20,13 @@ from sklearn.metrics import (
 
 from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer
 
+# Pruned at once, so that every epoch of the fine-tuning has the same network.
 QUICK = {
     "hidden_layer_sizes": (8,),
+    "split": "shared",
+    "prune": "magnitude",
+    "weight_decay": 0.0,
+    "learning_rate_init": 1e-2,
     "expansion": 2,
     "max_iter": 12,
     "warmup": 2,
@@ -85,7 +90,7 @@ def test_scores_are_those_of_the_scorer(kind, problem, scoring):
 def test_loss_of_the_held_out_rows(kind):
     X, y = numbers() if kind is FPERegressor else labels()
     train, held = parts(X, y)
-    model = kind(**QUICK, scoring="loss", learning_rate_init=0.05)
+    model = kind(**{**QUICK, "scoring": "loss", "learning_rate_init": 0.05})
     model.fit(*train, **held)
     losses = model.validation_loss_curve_
     assert model.validation_scores_ == [-loss for loss in losses]

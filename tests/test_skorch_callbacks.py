@@ -8,8 +8,10 @@ from sklearn.metrics import accuracy_score, log_loss
 
 from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer
 
+# Pruned at once, so that weights of every epoch may be loaded.
 QUICK = {
     "hidden_layer_sizes": (6,),
+    "prune": "magnitude",
     "expansion": 2,
     "max_iter": 6,
     "warmup": 2,

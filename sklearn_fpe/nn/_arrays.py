@@ -27,7 +27,7 @@ def to_tensor(array: np.ndarray) -> Tensor:
 
     Into memory of torch, whose alignment decides which kernels compute.
     """
-    return torch.tensor(np.ascontiguousarray(array))
+    return torch.tensor(np.ascontiguousarray(array), device="cpu")
 
 
 class ArrayModule(nn.Module):
