@@ -44,8 +44,19 @@ class Classes:
         return np.zeros(self.n_columns, dtype=bool)
 
 
-def make_recipe(widths, expansion, split, prune="magnitude", activation="relu", seed=0):
-    shape, budget = check_expansion(widths, expansion, split, prune=prune)
+def make_recipe(
+    widths,
+    expansion,
+    split,
+    prune="magnitude",
+    activation="relu",
+    seed=0,
+    skip=False,
+    budget=None,
+):
+    shape, budget = check_expansion(
+        widths, expansion, split, prune=prune, skip=skip, budget=budget
+    )
     return Recipe(
         shape,
         budget,

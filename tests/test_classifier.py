@@ -380,3 +380,19 @@ def test_unreachable_expansion_is_reduced_with_one_warning():
     assert record[0].filename == __file__
     assert 1 < model.expansion_[0] <= 4
     assert model.n_nonzero_ == model.budget_
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_logarithm_of_a_probability_that_rounds_to_one_is_zero(n_classes, dtype):
+    X, y = problem(n_classes=n_classes)
+    model = FPEClassifier((6,), max_iter=20, random_state=0).fit(X, y)
+    X = (X * np.logspace(0, 3, len(X))[:, None]).astype(dtype)
+    proba, log_proba = model.predict_proba(X), model.predict_log_proba(X)
+    assert (proba == 1).any()
+    assert (log_proba[proba == 1] == 0).all()
+    kept = proba > 1e-30
+    np.testing.assert_allclose(
+        log_proba[kept], np.log(proba[kept]), rtol=1e-4, atol=2e-7
+    )
+    assert np.isfinite(log_proba).all()

@@ -1,5 +1,6 @@
 """What scikit-learn asks of estimators, beyond its common checks."""
 
+import inspect
 import re
 
 import numpy as np
@@ -12,6 +13,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import get_tags
 
 from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer
+from sklearn_fpe._engine._pruning import PRUNES
+from sklearn_fpe.nn._activation import ACTIVATIONS
+from sklearn_fpe.nn._split import SPLITS
 
 QUICK = {"hidden_layer_sizes": (6,), "expansion": 2, "max_iter": 3, "random_state": 0}
 ESTIMATORS = [FPEClassifier, FPERegressor, FPETransformer]
@@ -137,6 +141,63 @@ def test_every_attribute_is_documented(kind):
     model = kind(**QUICK, early_stopping=True).fit(X, y)
     public = {n for n in dir(model) if n.endswith("_") and not n.startswith("_")}
     assert public <= {p.name for p in sections["Attributes"]}
+
+
+# What stands in the descriptions of single classes for the same thing.
+DIFFERENT = {"scoring", "out_activation_", "warm_start"}
+
+
+@pytest.mark.parametrize("kind", [FPERegressor, FPETransformer])
+@pytest.mark.parametrize("section", ["Parameters", "Attributes"])
+def test_descriptions_are_equal_where_they_mean_the_same(kind, section):
+    docscrape = pytest.importorskip("numpydoc.docscrape")
+    one, other = (
+        {p.name: (p.type, p.desc) for p in docscrape.NumpyDocString(k.__doc__)[section]}
+        for k in (FPEClassifier, kind)
+    )
+    for name in one.keys() & other.keys() - DIFFERENT:
+        assert one[name] == other[name], name
+    # In the same order.
+    shared = one.keys() & other.keys()
+    assert [n for n in one if n in shared] == [n for n in other if n in shared]
+
+
+@pytest.mark.parametrize("kind", ESTIMATORS)
+def test_parameters_are_documented_in_the_order_of_the_signature(kind):
+    docscrape = pytest.importorskip("numpydoc.docscrape")
+    documented = docscrape.NumpyDocString(kind.__doc__)["Parameters"]
+    parameters = inspect.signature(kind).parameters
+    assert [p.name for p in documented] == list(parameters)
+    for p in documented:
+        default = parameters[p.name].default
+        written = p.type.rpartition("default=")[2].replace('"', "'")
+        assert eval(written) == default, p.name
+
+
+@pytest.mark.parametrize("kind", [FPERegressor, FPETransformer])
+@pytest.mark.parametrize("method", ["partial_fit", "hidden_activations", "score"])
+def test_descriptions_of_methods_are_equal(kind, method):
+    if not hasattr(kind, method):
+        pytest.skip("not a method of this class")
+    one, other = (inspect.getdoc(getattr(k, method)) for k in (FPEClassifier, kind))
+    if method == "hidden_activations":
+        assert one == other
+    elif method == "partial_fit":
+        first, second = (text.partition("Parameters")[0] for text in (one, other))
+        assert first == second
+    else:
+        assert one.partition("Parameters")[2] == other.partition("Parameters")[2]
+
+
+@pytest.mark.parametrize("kind", ESTIMATORS)
+def test_every_rule_is_documented(kind):
+    docscrape = pytest.importorskip("numpydoc.docscrape")
+    parameters = docscrape.NumpyDocString(kind.__doc__)["Parameters"]
+    described = {p.name: p.type + "\n".join(p.desc) for p in parameters}
+    rules = {"split": SPLITS, "prune": PRUNES, "activation": ACTIVATIONS}
+    for name, registered in rules.items():
+        for rule in registered:
+            assert f'"{rule}"' in described[name]
 
 
 def test_representation_is_short():

@@ -21,21 +21,15 @@ from sklearn_fpe.nn import (
     Affine,
     BlockLinear,
     DenseLinear,
-    PruneRule,
     check_expansion,
     expand,
 )
-from sklearn_fpe.nn._prune import PRUNES, Magnitude, get_prune
-from sklearn_fpe.nn._split import SPLITS, get_split
+from sklearn_fpe.nn._split import SPLITS as ALL_SPLITS
 
-PARTITIONS = [name for name, rule in SPLITS.items() if not rule.overlapping]
-SHARED = [name for name in PARTITIONS if SPLITS[name].shared]
-# What training has no say in: expand leaves the masks as they stay.
-AT_ONCE = [
-    name
-    for name, rule in PRUNES.items()
-    if rule.at_once and type(rule).hook is PruneRule.hook
-]
+# Rules that expand without training.
+SPLITS = [name for name, rule in ALL_SPLITS.items() if not rule.overlapping]
+
+SHARED = ["shared", "contiguous", "feature"]
 exactly = {"rtol": 0, "atol": 0}
 
 
@@ -95,7 +89,7 @@ def dense_network(widths, seed=0, activation="relu"):
 
 
 @st.composite
-def cases(draw, splits=(*PARTITIONS, in_two_runs), prunes=tuple(AT_ONCE)):
+def cases(draw, splits=(*SPLITS, in_two_runs), prunes=("magnitude", "structured")):
     """Draw an expansion, small enough to be odd: widths of 1, budgets at the ends."""
     n_hidden = draw(st.integers(1, 3))
     widths = [draw(st.integers(1, 9)) for _ in range(n_hidden + 2)]
@@ -104,15 +98,13 @@ def cases(draw, splits=(*PARTITIONS, in_two_runs), prunes=tuple(AT_ONCE)):
         st.one_of(factor, st.lists(factor, min_size=n_hidden, max_size=n_hidden))
     )
     prune = draw(st.sampled_from(prunes))
-    needs_shared = get_prune(prune).needs_shared
+    independent = ("random", "groups")
     split = draw(
         st.sampled_from(
-            [s for s in splits if not needs_shared or get_split(s).shared is not False]
+            [s for s in splits if prune == "magnitude" or s not in independent]
         )
     )
-    groups = None
-    if get_split(split).needs_groups:
-        groups = [j * 5 % 3 for j in range(widths[0])]
+    groups = [j * 5 % 3 for j in range(widths[0])] if split == "groups" else None
     case = Case(
         widths, expansion, split, prune, None, groups, draw(st.integers(0, 999))
     )
@@ -223,7 +215,7 @@ def test_budget(case):
     kept, nonzero = parameters_of(expanded)
     assert expanded.n_nonzero == kept
     assert nonzero <= kept <= budget
-    if get_prune(case.prune).exact:
+    if case.prune == "magnitude":
         assert kept == budget
     asked = np.broadcast_to(case.expansion, len(expansion))
     assert all(1 <= a <= b for a, b in zip(expansion, asked, strict=True))
@@ -595,47 +587,18 @@ def test_errors_name_the_parameter_and_what_was_given(arguments, message):
         expand(dense_network([6, 4, 3, 2]), **arguments)
 
 
-def test_a_network_without_hidden_layers_is_pruned_only():
-    network = dense_network([6, 2])
-    whole, expansion = expand(network, 2)
-    assert expansion == ()
-    assert torch.equal(whole.layers[0].weight, network.layers[0].weight)
-    pruned, _ = expand(network, 2, budget=7)
-    assert pruned.n_nonzero == 7
-    kept = pruned.layers[0].dense_mask()
-    dropped = network.layers[0].weight[~kept].abs().max()
-    assert network.layers[0].weight[kept].abs().min() >= dropped
-    with pytest.raises(ValueError, match=r"hidden layer, of which there are 0"):
-        expand(network, [2])
-
-
-def test_a_skip_connection_is_pruned_with_the_rest():
-    network = MLP.dense([6, 4, 2], skip=True)
+@given(st.integers(1, 6), st.integers(1, 4), st.data())
+def test_a_network_without_hidden_layers_keeps_its_largest_weights(n_in, n_out, data):
+    network = dense_network([n_in, n_out])
+    weight = np.random.default_rng(n_in).permutation(n_in * n_out) + 1.0
     with torch.no_grad():
-        network.skip.weight.fill_(10.0)
-    expanded, expansion = expand(network, 2, rng=0)
-    assert expansion == (2,)
-    assert expanded.n_nonzero == 6 * 4 + 4 + 4 * 2 + 2
-    assert torch.equal(expanded.skip.weight, network.skip.weight)
-    small, _ = expand(network, 1, budget=15, rng=0)
-    assert small.n_nonzero == 15
-    assert (small.skip.dense_weight()[~small.skip.dense_mask()] == 0).all()
-    with pytest.raises(ValueError, match="straight to outputs"):
-        expand(network, 2, prune="structured")
-
-
-def test_a_rule_that_prunes_in_training_is_refused():
-    with pytest.raises(ValueError, match=r"prunes while the network trains.*magni"):
-        expand(dense_network([6, 4, 2]), 2, "learned", prune=LaterRule())
-    with pytest.raises(ValueError, match=r"split='learned' .*prune='magnitude'"):
-        expand(dense_network([6, 4, 2]), 2, "learned")
-
-
-class LaterRule(Magnitude):
-    """A rule of the caller that prunes in training."""
-
-    name = "later"
-    at_once = False
+        network.layers[0].weight.copy_(torch.from_numpy(weight.reshape(n_out, n_in)))
+    budget = data.draw(st.integers(n_out + 1, n_out * (n_in + 1)))
+    expanded, expansion = expand(network, 2, budget=budget)
+    assert expansion == ()
+    assert expanded.n_nonzero == budget
+    kept = expanded.layers[0].dense_mask().numpy().ravel()
+    assert_array_equal(kept, weight > len(weight) - (budget - n_out))
 
 
 def test_only_a_dense_network_can_be_expanded():

@@ -4,6 +4,7 @@ Masks are changed at random between and within the steps of a training; every st
 compared with that of a masked dense network that autograd differentiates.
 """
 
+import itertools
 import warnings
 
 import numpy as np
@@ -47,18 +48,21 @@ class Masked(torch.nn.Module):
 
     def __init__(self, network):
         super().__init__()
-        layers = network.layers
+        layers = network.maps
         self.weights = [w.dense_weight().clone().requires_grad_() for w in layers]
         self.biases = [w.dense_bias().clone().requires_grad_() for w in layers]
         self.masks = [w.dense_mask().clone() for w in layers]
         self.activation = network.activation.module()
+        self.n_layers = len(network.layers)
 
     def forward(self, x):
-        for level, (weight, bias, mask) in enumerate(
-            zip(self.weights, self.biases, self.masks, strict=True)
-        ):
-            x = F.linear(self.activation(x) if level else x, weight * mask, bias)
-        return x
+        maps = list(zip(self.weights, self.biases, self.masks, strict=True))
+        y = x
+        for level, (weight, bias, mask) in enumerate(maps[: self.n_layers]):
+            y = F.linear(self.activation(y) if level else y, weight * mask, bias)
+        for weight, _, mask in maps[self.n_layers :]:  # the skip connection
+            y = y + F.linear(x, weight * mask)
+        return y
 
 
 def dense_gradient(layer, gradient):
@@ -99,17 +103,17 @@ class ChangeMasks(Hook):
 
     def change(self, trainer):
         network = trainer.network
-        levels = [i for i in range(len(network.layers)) if self.rng.random() < 0.4]
-        masks = {level: legal_mask(network.layers[level], self.rng) for level in levels}
+        levels = [i for i in range(len(network.maps)) if self.rng.random() < 0.4]
+        masks = {level: legal_mask(network.maps[level], self.rng) for level in levels}
         before, means = [], []
-        for layer in network.layers:
+        for layer in network.maps:
             all_kept = torch.ones_like(layer.weight, dtype=torch.bool)
             before.append(all_kept if layer.mask is None else layer.mask.clone())
             means.append(moments_of(trainer, layer.weight))
-        weights = [layer.weight.detach().clone() for layer in network.layers]
+        weights = [layer.weight.detach().clone() for layer in network.maps]
         trainer.set_masks(masks)
         self.n_changes += len(masks)
-        for level, layer in enumerate(network.layers):
+        for level, layer in enumerate(network.maps):
             mask = masks.get(level, before[level])
             assert layer.mask is None or torch.equal(layer.mask, mask)
             assert torch.equal(layer.weight.detach(), weights[level] * mask)
@@ -124,9 +128,9 @@ class ChangeMasks(Hook):
         network, flat = trainer.network, trainer.net.flat_
         kept = [
             layer.available() if layer.mask is None else layer.mask
-            for layer in network.layers
+            for layer in network.maps
         ]
-        for layer, mask in zip(network.layers, kept, strict=True):
+        for layer, mask in zip(network.maps, kept, strict=True):
             assert (layer.weight[~mask] == 0).all()
             assert int(layer.dense_mask().sum()) == int(mask.sum())
             means = moments_of(trainer, layer.weight)
@@ -163,12 +167,14 @@ class ChangeMasks(Hook):
         outputs = naive(self.rows(trainer))
         trainer.settings.loss(outputs, y, torch.from_numpy(weights)).backward()
         for layer, weight, bias in zip(
-            network.layers, naive.weights, naive.biases, strict=True
+            network.maps, naive.weights, naive.biases, strict=True
         ):
             got = layer.weight.grad
             got = got if layer.mask is None else got * layer.mask
             got = dense_gradient(layer, got)
             assert_close(got, weight.grad, rtol=1e-3, atol=1e-5)
+            if layer.bias is None:
+                continue
             got = layer.bias.grad.flatten()
             if getattr(layer, "outputs", None) is not None:
                 got = got[layer.outputs]
@@ -193,6 +199,7 @@ def trainings(draw):
         prune,
         draw(st.sampled_from(sorted(ACTIVATIONS))),
         draw(st.integers(0, 999)),
+        skip=prune == "magnitude" and draw(st.booleans()),
     )
     callbacks = draw(st.sampled_from([(), (), (Nothing(),)]))
     chosen = make_settings(
@@ -214,8 +221,10 @@ def test_any_sequence_of_masks_trains_as_masked_dense(training, seed):
     trainer = make_trainer(recipe, chosen, sample)
     learned = trainer.fit(sample, hooks=[hook])
     assert hook.n_steps == chosen.max_iter
-    assert learned.network.n_nonzero == trainer.network.n_nonzero
-    for layer in learned.network.layers:
+    # Units that have no edge left are gone.
+    n_nonzero = trainer.network.without_dead_units().n_nonzero
+    assert learned.network.n_nonzero == n_nonzero <= trainer.network.n_nonzero
+    for layer in learned.network.maps:
         assert (layer.dense_weight()[~layer.dense_mask()] == 0).all()
     # What was learned acts on rows that are not standardised.
     x = torch.from_numpy(sample.view.X)
@@ -225,9 +234,44 @@ def test_any_sequence_of_masks_trains_as_masked_dense(training, seed):
     assert_close(got, expected.detach(), rtol=1e-3, atol=1e-3)
     # Training goes on from it, masks included.
     again = make_trainer(recipe, chosen, sample, learned)
-    for ours, theirs in zip(again.network.layers, trainer.network.layers, strict=True):
+    for ours, theirs in zip(again.network.maps, learned.network.maps, strict=True):
         assert torch.equal(ours.dense_mask(), theirs.dense_mask())
     again.fit(sample, hooks=[ChangeMasks(sample, np.random.default_rng(seed))])
+
+
+@given(
+    st.lists(st.integers(2, 9), min_size=2, max_size=4),
+    st.integers(1, 4),
+    st.sampled_from(["learned", "shared", "contiguous", "random"]),
+    st.booleans(),
+    st.sampled_from(["relu", "gelu"]),
+    st.integers(1, 12),
+    st.data(),
+)
+def test_gradual_pruning_meets_the_budget(
+    widths, expansion, split, skip, activation, max_iter, data
+):
+    shape = [widths, expansion, split, "gradual", activation]
+    most = make_recipe(*shape, skip=skip)
+    n_hidden = len(widths) - 2
+    low = 2 * n_hidden + 1 + widths[-1]
+    budget = data.draw(st.integers(low, most.shape.n_parameters()))
+    recipe = make_recipe(*shape, skip=skip, budget=budget)
+    sample = make_sample(N_ROWS, widths)
+    chosen = make_settings(max_iter=max_iter, n_warmup=min(1, max_iter), batch_size=3)
+    trainer = make_trainer(recipe, chosen, sample)
+    network = trainer.fit(sample).network
+    assert 0 < network.n_nonzero <= budget
+    n_units = sum(recipe.shape.fan_ins()[1:])
+    if sum(layer.out_features for layer in network.hidden) == n_units:
+        assert network.n_nonzero == budget
+    for layer in network.maps:
+        assert (layer.dense_weight()[~layer.dense_mask()] == 0).all()
+    # No unit is left alone, unless the budget has no weight for it.
+    kept = [layer.dense_mask() for layer in network.layers]
+    for into, out in itertools.pairwise(kept):
+        assert into.any(dim=1).all()
+        assert out.any(dim=0).all()
 
 
 class PruneAtStep(Hook):

@@ -23,6 +23,7 @@ KINDS = [
         (split, prune)
         for split, rule in SPLITS.items()
         for prune, pruning in PRUNES.items()
+        if pruning.at_once and not rule.overlapping
         if rule.shared or not pruning.needs_shared
     ],
 ]

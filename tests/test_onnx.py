@@ -86,6 +86,27 @@ def test_every_expansion_is_exported(split, prune, hidden, activation):
     )
 
 
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"hidden_layer_sizes": ()},
+        {"skip_connection": True},
+        {"skip_connection": True, "split": "learned", "prune": "gradual"},
+        {"split": "random", "prune": "gradual", "hidden_layer_sizes": (8, 6)},
+        {"activation": "gelu", "skip_connection": True},
+        {"activation": "silu", "split": "learned", "prune": "gradual"},
+    ],
+)
+def test_skips_and_gradual_pruning_are_exported(parameters):
+    far = X.copy()
+    far[:, 0] += np.float32(1e4)
+    for rows in (X, far):
+        check_classifier(fitted(FPEClassifier, CODES, X=rows, **parameters), rows)
+    y = 50 + 3 * X[:, 0] + RNG.normal(size=N_ROWS)
+    reg = fitted(FPERegressor, y, **parameters)
+    np.testing.assert_allclose(run(to_onnx(reg), X)["y"], reg.predict(X), rtol=1e-5)
+
+
 def test_the_dense_parent_is_exported():
     check_classifier(fitted(FPEClassifier, CODES, expansion=1))
 

@@ -375,6 +375,12 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(packed):
         ),
         ("one target", ["learned", "targets", "one_dimensional"], 1, "one_dimensional"),
         ("targets", ["learned", "targets", "one_dimensional"], True, "one_dimensional"),
+        (
+            "raw",
+            ["learned", "targets", "class_weight"],
+            {"array": {"dtype": "int8", "values": [1, 2]}},
+            "class_weight must be a dict",
+        ),
         ("binary", ["learned", "history", "best_iter"], -1, "best_iter"),
         ("binary", ["learned", "recipe", "shape", "skip"], 1, "skip must be a bool"),
         ("binary", ["learned", "recipe", "shape", "skip"], True, "skip connection if"),

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import pickletools
 
 import joblib
 import numpy as np
@@ -11,7 +12,9 @@ from sklearn.base import clone
 from sklearn.datasets import make_classification
 
 from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer
+from sklearn_fpe._engine._pruning import Gradual
 from sklearn_fpe._estimators import _fitted, _parameters
+from sklearn_fpe.nn import Activation
 
 QUICK = {"hidden_layer_sizes": (6,), "expansion": 2, "max_iter": 4, "random_state": 0}
 SETTINGS = [
@@ -21,6 +24,10 @@ SETTINGS = [
     {"hidden_layer_sizes": (6, 5), "standardize": False},
     {"expansion": 1, "early_stopping": True},
 ]
+
+
+def a_split(weight, n_children, rng):
+    return np.arange(weight.size).reshape(weight.shape) % n_children
 
 
 def problem():
@@ -54,6 +61,41 @@ def test_pickle_holds_arrays_and_no_optimizer():
     data = pickle.dumps(model.partial_fit(X, y).partial_fit(X, y))
     for word in (b"optim", b"skorch.", b"_rebuild_tensor", b"storage", b"cuda"):
         assert word not in data
+
+
+@pytest.mark.parametrize("kind", [FPEClassifier, FPERegressor, FPETransformer])
+@pytest.mark.parametrize("changes", SETTINGS)
+def test_pickle_names_no_class_of_the_library_but_the_estimator(kind, changes):
+    X, y = problem()
+    data = pickle.dumps(kind(**{**QUICK, **changes}).fit(X, y), protocol=2)
+    named = {
+        argument
+        for code, argument, _ in pickletools.genops(data)
+        if code.name == "GLOBAL"
+    }
+    assert not any("torch" in name for name in named)
+    assert [name for name in named if name.startswith("sklearn_fpe")] == [
+        f"{kind.__module__} {kind.__name__}"
+    ]
+
+
+def test_pickle_holds_rules_of_the_users_own():
+    X, y = problem()
+    model = FPEClassifier(
+        **QUICK,
+        split=a_split,
+        prune=Gradual(0.2, 0.6, interval=1),
+        activation=Activation("softplus", torch.nn.Softplus, torch.nn.Softplus()),
+        warm_start=True,
+    )
+    twin = reload(model.fit(X, y))
+    recipe = twin.learned_.recipe
+    assert (recipe.split, recipe.prune) == (
+        model.learned_.recipe.split,
+        model.learned_.recipe.prune,
+    )
+    np.testing.assert_array_equal(twin.predict_proba(X), model.predict_proba(X))
+    twin.fit(X, y)
 
 
 def test_pickle_leaves_the_model_in_training():

@@ -21,12 +21,12 @@ from sklearn_fpe.nn._structured import (
     structured_sizes,
 )
 
-PARTITIONS = [name for name, rule in SPLITS.items() if not rule.overlapping]
+DISJOINT = [name for name, rule in SPLITS.items() if not rule.overlapping]
 seeds = st.integers(0, 2**32 - 1)
 
 
 @st.composite
-def shapes(draw, prune="magnitude", largest_width=8, splits=tuple(PARTITIONS)):
+def shapes(draw, prune="magnitude", largest_width=8, splits=DISJOINT):
     """Draw the shape of a network, with expansions that can be had, and a budget."""
     n_hidden = draw(st.integers(1, 3))
     width = st.integers(1, largest_width)

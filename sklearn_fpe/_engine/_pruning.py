@@ -361,34 +361,148 @@ def prune_to(trainer: Trainer, n_parameters: int, skip_factor: float) -> None:
 def finish(trainer: Trainer, budget: int, skip_factor: float) -> None:
     """Prune to a budget exactly, and leave no unit without edges in and out.
 
-    The biases of units that are left alone become free for weights, so it is repeated
-    until there is none.
+    Units that are left alone are removed, the weakest first, and their biases become
+    free for weights, as long as the others have edges enough for the budget. Otherwise
+    such units get their strongest edges.
     """
     network = trainer.network
+    n_outputs = network.layers[-1].out_features
     scores = saliencies(trainer, skip_factor)
-    usable = [layer.kept() for layer in network.maps]
-    alive = network.alive(usable)
-    forced = _strongest_path(network, scores, usable)
-    n_forced = sum(int(f.sum()) for f in forced)
+    kept = [layer.kept() for layer in network.maps]
+    forced = _strongest_path(network, scores, kept)
+    alive = _affordable(network, scores, kept, forced, budget - n_outputs)
     while True:
         edges = network.edges_between(alive)
-        usable = [u & e for u, e in zip(usable, edges, strict=True)]
-        n_biases = sum(int(a.sum()) for a in alive) + network.layers[-1].out_features
-        n_weights = budget - n_biases
-        if n_weights < n_forced:
-            # The biases alone exceed the budget: halve the edges until units go.
-            n_usable = sum(int(u.sum()) for u in usable)
-            usable = _largest(scores, usable, max(n_forced, n_usable // 2), forced)
-            alive = network.alive(usable)
-            continue
+        usable = [k & e for k, e in zip(kept, edges, strict=True)]
+        forced = [f & e for f, e in zip(forced, edges, strict=True)]
+        n_weights = budget - sum(int(a.sum()) for a in alive) - n_outputs
         if n_weights > sum(int(u.sum()) for u in usable):
             usable = _grown(network, usable, edges, n_weights)
         masks = _largest(scores, usable, n_weights, forced)
-        fewer = network.alive(masks)
-        if all(torch.equal(a, b) for a, b in zip(alive, fewer, strict=True)):
+        living = network.alive(masks)
+        dead = [a & ~b for a, b in zip(alive, living, strict=True)]
+        if not any(bool(d.any()) for d in dead):
             break
-        alive = fewer
+        fewer = _without_weakest(network, scores, alive, dead, budget - n_outputs)
+        if fewer is not None:
+            alive = fewer
+            continue
+        more = _cover(network, scores, edges, dead, forced)
+        n_more = sum(int(m.sum()) for m in more)
+        if n_more > n_weights or n_more == sum(int(m.sum()) for m in forced):
+            break
+        forced = more
     trainer.set_masks(dict(enumerate(masks)))
+
+
+def _affordable(
+    network: MLP,
+    scores: list[Tensor],
+    kept: list[Tensor],
+    path: list[Tensor],
+    n_parameters: int,
+) -> list[Tensor]:
+    """Return living units, of which each can have a bias, an edge in and an edge out.
+
+    The strongest ones where the budget does not pay for all; those on the path stay.
+    """
+    # Pruned edges count, because they may have to grow again to fill the budget.
+    alive = [torch.ones_like(a) for a in network.alive(kept)]
+    n_units = sum(int(a.sum()) for a in alive)
+    most = max(len(alive), (n_parameters - 1) // 3)
+    if n_units <= most:
+        return alive
+    on_path = network.alive(path)
+    strength = [
+        s.masked_fill(~a, -1).masked_fill(p, math.inf)
+        for s, a, p in zip(
+            _strength(network, scores, kept), alive, on_path, strict=True
+        )
+    ]
+    flat = torch.cat(strength)
+    chosen = torch.zeros_like(flat, dtype=torch.bool)
+    chosen[flat.topk(most).indices] = True
+    return list(chosen.split([len(a) for a in alive]))
+
+
+def _strength(network: MLP, scores: list[Tensor], usable: list[Tensor]) -> list[Tensor]:
+    """Return, for every hidden unit, the product of its scores in and out."""
+    into = [
+        layer.total_in(s * u)
+        for layer, s, u in zip(network.layers, scores, usable, strict=False)
+    ]
+    out = [
+        layer.total_out(s * u)
+        for layer, s, u in zip(network.layers, scores, usable, strict=False)
+    ]
+    return [i * o for i, o in zip(into[:-1], out[1:], strict=True)]
+
+
+def _without_weakest(
+    network: MLP,
+    scores: list[Tensor],
+    alive: list[Tensor],
+    dead: list[Tensor],
+    n_parameters: int,
+) -> list[Tensor] | None:
+    """Remove dead units, as many of the weakest as leave edges enough.
+
+    None if not a single one can be removed.
+    """
+    strengths = _strength(network, scores, network.edges_between(alive))
+    strength = [
+        s.masked_fill(~units, math.inf)
+        for s, units in zip(strengths, dead, strict=True)
+    ]
+    flat = torch.cat(strength)
+    order = flat.argsort(stable=True)
+    n = int(flat.isfinite().sum())
+    while n:
+        gone = torch.zeros_like(flat, dtype=torch.bool)
+        gone[order[:n]] = True
+        parts = gone.split([len(units) for units in alive])
+        fewer = [a & ~g for a, g in zip(alive, parts, strict=True)]
+        edges = network.edges_between(fewer)
+        available = [
+            m.available() & e for m, e in zip(network.maps, edges, strict=True)
+        ]
+        n_units = sum(int(a.sum()) for a in fewer)
+        is_connected = all(bool(a.any()) for a in fewer)
+        n_edges = sum(int(a.sum()) for a in available)
+        if is_connected and n_edges + n_units >= n_parameters:
+            return fewer
+        n //= 2
+    return None
+
+
+def _cover(
+    network: MLP,
+    scores: list[Tensor],
+    usable: list[Tensor],
+    units: list[Tensor],
+    forced: list[Tensor],
+) -> list[Tensor]:
+    """Add the strongest usable edges into and out of some units to those forced."""
+    more = [f.clone() for f in forced]
+    for level, chosen in enumerate(units):
+        for unit in chosen.nonzero().flatten().tolist():
+            one = torch.zeros_like(chosen)
+            one[unit] = True
+            for near, ends in ((level, (None, one)), (level + 1, (one, None))):
+                layer = network.layers[near]
+                inputs, outputs = (
+                    torch.ones(n, dtype=torch.bool, device=chosen.device)
+                    if end is None
+                    else end
+                    for n, end in zip(
+                        (layer.in_features, layer.out_features), ends, strict=True
+                    )
+                )
+                edges = layer.between(inputs, outputs) & usable[near]
+                if edges.any() and not (edges & more[near]).any():
+                    best = scores[near].masked_fill(~edges, -1).argmax()
+                    more[near].view(-1)[best] = True
+    return more
 
 
 def _grown(

@@ -213,7 +213,6 @@ class Trainer:
                 self.learn_scale(sample)
                 if len(self.history.losses) >= self.settings.n_warmup:
                     self.expand()
-                    self._prune_now()
             rows = self._rows(sample)
             self._arrange(rows)
             self.history = self.history.without_validation()
@@ -375,13 +374,6 @@ class Trainer:
             groups=recipe.groups,
             rng=recipe.seeds.split,
         )
-
-    def _prune_now(self) -> None:
-        """Prune to the budget at once, because partial_fit must never exceed it."""
-        hook = self.recipe.prune.hook(self.recipe)
-        if hook is not None:
-            hook.on_phase_begin(self)
-            hook.on_phase_end(self)
 
     def _arrange(self, rows: Rows) -> None:
         """Arrange the columns of rows that are used again and again."""

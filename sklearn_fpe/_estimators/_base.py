@@ -73,10 +73,9 @@ class BaseFPE(CallbackSupportMixin, Fitted):
             Interval(Integral, 1, None, closed="left"),
         ],
         "expansion": ["array-like", Interval(Integral, 1, None, closed="left")],
-        "split": [StrOptions(set(SPLITS)), SplitRule, callable],
+        "split": [StrOptions({"auto", *SPLITS}), SplitRule, callable],
         "feature_groups": ["array-like", None],
-        "prune": [StrOptions(set(PRUNES)), PruneRule],
-        "skip_connection": ["boolean"],
+        "prune": [StrOptions({"auto", *PRUNES}), PruneRule],
         "warmup": [
             Interval(Integral, 0, None, closed="left"),
             Interval(Real, 0, 1, closed="both"),
@@ -235,7 +234,7 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         rows = draft._check_data(
             X, y, sample_weight, targets, learn=learned is None, classes=classes
         ).used()
-        recipe = draft._resolve(rows.view.shape[1], targets, learned)
+        recipe = draft._resolve(rows.view.shape[1], targets, learned, in_pieces=True)
         settings = self._settings(targets, device, n_warmup)
         # Taken off: if training fails, the next call starts from what was learned.
         trainer, result = vars(self).pop("_trainer", (None, None))
@@ -262,7 +261,7 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         if self.memory is not None:
             _parameters.check_cache(self)
         _parameters.check_skorch_callbacks(
-            self.skorch_callbacks, self.early_stopping, get_prune(self.prune)
+            self.skorch_callbacks, self.early_stopping, self._rules(None, False)[1]
         )
         if self.refit and not self.early_stopping:
             raise ValueError(
@@ -339,11 +338,38 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         entries = targets.entry_weights(y, weights)
         return Sample(View(X), y, targets.row_weights(y, weights), entries)
 
-    def _resolve(self, n_features, targets, learned: Learned | None) -> Recipe:
+    def _rules(self, learned: Learned | None, in_pieces: bool):
+        """Resolve `split` and `prune`, of which ``"auto"`` stands for several."""
+        prune = self.prune
+        if isinstance(prune, str) and prune == "auto":
+            if learned is not None:
+                prune = learned.recipe.prune
+            else:
+                # The budget holds after every call of partial_fit, so that it cannot
+                # be approached gradually.
+                prune = "magnitude" if in_pieces else "gradual"
+        prune = get_prune(prune)
+        if in_pieces and learned is None and not prune.at_once:
+            raise ValueError(
+                f"partial_fit cannot prune gradually, because the budget holds after "
+                f'every call: set prune="auto", "magnitude" or "structured", got '
+                f"{self.prune!r}."
+            )
+        split = self.split
+        if isinstance(split, str) and split == "auto":
+            if learned is not None:
+                split = learned.recipe.split
+            else:
+                split = "shared" if prune.at_once else "learned"
+        return get_split(split), prune
+
+    def _resolve(
+        self, n_features, targets, learned: Learned | None, in_pieces: bool = False
+    ) -> Recipe:
         """Resolve shape, expansion, budget and seeds; raise if they conflict."""
         hidden = _parameters.resolve_hidden(self.hidden_layer_sizes)
         expansion = _parameters.resolve_expansion(self.expansion)
-        split, prune = get_split(self.split), get_prune(self.prune)
+        split, prune = self._rules(learned, in_pieces)
         if split.needs_groups:
             _parameters.check_groups(self.feature_groups, n_features)
         widths = [n_features, *hidden, targets.n_columns]

@@ -35,7 +35,7 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         warning; see `expansion_`.
 
     split : {"random", "shared", "contiguous", "feature", "groups", "learned"}, \
-            callable or sklearn_fpe.nn.SplitRule, default="shared"
+            callable or sklearn_fpe.nn.SplitRule, default="auto"
         How the input edges of a parent are dealt to its children.
 
         - ``"random"``: at random, every neuron on its own (the paper's);
@@ -56,8 +56,8 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         Group labels of the columns of X, for ``split="groups"``. Deeper layers are
         then split ``"shared"``.
 
-    prune : {"magnitude", "structured", "gradual"} or sklearn_fpe.nn.PruneRule, \
-            default="magnitude"
+    prune : {"magnitude", "structured", "gradual", "rewired"} or \
+            sklearn_fpe.nn.PruneRule, default="auto"
         How the network is brought back to the budget.
 
         - ``"magnitude"``: the smallest weights of all layers go;
@@ -71,6 +71,11 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
           trains: at its peak, about 20 bytes are held for every weight of it (value,
           gradient, two running means, masks). With ``split="learned"`` it has
           `expansion` times the weights of the parent;
+        - ``"rewired"``: the smallest weights of the hidden layers go, so that all
+          children and copied weights fit the budget; then, some times during the
+          fine-tuning, the smallest weights of the blocks die and as many are born
+          where the gradient is largest. Needs a split that all neurons of a layer
+          share;
         - a rule of your own, see :class:`~sklearn_fpe.nn.PruneRule`.
 
     skip_connection : bool, default=False
@@ -103,7 +108,7 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         `learning_rate_init` down to 0, or constant. `partial_fit` is always
         constant.
 
-    learning_rate_init : float, default=1e-2
+    learning_rate_init : float, default=5e-2
         Learning rate of AdamW at the start.
 
     max_iter : int, default=50
@@ -115,7 +120,7 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         nothing, `coefs_` act on X as it is. A column that differs by rounding only
         counts as constant, with a warning.
 
-    weight_decay : float, default=0.0
+    weight_decay : float, default=0.2
         Decoupled weight decay of AdamW, per unit of learning rate.
 
     class_weight : dict, list of dict or "balanced", default=None
@@ -320,19 +325,19 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         hidden_layer_sizes=(32,),
         *,
         expansion=4,
-        split="shared",
+        split="auto",
         feature_groups=None,
-        prune="magnitude",
+        prune="auto",
         skip_connection=False,
         warmup=0.1,
         budget=None,
         activation="relu",
         batch_size="auto",
         learning_rate="cosine",
-        learning_rate_init=1e-2,
+        learning_rate_init=5e-2,
         max_iter=50,
         standardize=True,
-        weight_decay=0.0,
+        weight_decay=0.2,
         class_weight=None,
         label_smoothing=0.0,
         early_stopping=False,

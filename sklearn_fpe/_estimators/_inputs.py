@@ -11,6 +11,8 @@ from sklearn import get_config
 from sklearn.utils import assert_all_finite, check_array, check_consistent_length
 from sklearn.utils.validation import validate_data
 
+from sklearn_fpe._engine._context import readable_memory_errors
+
 LARGEST = float(np.finfo(np.float32).max)
 """Largest float32."""
 
@@ -52,7 +54,8 @@ def check_X(estimator, X, *, reset, name="X", values=True):
     """
     is_tensor = isinstance(X, torch.Tensor)
     if is_tensor:
-        X = checked = _check_tensor(X.detach(), name)
+        with readable_memory_errors(X.device, f"Pass {name} in pieces"):
+            X = checked = _check_tensor(X.detach(), name)
     else:
         _check_mask(X, name)
         checked = _as_matrix(estimator, X, name, values)

@@ -269,14 +269,27 @@ def has_parameter(function, name):
 def stack_level():
     """Return the stacklevel at which a warning points at the user's line.
 
-    It is that of a ``warnings.warn`` in the function that calls this.
+    It is that of a ``warnings.warn`` in the function that calls this. In a worker
+    process there is no such line; the warning then points at the method of the
+    estimator.
     """
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and _is_library(frame):
+    frame, level, own = sys._getframe(1), 1, 1
+    while frame is not None:
+        package = _package(frame)
+        if package == "sklearn_fpe":
+            own = level
+        elif package not in PASSED_THROUGH:
+            return level
         frame, level = frame.f_back, level + 1
-    return level
+    return own
 
 
-def _is_library(frame):
-    package = frame.f_globals.get("__name__", "").partition(".")[0]
-    return package in ("sklearn_fpe", "sklearn", "joblib")
+PASSED_THROUGH = {"sklearn", "joblib"} | sys.stdlib_module_names - {"__main__"}
+"""Packages between the user's line and this one."""
+
+
+def _package(frame):
+    # A module that is run by ``python -m`` is named "__main__".
+    spec = frame.f_globals.get("__spec__")
+    name = frame.f_globals.get("__name__", "") if spec is None else spec.name
+    return name.partition(".")[0]

@@ -304,13 +304,19 @@ class ClassTargets:
         return torch.sigmoid(logits).numpy()
 
     def log_probabilities(self, outputs):
-        """Turn raw outputs into logarithms of probabilities, without underflow."""
+        """Turn raw outputs into logarithms of probabilities, without underflow.
+
+        Where the probability rounds to 1, its logarithm is 0.
+        """
         logits = torch.from_numpy(outputs)
         if self.kind == "multiclass":
-            return torch.log_softmax(logits, dim=1).clamp_(max=0.0).numpy()
-        if self.kind == "binary":
-            logits = torch.cat([-logits, logits], dim=1)
-        return torch.nn.functional.logsigmoid(logits).numpy()
+            log_p = torch.log_softmax(logits, dim=1)
+        else:
+            if self.kind == "binary":
+                logits = torch.cat([-logits, logits], dim=1)
+            log_p = torch.nn.functional.logsigmoid(logits)
+        resolution = torch.finfo(log_p.dtype).eps
+        return log_p.masked_fill_(log_p > -resolution, 0.0).numpy()
 
     def score(self, y, outputs, weights):
         """Return the accuracy."""

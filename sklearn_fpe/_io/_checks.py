@@ -45,42 +45,47 @@ class Memory:
 
     def take(self, n_bytes, name):
         """Count bytes of memory, or raise an error if too few are left."""
-        if n_bytes > self.left:
-            raise ModelFileError(
-                f"{name} would take {n_bytes} bytes of memory, but of the "
-                f"{self.limit} that loading a file of {self.n_bytes} bytes may take "
-                f"{self.left} are left."
-            )
+        require(
+            n_bytes <= self.left,
+            f"{name} would take {n_bytes} bytes of memory, but of the {self.limit} "
+            f"that loading a file of {self.n_bytes} bytes may take {self.left} are "
+            f"left.",
+        )
         self.left -= n_bytes
+
+
+def require(holds, message):
+    """Raise an error if a condition does not hold."""
+    if not holds:
+        raise ModelFileError(message)
 
 
 def record(value, keys, name):
     """Check an object that has just these fields; return their values."""
-    if not isinstance(value, dict) or value.keys() != set(keys):
-        found = list(value) if isinstance(value, dict) else value
-        raise ModelFileError(
-            f"{name} must have the fields {', '.join(keys)}; got {reprlib.repr(found)}."
-        )
+    found = list(value) if isinstance(value, dict) else value
+    require(
+        isinstance(value, dict) and value.keys() == set(keys),
+        f"{name} must have the fields {', '.join(keys)}; got {reprlib.repr(found)}.",
+    )
     return [value[key] for key in keys]
 
 
 def listing(value, name, least=0, most=2**31):
     """Check a list; return it."""
-    if not isinstance(value, list) or not least <= len(value) <= most:
-        found = len(value) if isinstance(value, list) else reprlib.repr(value)
-        raise ModelFileError(
-            f"{name} must be a list of {least} to {most} entries, got {found}."
-        )
+    found = len(value) if isinstance(value, list) else reprlib.repr(value)
+    require(
+        isinstance(value, list) and least <= len(value) <= most,
+        f"{name} must be a list of {least} to {most} entries, got {found}.",
+    )
     return value
 
 
 def integer(value, name, least, most=2**53):
     """Check an integer in [least, most]; return it."""
-    if type(value) is not int or not least <= value <= most:
-        raise ModelFileError(
-            f"{name} must be an integer in [{least}, {most}], got "
-            f"{reprlib.repr(value)}."
-        )
+    require(
+        type(value) is int and least <= value <= most,
+        f"{name} must be an integer in [{least}, {most}], got {reprlib.repr(value)}.",
+    )
     return value
 
 
@@ -92,10 +97,10 @@ def integers(value, name, least, most=2**31, length=None):
 
 def choice(value, options, name):
     """Check one of some texts; return it."""
-    if not isinstance(value, str) or value not in options:
-        raise ModelFileError(
-            f"{name} must be one of {', '.join(options)}; got {reprlib.repr(value)}."
-        )
+    require(
+        isinstance(value, str) and value in options,
+        f"{name} must be one of {', '.join(options)}; got {reprlib.repr(value)}.",
+    )
     return value
 
 
@@ -116,25 +121,24 @@ class Arrays:
 
     def take(self, name, dtype, shape):
         """Return an array, which may be read-only; None in `shape`: any length."""
-        if name not in self._arrays:
-            raise ModelFileError(f"The array {name!r} is missing.")
+        require(name in self, f"The array {name!r} is missing.")
         array = self._arrays.pop(name)
         fits = array.ndim == len(shape) and all(
             wanted in (None, size)
             for wanted, size in zip(shape, array.shape, strict=True)
         )
-        if array.dtype != dtype or not fits:
-            raise ModelFileError(
-                f"The array {name!r} must be {np.dtype(dtype)} of shape "
-                f"{tuple(shape)}, got {array.dtype} of shape {array.shape}."
-            )
+        require(
+            array.dtype == dtype and fits,
+            f"The array {name!r} must be {np.dtype(dtype)} of shape {tuple(shape)}, "
+            f"got {array.dtype} of shape {array.shape}.",
+        )
         return array
 
     def real(self, name, dtype, shape):
         """Return an array of finite numbers."""
         array = self.take(name, dtype, shape)
-        if not np.isfinite(array).all():
-            raise ModelFileError(f"The array {name!r} must hold finite numbers.")
+        finite = np.isfinite(array).all()
+        require(finite, f"The array {name!r} must hold finite numbers.")
         return array
 
     def positive(self, name, shape):
@@ -142,34 +146,31 @@ class Arrays:
         array = self.real(name, np.float64, shape)
         with np.errstate(divide="ignore", over="ignore"):
             fits = (array > 0).all() and np.isfinite(1 / array).all()
-        if not fits:
-            raise ModelFileError(f"The array {name!r} must hold numbers above zero.")
+        require(fits, f"The array {name!r} must hold numbers above zero.")
         return array
 
     def index(self, name, shape, n):
         """Return an array of int32 in [0, n)."""
         array = self.take(name, np.int32, shape)
-        if array.size and not 0 <= array.min() <= array.max() < n:
-            raise ModelFileError(f"The array {name!r} must hold numbers in [0, {n}).")
+        fits = not array.size or 0 <= array.min() <= array.max() < n
+        require(fits, f"The array {name!r} must hold numbers in [0, {n}).")
         return array
 
     def mask(self, name, shape):
         """Return an array of bool that is stored as bits or as bytes."""
         if name in self and self._arrays[name].dtype.kind == "b":
             mask = self.take(name, np.bool_, shape)
-            if mask.size and mask.view(np.uint8).max() > 1:
-                raise ModelFileError(f"The array {name!r} must hold zeros and ones.")
+            fits = mask.view(np.uint8).max(initial=0) <= 1
+            require(fits, f"The array {name!r} must hold zeros and ones.")
             return mask.copy()
         n_bits = math.prod(shape)
         # The length is checked before the bits are spread out.
         bits = np.unpackbits(self.take(name, np.uint8, (-(-n_bits // 8),)))
-        if bits[n_bits:].any():
-            raise ModelFileError(f"The array {name!r} must end in zero bits.")
+        ends = not bits[n_bits:].any()
+        require(ends, f"The array {name!r} must end in zero bits.")
         return bits[:n_bits].reshape(shape).view(bool)
 
     def close(self):
         """Check that nothing is left over."""
-        if self._arrays:
-            raise ModelFileError(
-                f"The file holds arrays of no use: {reprlib.repr(list(self._arrays))}."
-            )
+        left = reprlib.repr(list(self._arrays))
+        require(not self._arrays, f"The file holds arrays of no use: {left}.")

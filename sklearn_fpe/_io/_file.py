@@ -67,21 +67,7 @@ BYTES_PER_VALUE = 250
 
 @dataclass
 class Content:
-    """What a file holds, not checked but for its format.
-
-    Parameters
-    ----------
-    model : object
-        What stood in JSON.
-    arrays : dict of ndarrays
-        Read-only arrays of the types in :data:`DTYPES`.
-    version : str
-        Version of the package that saved it.
-    format_version : int
-        Version of the format.
-    memory : Memory
-        What making a model of it may take.
-    """
+    """JSON and arrays of a file, not checked but for its format."""
 
     model: Any
     arrays: dict

@@ -22,6 +22,7 @@ from sklearn_fpe._io._checks import (
     integers,
     listing,
     record,
+    require,
 )
 from sklearn_fpe._io._values import CannotSaveError, decode, encode
 from sklearn_fpe.nn._arrays import unpack_mask
@@ -41,8 +42,7 @@ A cache holds pickles: a file must not say where one lies.
 """
 
 SEEDS = ("init", "split", "shuffle", "validation")
-MOMENTS = ("weight", "shift", "unit", "mean", "m2")
-CURVES = ("losses", "validation_losses", "validation_scores")
+"""The random streams."""
 
 MAX_SPREAD = 4 * 10**6
 """Positions of weights up to which all masks are stored as bits.
@@ -196,8 +196,8 @@ def rebuild(model, arrays, memory, version):
     _check_phase(state)
     if names is not None:
         listing(names, "feature_names", n_inputs, n_inputs)
-        if not all(isinstance(n, str) for n in names) or len({*names}) < n_inputs:
-            raise ModelFileError("feature_names must be texts, none of them twice.")
+        fits = all(isinstance(n, str) for n in names) and len({*names}) == n_inputs
+        require(fits, "feature_names must be texts, none of them twice.")
         names = np.array(names, dtype=object)
     arrays.close()
     return make_fitted(estimator, state, names, version)
@@ -207,11 +207,11 @@ def unfitted(kind, parameters, memory):
     """Make an estimator of the parameters that a file names."""
     known = set(kind().get_params(deep=False)) - set(NOT_SAVED)
     # One that is missing is younger than the file: it has its default.
-    if not isinstance(parameters, dict) or not parameters.keys() <= known:
-        raise ModelFileError(
-            f"The parameters must be among those of {kind.__name__}, got "
-            f"{reprlib.repr(parameters)}."
-        )
+    require(
+        isinstance(parameters, dict) and parameters.keys() <= known,
+        f"The parameters must be among those of {kind.__name__}, got "
+        f"{reprlib.repr(parameters)}.",
+    )
     decoded = {}
     for name, value in parameters.items():
         if name in RULES and isinstance(value, dict):
@@ -220,10 +220,10 @@ def unfitted(kind, parameters, memory):
             value = decode(value, f"The parameter {name}", memory)
         decoded[name] = value
     device = decoded.get("device", "auto")
-    if not isinstance(device, str) or not DEVICES.fullmatch(device):
-        raise ModelFileError(
-            f"The parameter device must be a device, got {reprlib.repr(device)}."
-        )
+    require(
+        isinstance(device, str) and DEVICES.fullmatch(device),
+        f"The parameter device must be a device, got {reprlib.repr(device)}.",
+    )
     try:
         return make_unfitted(kind, decoded)
     except (ValueError, TypeError) as error:
@@ -232,22 +232,20 @@ def unfitted(kind, parameters, memory):
 
 def _rule(field, value):
     """Check a registered rule: a name, or a dict of a name and numbers."""
-    if isinstance(value, dict):
-        name = choice(value.get("rule"), RULES[field], f"The {field}")
-        default = rule_to_state(field, RULES[field][name])
-        known = vars(RULES[field][name]) if field == "prune" else {}
-        record(value, ("rule", *known), f"The {field} {default}")
-        for key, wanted in known.items():
-            number = value[key]
-            if type(wanted) is int:
-                integer(number, f"{field} {key}", 1)
-            elif type(number) not in (int, float) or not 0 <= number < 1e30:
-                raise ModelFileError(
-                    f"{field} {key} must be a number of at least 0, got "
-                    f"{reprlib.repr(number)}."
-                )
-        return value
-    return choice(value, RULES[field], f"The {field}")
+    if not isinstance(value, dict):
+        return choice(value, RULES[field], f"The {field}")
+    name = choice(value.get("rule"), RULES[field], f"The {field}")
+    known = vars(RULES[field][name]) if field == "prune" else {}
+    record(value, ("rule", *known), f"The {field} {name}")
+    for key, default in known.items():
+        least = 1 if type(default) is int else 0
+        kinds = (int,) if type(default) is int else (int, float)
+        require(
+            type(value[key]) in kinds and least <= value[key] < 2**53,
+            f"{field} {key} must be a number of at least {least}, got "
+            f"{reprlib.repr(value[key])}.",
+        )
+    return value
 
 
 def _recipe(described, memory, n_inputs, n_outputs):
@@ -259,10 +257,10 @@ def _recipe(described, memory, n_inputs, n_outputs):
     hidden = integers(hidden, "hidden", 1)
     expansion = integers(expansion, "expansion", 1, length=len(hidden))
     units = [h * a for h, a in zip(hidden, expansion, strict=True)]
-    if any(a > n for a, n in zip(expansion, [n_inputs, *units], strict=False)):
-        raise ModelFileError("expansion must be at most the inputs of a layer.")
-    if type(skip) is not bool or skip > bool(hidden):
-        raise ModelFileError("skip must be a bool, false without hidden layers.")
+    fits = all(a <= n for a, n in zip(expansion, [n_inputs, *units], strict=False))
+    require(fits, "expansion must be at most the inputs of a layer.")
+    fits = type(skip) is bool and skip <= bool(hidden)
+    require(fits, "skip must be a bool, false without hidden layers.")
     for name, seed in zip(SEEDS, record(seeds, SEEDS, "The seeds"), strict=True):
         integer(seed, f"The seed {name}", 0, 2**32 - 1)
     return {
@@ -287,11 +285,11 @@ def _mean_and_scale(arrays, name):
     mean = arrays.real(f"{name}mean", np.float64, scale.shape)
     with np.errstate(over="ignore"):
         fits = len(mean) and np.isfinite(mean / scale).all()
-    if not fits:
-        raise ModelFileError(
-            f"The array '{name}mean' must hold numbers that are finite in units of "
-            f"'{name}scale', one or more."
-        )
+    require(
+        fits,
+        f"The array '{name}mean' must hold numbers that are finite in units of "
+        f"'{name}scale', one or more.",
+    )
     return {"mean": mean, "scale": scale}
 
 
@@ -303,8 +301,8 @@ def _moments(described, arrays, name, n_columns):
         part: arrays.real(f"{name}.{part}", np.float64, (n_columns,))
         for part in ("shift", "mean", "m2")
     }
-    if (state["m2"] < 0).any():
-        raise ModelFileError(f"The array '{name}.m2' must not hold negative numbers.")
+    fits = (state["m2"] >= 0).all()
+    require(fits, f"The array '{name}.m2' must not hold negative numbers.")
     weight = arrays.positive(f"{name}.weight", ())
     return {
         **state,
@@ -323,10 +321,8 @@ def _targets(described, arrays, memory, kind):
         flag, affine, moments = record(described, fields, "The targets")
         affine = _affine(affine, arrays, "targets.affine")
         n = len(affine["mean"])
-        if type(flag) is not bool or flag > (n == 1):
-            raise ModelFileError(
-                "one_dimensional must be a bool, false for several columns."
-            )
+        fits = type(flag) is bool and flag <= (n == 1)
+        require(fits, "one_dimensional must be a bool, false for several columns.")
         moments = _moments(moments, arrays, "targets.moments", n)
         return {"one_dimensional": flag, "affine": affine, "moments": moments}, n
     fields = ("kind", "classes", "class_weight")
@@ -335,11 +331,12 @@ def _targets(described, arrays, memory, kind):
     classes = decode(classes, "The classes", memory)
     _check_classes(classes, kind)
     weight = decode(weight, "class_weight", memory)
-    if not (weight is None or weight == "balanced" or isinstance(weight, dict | list)):
-        raise ModelFileError(
-            f"class_weight must be a dict, a list, 'balanced' or None, got "
-            f"{reprlib.repr(weight)}."
-        )
+    is_name = isinstance(weight, str) and weight == "balanced"
+    require(
+        weight is None or is_name or isinstance(weight, dict | list),
+        f"class_weight must be a dict, a list, 'balanced' or None, got "
+        f"{reprlib.repr(weight)}.",
+    )
     n = 1 if kind == "binary" else len(classes)
     return {"kind": kind, "classes": classes, "class_weight": weight}, n
 
@@ -359,43 +356,38 @@ def _check_classes(classes, problem):
         # The labels of an indicator matrix are its columns.
         "multilabel": n > 0 and classes.tolist() == list(range(n)),
     }
-    if not increasing or not fits[problem]:
-        raise ModelFileError(
-            f"The classes of a {problem} problem must be as many labels as it has, in "
-            f"increasing order, got {n}: {reprlib.repr(classes.tolist())}."
-        )
+    require(
+        increasing and fits[problem],
+        f"The classes of a {problem} problem must be as many labels as it has, in "
+        f"increasing order, got {n}: {reprlib.repr(classes.tolist())}.",
+    )
 
 
 def _network(described, arrays, shape):
     layers, skip = record(described, ("layers", "skip"), "The network")
-    hidden, n_inputs, n_outputs = (
-        shape[k] for k in ("hidden", "n_inputs", "n_outputs")
-    )
+    hidden, n_inputs, n_outputs = shape["hidden"], shape["n_inputs"], shape["n_outputs"]
     listing(layers, "The layers", len(hidden) + 1, len(hidden) + 1)
     state, n = {"layers": [], "skip": None, "parents": []}, n_inputs
     for level, entry in enumerate(layers):
-        name = f"network.layers.{level}"
-        layer, n_units = _layer(entry, arrays, name, n)
+        layer, n = _layer(entry, arrays, f"network.layers.{level}", n)
         state["layers"].append(layer)
         if level < len(hidden):
-            parents = _parents(arrays, level, n_units, shape)
-            state["parents"].append(parents)
-        n = n_units
-    if n != n_outputs:
-        raise ModelFileError(
-            f"The last layer must have {n_outputs} outputs, one per column of the "
-            f"targets, it has {n}."
-        )
-    if (skip is not None) != shape["skip"]:
-        raise ModelFileError("There must be a skip connection if the shape has one.")
+            state["parents"].append(_parents(arrays, level, n, shape))
+    fits = (skip is not None) == shape["skip"]
+    require(fits, "There must be a skip connection if the shape has one.")
+    ends = [n]
     if skip is not None:
         state["skip"], n = _layer(skip, arrays, "network.skip", n_inputs)
-        if n != n_outputs:
-            raise ModelFileError("network.skip must have the outputs of the network.")
+        ends.append(n)
+    require(
+        set(ends) == {n_outputs},
+        f"The last layer and the skip connection must have {n_outputs} outputs, one "
+        f"per column of the targets, got {ends}.",
+    )
     if "network.input_mean" in arrays or "network.input_scale" in arrays:
         affine = _mean_and_scale(arrays, "network.input_")
-        if len(affine["mean"]) != n_inputs:
-            raise ModelFileError(f"network.input_mean must have {n_inputs} entries.")
+        fits = len(affine["mean"]) == n_inputs
+        require(fits, f"network.input_mean must have {n_inputs} entries.")
         state |= {f"input_{name}": array for name, array in affine.items()}
     return state
 
@@ -403,24 +395,21 @@ def _network(described, arrays, shape):
 def _layer(entry, arrays, name, n_inputs):
     """Return the state of a layer, and its outputs."""
     kind, shape = record(entry, ("kind", "shape"), f"The entry of {name}")
-    kinds = (
-        ("dense", "masked") if name == "network.skip" else ("dense", "masked", "block")
-    )
-    choice(kind, kinds, f"The kind of {name}")
-    n_axes = 3 if kind == "block" else 2
-    shape = integers(shape, f"The shape of {name}", 1, length=n_axes)
-    if kind != "block" and shape[1] != n_inputs:
-        raise ModelFileError(f"{name} must have {n_inputs} inputs, it has {shape[1]}.")
+    is_skip = name == "network.skip"
+    kinds = ("dense", "masked", *([] if is_skip else ["block"]))
+    is_block = choice(kind, kinds, f"The kind of {name}") == "block"
+    shape = integers(shape, f"The shape of {name}", 1, length=2 + is_block)
+    fits = is_block or shape[1] == n_inputs
+    require(fits, f"{name} must have {n_inputs} inputs, it has {shape[1]}.")
     state = {"kind": kind, "shape": shape}
-    if kind == "masked" or (kind == "block" and f"{name}.mask" in arrays):
+    size = shape
+    if kind == "masked" or (is_block and f"{name}.mask" in arrays):
         state["mask"] = arrays.mask(f"{name}.mask", shape)
-        n_kept = int(state["mask"].sum())
-        state["weight"] = arrays.real(f"{name}.weight", np.float32, (n_kept,))
-    else:
-        state["weight"] = arrays.real(f"{name}.weight", np.float32, shape)
-    if name != "network.skip":
+        size = (int(state["mask"].sum()),)
+    state["weight"] = arrays.real(f"{name}.weight", np.float32, size)
+    if not is_skip:
         state["bias"] = arrays.real(f"{name}.bias", np.float32, shape[:-1])
-    if kind == "block":
+    if is_block:
         return state, _check_block(state, arrays, name, n_inputs)
     return state, shape[0]
 
@@ -431,16 +420,16 @@ def _check_block(state, arrays, name, n_inputs):
     inputs = arrays.index(f"{name}.inputs", (n_blocks, block_inputs), n_inputs)
     kept = state.get("mask", np.broadcast_to(True, shape))
     read = inputs[kept.any(axis=1)]
-    if len(np.unique(read)) != len(read):
-        raise ModelFileError(f"{name}.inputs must name no input twice.")
+    fits = len(np.unique(read)) == len(read)
+    require(fits, f"{name}.inputs must name no input twice.")
     state["inputs"] = inputs
     if f"{name}.outputs" not in arrays:
         return n_blocks * block_outputs
     outputs = arrays.index(f"{name}.outputs", (None,), n_blocks * block_outputs)
-    if not len(outputs) or (np.diff(outputs) <= 0).any():
-        raise ModelFileError(f"{name}.outputs must increase.")
-    if np.delete(kept.any(axis=2), outputs).any():
-        raise ModelFileError(f"{name} must keep nothing of outputs it has not.")
+    fits = len(outputs) and (np.diff(outputs) > 0).all()
+    require(fits, f"{name}.outputs must increase.")
+    fits = not np.delete(kept.any(axis=2), outputs).any()
+    require(fits, f"{name} must keep nothing of outputs it has not.")
     state["outputs"] = outputs
     return len(outputs)
 
@@ -448,11 +437,8 @@ def _check_block(state, arrays, name, n_inputs):
 def _parents(arrays, level, n_units, shape):
     name, n_children = f"network.parents.{level}", shape["expansion"][level]
     parents = arrays.index(name, (n_units,), shape["hidden"][level])
-    if np.bincount(parents).max() > n_children:
-        raise ModelFileError(
-            f"{name} must name no parent more than {n_children} times, as often as it "
-            f"was split."
-        )
+    fits = np.bincount(parents).max() <= n_children
+    require(fits, f"{name} must name no parent more than {n_children} times.")
     return parents
 
 
@@ -461,34 +447,30 @@ def _check_phase(state):
     network, recipe = state["network"], state["recipe"]
     maps = [*network["layers"], *filter(None, [network["skip"]])]
     if state["phase"] == "fine-tune":
-        n_biases = sum(len(b) for b in [_biases(layer) for layer in maps])
-        n = n_biases + sum(layer["weight"].size for layer in maps)
-        integer(int(n), "The number of parameters", 1, recipe["budget"])
-    elif any(layer["kind"] != "dense" for layer in maps) or any(
-        not np.array_equal(parents, np.arange(n))
-        for parents, n in zip(
-            network["parents"], recipe["shape"]["hidden"], strict=True
-        )
-    ):
-        raise ModelFileError("In the warm-up all layers must be dense.")
-
-
-def _biases(layer):
-    """Return the biases of the outputs that exist."""
-    return layer.get("outputs", layer.get("bias", np.empty(0)).ravel())
+        # Biases of outputs that were pruned do not count.
+        none = np.empty(0)
+        biases = [m.get("outputs", m.get("bias", none)).size for m in maps]
+        n = sum(biases) + sum(m["weight"].size for m in maps)
+        integer(n, "The number of parameters", 1, recipe["budget"])
+        return
+    in_order = [np.arange(n) for n in recipe["shape"]["hidden"]]
+    fits = all(map(np.array_equal, network["parents"], in_order))
+    fits = fits and all(layer["kind"] == "dense" for layer in maps)
+    require(fits, "In the warm-up all layers must be dense.")
 
 
 def _history(described, arrays):
     fields = ("best_iter", "n_iter", "refitted")
     best, n_iter, refitted = record(described, fields, "The history")
-    if type(refitted) is not bool:
-        raise ModelFileError("refitted must be a bool.")
-    state = {"losses": arrays.real("history.losses", np.float64, (None,))}
-    for name in CURVES[1:]:
-        # Scores may be undefined: R² of a single row is.
-        state[name] = arrays.take(f"history.{name}", np.float64, (None,))
-    state["best_score"] = arrays.take("history.best_score", np.float64, ())
-    state["n_iter"] = integer(n_iter, "n_iter", 0, len(state["losses"]))
-    state["refitted"] = refitted
-    state["best_iter"] = None if best is None else integer(best, "best_iter", 0)
-    return state
+    require(type(refitted) is bool, "refitted must be a bool.")
+    losses = arrays.real("history.losses", np.float64, (None,))
+    # Scores may be undefined: R² of a single row is.
+    shapes = {"validation_losses": (None,), "validation_scores": (None,)}
+    shapes["best_score"] = ()
+    return {
+        "losses": losses,
+        **{k: arrays.take(f"history.{k}", np.float64, s) for k, s in shapes.items()},
+        "n_iter": integer(n_iter, "n_iter", 0, len(losses)),
+        "best_iter": None if best is None else integer(best, "best_iter", 0),
+        "refitted": refitted,
+    }

@@ -13,15 +13,17 @@ def save(estimator, path):
 
     The file is in the safetensors format: its header describes the estimator in JSON,
     with a format version, the version of sklearn_fpe and a checksum; the rest is
-    arrays. Masked layers store what was kept, and the mask as bits. There is no
-    optimizer in it, as in a pickle, and the device is chosen anew by :func:`load`.
+    arrays. Masked layers store what was kept, and the mask as bits, or as bytes if it
+    is large and keeps little. There is no optimizer in it, as in a pickle, and the
+    device is chosen anew by :func:`load`.
 
     Parameters
     ----------
     estimator : FPEClassifier, FPERegressor or FPETransformer
-        A fitted estimator. The parameters `split`, `random_state` and
-        `skorch_callbacks` must not be a function, a RandomState or callbacks.
-        `memory` is not saved, nor is what ``set_callbacks``, ``set_output`` and the
+        A fitted estimator, of no subclass. Rules of the library's own are saved by
+        name; `split`, `prune`, `activation`, `scoring`, `random_state` and
+        `skorch_callbacks` must be no function or object of your own. `memory` is not
+        saved, nor is what ``set_callbacks``, ``set_output`` and the
         ``set_..._request`` methods set.
     path : str or path-like
         Where to write. The file is written beside it under a hidden name, and takes
@@ -84,9 +86,9 @@ def load(path):
     is put together: lengths against the size of the file before they are read, then
     types, shapes, indices, finite values and how the layers fit one another. Loading
     takes at most 64 MB of memory and ten times the bytes of the file. So a damaged or
-    hostile file raises an error; what comes back predicts finite numbers near its
-    training data. The checksum is there to find accidents; it does not tell who made
-    the file.
+    hostile file raises an error; what comes back predicts finite numbers, or raises an
+    error where float64 cannot hold them. Files of all earlier formats are read. The
+    checksum is there to find accidents; it does not tell who made the file.
 
     Parameters
     ----------
@@ -103,7 +105,7 @@ def load(path):
     Raises
     ------
     ModelFileError
-        If the file is truncated, altered, of another format or format version, asks
+        If the file is truncated, altered, of another or a later format, asks
         for more memory than its bytes allow, or describes no sound estimator. It is a
         ``ValueError``.
     OSError

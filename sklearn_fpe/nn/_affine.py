@@ -36,7 +36,7 @@ class Affine:
 
     @classmethod
     def from_state(cls, state: dict[str, np.ndarray]) -> Affine:
-        """Make a map of copies of what :meth:`to_state` returned."""
+        """Make a map of copies of `state`, what :meth:`to_state` returned."""
         return cls(np.array(state["mean"]), np.array(state["scale"]))
 
     @classmethod

@@ -23,8 +23,11 @@ def to_numpy(tensor: Tensor) -> np.ndarray:
 
 
 def to_tensor(array: np.ndarray) -> Tensor:
-    """Copy an array, which may be read-only or not contiguous, into a tensor."""
-    return torch.from_numpy(np.array(array, order="C"))
+    """Copy an array, which may be read-only or not contiguous, into a tensor.
+
+    Into memory of torch, whose alignment decides which kernels compute.
+    """
+    return torch.tensor(np.ascontiguousarray(array))
 
 
 class ArrayModule(nn.Module):

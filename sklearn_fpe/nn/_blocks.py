@@ -161,14 +161,14 @@ class BlockLinear(Layer):
             exists.fill_(False).view(-1)[self.outputs] = True
         return exists.unsqueeze(2) & ~earlier.unsqueeze(1)
 
-    def fan_in(self, mask: Tensor) -> Tensor:
-        """Count the weights of a mask into every output, int (out_features,)."""
-        count = mask.sum(2).flatten()
+    def total_in(self, values: Tensor) -> Tensor:
+        """Sum values of the shape of `weight` over inputs, see :class:`Layer`."""
+        count = values.sum(2).flatten()
         return count if self.outputs is None else count[self.outputs]
 
-    def fan_out(self, mask: Tensor) -> Tensor:
-        """Count the weights of a mask out of every input, int (in_features,)."""
-        count = mask.sum(1).flatten()
+    def total_out(self, values: Tensor) -> Tensor:
+        """Sum values of the shape of `weight` over outputs, see :class:`Layer`."""
+        count = values.sum(1).flatten()
         return count.new_zeros(self.in_features).index_add_(
             0, self.inputs.flatten(), count
         )
@@ -189,7 +189,7 @@ class BlockLinear(Layer):
         return divmod(position, self.weight.shape[1])
 
     def input_of(self, row: tuple[int, ...], column: int) -> int:
-        """Return the input that a position of `weight` reads."""
+        """Return the input that `column` of a `row` of the weight reads."""
         return int(self.inputs[row[0], column])
 
     def select_units(self, inputs: Tensor, outputs: Tensor) -> Layer:

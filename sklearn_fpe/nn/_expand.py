@@ -56,13 +56,15 @@ def expand(
     split : str, SplitRule or callable, default="shared"
         How the inputs are partitioned, see :func:`partition`. ``"groups"`` refers to
         the network's inputs; deeper layers are then split ``"shared"``.
-    prune : {"magnitude", "structured"} or PruneRule, default="magnitude"
+    prune : {"magnitude", "structured", "rewired"} or PruneRule, default="magnitude"
         - ``"magnitude"``: remove the smallest weights of all layers, but leave every
           layer a share; keeps `budget` parameters exactly.
         - ``"structured"``: remove the least used inputs of a block and the weakest
           children; what is kept runs as dense matrices. Needs a split that all
           neurons of a layer share. Falls short of `budget` by less than the cheapest
           unit that could still be added.
+        - ``"rewired"``: keep the outgoing weights, and of the others the largest; an
+          estimator moves edges in the fine-tuning. Needs a shared split, too.
     budget : int, default=None
         Non-zero parameters, biases included. None: as many as `network` has without
         its skip connection.

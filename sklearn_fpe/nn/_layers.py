@@ -179,13 +179,19 @@ class Layer(ArrayModule):
 
     # Edges: how positions of `weight` belong to inputs and outputs.
 
-    def fan_in(self, mask: Tensor) -> Tensor:
-        """Count the weights of a mask into every output, int (out_features,)."""
-        return mask.sum(1)
+    def total_in(self, values: Tensor) -> Tensor:
+        """Sum values of the shape of `weight` over inputs, (out_features,).
 
-    def fan_out(self, mask: Tensor) -> Tensor:
-        """Count the weights of a mask out of every input, int (in_features,)."""
-        return mask.sum(0)
+        Of a mask: count the weights into every output.
+        """
+        return values.sum(1)
+
+    def total_out(self, values: Tensor) -> Tensor:
+        """Sum values of the shape of `weight` over outputs, (in_features,).
+
+        Of a mask: count the weights out of every input.
+        """
+        return values.sum(0)
 
     def between(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """Return the weights from some inputs to some outputs, as a mask.
@@ -194,6 +200,11 @@ class Layer(ArrayModule):
         ----------
         inputs, outputs : bool tensors of shape (in_features,) and (out_features,)
             The inputs and outputs.
+
+        Returns
+        -------
+        mask : bool tensor of the shape of `weight`
+            The weights that join them, whether there or not.
         """
         return outputs.unsqueeze(1) & inputs
 
@@ -202,7 +213,7 @@ class Layer(ArrayModule):
         return (output,)
 
     def input_of(self, row: tuple[int, ...], column: int) -> int:
-        """Return the input that a position of `weight` reads."""
+        """Return the input that `column` of a `row` of the weight reads."""
         return column
 
     def select_units(self, inputs: Tensor, outputs: Tensor) -> Layer:
@@ -212,6 +223,11 @@ class Layer(ArrayModule):
         ----------
         inputs, outputs : bool tensors of shape (in_features,) and (out_features,)
             The inputs and outputs that stay.
+
+        Returns
+        -------
+        layer : Layer
+            The layer, with copies of the parameters.
         """
         weight = self.weight.detach()[outputs][:, inputs]
         bias = None if self.bias is None else self.bias.detach()[outputs]
@@ -229,6 +245,11 @@ class Layer(ArrayModule):
     def scale_input(self, affine: Affine) -> Tensor:
         """Fold the scale of ``affine(x)`` into the weight.
 
+        Parameters
+        ----------
+        affine : Affine
+            Location and scale of the inputs.
+
         Returns
         -------
         shift : double tensor of shape of the biases
@@ -241,7 +262,7 @@ class Layer(ArrayModule):
 
     @torch.no_grad()
     def add_bias(self, shift: Tensor) -> None:
-        """Add to the biases, in double precision."""
+        """Add `shift` to the biases, in double precision."""
         if self.bias is None:
             raise TypeError("A layer without biases cannot be shifted.")
         self.bias.copy_(self.bias.double() + shift)

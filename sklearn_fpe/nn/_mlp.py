@@ -302,7 +302,7 @@ class MLP(ArrayModule):
             The living units of every hidden layer.
         """
         everything = [
-            layer.fan_in(m) > 0 for layer, m in zip(self.layers, masks, strict=False)
+            layer.total_in(m) > 0 for layer, m in zip(self.layers, masks, strict=False)
         ]
         alive, previous = everything[:-1], None
         while previous is None or any(
@@ -312,17 +312,18 @@ class MLP(ArrayModule):
             edges = self.edges_between(alive)
             kept = [m & e for m, e in zip(masks, edges, strict=True)]
             into = [
-                layer.fan_in(m) > 0 for layer, m in zip(self.layers, kept, strict=False)
+                layer.total_in(m) > 0
+                for layer, m in zip(self.layers, kept, strict=False)
             ]
             out = [
-                layer.fan_out(m) > 0
+                layer.total_out(m) > 0
                 for layer, m in zip(self.layers, kept, strict=False)
             ]
             alive = [i & o for i, o in zip(into[:-1], out[1:], strict=True)]
         return alive
 
     def edges_between(self, alive: Sequence[Tensor]) -> list[Tensor]:
-        """Return the edges that join living units, a mask for every layer."""
+        """Return the edges that join the units `alive`, a mask for every layer."""
         first = self.layers[0]
         ones = first.weight.new_ones(first.in_features, dtype=torch.bool)
         n_outputs = self.layers[-1].out_features
@@ -341,10 +342,10 @@ class MLP(ArrayModule):
         """Return the network without hidden units that have no edge at all."""
         masks = [layer.kept() for layer in self.layers]
         into = [
-            layer.fan_in(m) > 0 for layer, m in zip(self.layers, masks, strict=False)
+            layer.total_in(m) > 0 for layer, m in zip(self.layers, masks, strict=False)
         ]
         out = [
-            layer.fan_out(m) > 0 for layer, m in zip(self.layers, masks, strict=False)
+            layer.total_out(m) > 0 for layer, m in zip(self.layers, masks, strict=False)
         ]
         alive = [i | o for i, o in zip(into[:-1], out[1:], strict=True)]
         if all(bool(a.all()) for a in alive):
@@ -361,7 +362,7 @@ class MLP(ArrayModule):
         return network.train(self.training)
 
     def masked(self, level: int) -> Layer:
-        """Return one of :attr:`maps` that can be masked.
+        """Return entry `level` of :attr:`maps`, as a layer that can be masked.
 
         A dense layer is replaced by a masked one that has the same parameters.
         """

@@ -58,7 +58,10 @@ class Plan:
 
     @classmethod
     def keep_all(cls, shape: Shape, children: list[np.ndarray] | None = None) -> Plan:
-        """Return the plan that prunes nothing, by default of a single child each."""
+        """Return the plan that prunes nothing of a shape.
+
+        `children` are the partitions; None: of one child each.
+        """
         fan_ins = shape.fan_ins()
         shapes = list(zip([*shape.hidden, shape.n_outputs], fan_ins, strict=True))
         if children is None:

@@ -352,7 +352,13 @@ def _check_partition(
     children: Any, shape: tuple[int, ...], n_children: int
 ) -> np.ndarray:
     """Check what a user's split rule returned."""
-    children = np.asarray(children)
+    try:
+        children = np.asarray(children)
+    except ValueError as error:
+        raise ValueError(
+            f"A callable split must return an int array of shape {shape}, the child of "
+            f"each edge; it returned rows of different lengths."
+        ) from error
     if children.shape != shape or not np.issubdtype(children.dtype, np.integer):
         raise ValueError(
             f"A callable split must return an int array of shape {shape}, the child of "
