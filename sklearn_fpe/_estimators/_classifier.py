@@ -34,48 +34,48 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         the budget do not allow it, the largest possible one is used, with a
         warning; see `expansion_`.
 
-    split : {"random", "shared", "contiguous", "feature", "groups", "learned"}, \
-            callable or sklearn_fpe.nn.SplitRule, default="auto"
-        How the input edges of a parent are dealt to its children.
+    split : {"auto", "learned", "random", "shared", "contiguous", "feature", "groups"} \
+            or callable or sklearn_fpe.nn.SplitRule, default="auto"
+        How the input edges of a parent are partitioned among its children.
 
-        - ``"random"``: at random, every neuron on its own (the paper's);
-        - ``"shared"``: at random, one deal for all neurons of a layer;
-        - ``"contiguous"``: neighbouring columns together, one deal for all;
-        - ``"feature"``: columns that are used alike together, one deal for all;
-        - ``"groups"``: the columns of a group together, see `feature_groups`;
-        - ``"learned"``: every child starts with all inputs of its parent, as a noisy
-          copy of it, and pruning decides which ones it keeps; siblings may share
-          inputs. Needs ``prune="gradual"``, if there is more than one child;
+        - ``"auto"``: ``"learned"`` where pruning is gradual, else ``"shared"``;
+        - ``"learned"``: every child starts with all inputs of its parent, and gradual
+          pruning finds which child keeps which. The most accurate where features
+          interact;
+        - ``"random"``: a random partition for every neuron (the paper's);
+        - ``"shared"``: one random partition for all neurons of a layer, so that the
+          layer runs as dense blocks;
+        - ``"contiguous"``: runs of neighbouring columns, the same for all neurons;
+        - ``"feature"``: columns that the neurons use alike stay together, the same for
+          all neurons;
+        - ``"groups"``: the columns of a group stay together, see `feature_groups`;
         - a callable ``f(weight, n_children, rng)`` that returns an int array of the
           shape of `weight`, (n_neurons, n_inputs): the child of each edge. It is
-          also called once before training, on the initial weights, so that a mistake
-          in it raises early;
+          called once more before training, on the initial weights, so that a mistake
+          raises early;
         - a rule of your own, see :class:`~sklearn_fpe.nn.SplitRule`.
 
     feature_groups : array-like of shape (n_features,), default=None
         Group labels of the columns of X, for ``split="groups"``. Deeper layers are
         then split ``"shared"``.
 
-    prune : {"magnitude", "structured", "gradual", "rewired"} or \
+    prune : {"auto", "gradual", "magnitude", "structured", "rewired"} or \
             sklearn_fpe.nn.PruneRule, default="auto"
-        How the network is brought back to the budget.
+        How the network is pruned to the budget.
 
-        - ``"magnitude"``: the smallest weights of all layers go;
-        - ``"structured"``: the least used inputs of a block and the weakest children
-          go, so that all that is kept is dense: nothing is masked, and the matrix
-          products cost what the parent's cost. Needs a split that all neurons of a
-          layer share;
-        - ``"gradual"``: nothing goes at the split; the weights of least saliency go
-          step by step, until three quarters of the epochs are over, and `n_nonzero_`
-          is `budget_`. Goes with every split. Until then the whole expanded network
-          trains: at its peak, about 20 bytes are held for every weight of it (value,
-          gradient, two running means, masks). With ``split="learned"`` it has
-          `expansion` times the weights of the parent;
-        - ``"rewired"``: the smallest weights of the hidden layers go, so that all
-          children and copied weights fit the budget; then, some times during the
-          fine-tuning, the smallest weights of the blocks die and as many are born
-          where the gradient is largest. Needs a split that all neurons of a layer
-          share;
+        - ``"auto"``: ``"gradual"``; ``"magnitude"`` for `partial_fit`, because the
+          budget holds after every call;
+        - ``"gradual"``: keep everything at the split, and remove the weights of least
+          saliency step by step until three quarters of the epochs. Until then the
+          whole expanded network trains, at about 20 bytes a weight (value, gradient,
+          two running means, masks);
+        - ``"magnitude"``: remove the smallest weights of all layers at the split;
+        - ``"structured"``: remove the least used inputs of a block and the weakest
+          children at the split. What is kept is dense, so the matrix products cost
+          what the parent's cost. Needs a split that all neurons of a layer share;
+        - ``"rewired"``: keep dense blocks as well, and move edges inside them during
+          the fine-tuning: the smallest weights are replaced by those of the largest
+          gradients. Needs a split that all neurons of a layer share;
         - a rule of your own, see :class:`~sklearn_fpe.nn.PruneRule`.
 
     skip_connection : bool, default=False
