@@ -280,3 +280,18 @@ def test_pickle_and_deepcopy_give_the_same_network(network, seed):
 def test_activation_must_be_known():
     with pytest.raises(ValueError, match=r"activation must be one of .*got 'mish'"):
         MLP.dense([2, 3, 1], "mish")
+
+
+def test_a_layer_of_dead_units_keeps_one():
+    network, _ = expand(MLP.dense([6, 4, 4, 2]), 2, prune="structured", rng=0)
+    x = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    for level in range(2):
+        layer = network.layers[level]
+        network.masked(level).set_mask(torch.zeros_like(layer.weight, dtype=bool))
+    network.masked(2).set_mask(
+        torch.zeros_like(network.layers[2].weight, dtype=torch.bool)
+    )
+    smaller = network.without_dead_units()
+    assert [layer.out_features for layer in smaller.hidden] == [1, 1]
+    assert torch.equal(smaller(x), network(x))
+    assert smaller.layers[0].dense_weight().shape == (1, 6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -351,7 +352,8 @@ def prune_to(trainer: Trainer, n_parameters: int, skip_factor: float) -> None:
     n_biases = sum(layer.n_nonzero - layer.n_weights for layer in maps)
     usable = [layer.kept() for layer in maps]
     scores = saliencies(trainer, skip_factor)
-    forced = _strongest_path(trainer.network, scores, usable)
+    alive = trainer.network.alive(usable)
+    forced = _strongest_path(trainer.network, scores, usable, alive)
     n_weights = max(n_parameters - n_biases, n_biases)
     masks = _largest(scores, usable, n_weights, forced)
     trainer.set_masks(dict(enumerate(masks)))
@@ -361,147 +363,150 @@ def prune_to(trainer: Trainer, n_parameters: int, skip_factor: float) -> None:
 def finish(trainer: Trainer, budget: int, skip_factor: float) -> None:
     """Prune to a budget exactly, and leave no unit without edges in and out.
 
-    Units that are left alone are removed, the weakest first, and their biases become
-    free for weights, as long as the others have edges enough for the budget. Otherwise
-    such units get their strongest edges.
+    Units that are left alone go, the weakest first, and their biases become free for
+    weights, so it is repeated. As many units stay as the budget needs to have edges
+    enough; these get their largest edge in and out.
     """
     network = trainer.network
-    n_outputs = network.layers[-1].out_features
     scores = saliencies(trainer, skip_factor)
-    kept = [layer.kept() for layer in network.maps]
-    forced = _strongest_path(network, scores, kept)
-    alive = _affordable(network, scores, kept, forced, budget - n_outputs)
+    usable = [layer.kept() for layer in network.maps]
+    alive = network.alive(usable)
+    if _capacity(network, alive) < budget:
+        alive = network.alive([layer.available() for layer in network.maps])
+    forced = _strongest_path(network, scores, usable, alive)
+    strength = _strength(network, scores)
     while True:
         edges = network.edges_between(alive)
-        usable = [k & e for k, e in zip(kept, edges, strict=True)]
         forced = [f & e for f, e in zip(forced, edges, strict=True)]
-        n_weights = budget - sum(int(a.sum()) for a in alive) - n_outputs
-        if n_weights > sum(int(u.sum()) for u in usable):
+        usable = [(u & e) | f for u, e, f in zip(usable, edges, forced, strict=True)]
+        n_usable, n_forced = _count(usable), _count(forced)
+        n_weights = budget - _count(alive) - network.layers[-1].out_features
+        crowded = n_weights < n_forced
+        if crowded:
+            # The biases alone exceed the budget: halve the edges until units go.
+            n_weights = max(n_forced, n_usable // 2)
+        elif n_weights > n_usable:
             usable = _grown(network, usable, edges, n_weights)
         masks = _largest(scores, usable, n_weights, forced)
-        living = network.alive(masks)
-        dead = [a & ~b for a, b in zip(alive, living, strict=True)]
-        if not any(bool(d.any()) for d in dead):
-            break
-        fewer = _without_weakest(network, scores, alive, dead, budget - n_outputs)
-        if fewer is not None:
-            alive = fewer
-            continue
-        more = _cover(network, scores, edges, dead, forced)
-        n_more = sum(int(m.sum()) for m in more)
-        if n_more > n_weights or n_more == sum(int(m.sum()) for m in forced):
-            break
-        forced = more
+        fewer = _without_idle(network, alive, masks, strength, budget)
+        stuck = _same(fewer, alive)
+        if crowded:
+            stuck, usable = stuck and n_usable == n_forced, masks
+        elif stuck:
+            more = _cover(network, alive, masks, scores, forced)
+            stuck = _count(more) > n_weights
+            if not stuck and _same(more, forced):
+                break
+            forced = forced if stuck else more
+        if stuck:
+            # A tiny budget: too few edges for some units, too many for the others.
+            fewer = _without_one(network, alive, masks, budget)
+        alive = fewer
     trainer.set_masks(dict(enumerate(masks)))
 
 
-def _affordable(
+def _count(masks: list[Tensor]) -> int:
+    return sum(int(mask.sum()) for mask in masks)
+
+
+def _same(masks: list[Tensor], others: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(masks, others, strict=True))
+
+
+def _edges(network: MLP, alive: list[Tensor]) -> list[Tensor]:
+    """Return the weights that masks may keep between living units."""
+    edges = zip(network.maps, network.edges_between(alive), strict=True)
+    return [layer.available() & edge for layer, edge in edges]
+
+
+def _capacity(network: MLP, alive: list[Tensor]) -> int:
+    """Count the parameters that the network of the living units has at most."""
+    n_biases = _count(alive) + network.layers[-1].out_features
+    return _count(_edges(network, alive)) + n_biases
+
+
+def _strength(network: MLP, scores: list[Tensor]) -> Tensor:
+    """Return the saliency into times that out of every unit, of all hidden layers."""
+    into = [a.total_in(s) for a, s in zip(network.layers, scores, strict=False)]
+    out = [a.total_out(s) for a, s in zip(network.layers, scores, strict=False)]
+    products = [i * o for i, o in zip(into[:-1], out[1:], strict=True)]
+    return torch.cat([*products, into[-1][:0]])
+
+
+def _without_idle(
     network: MLP,
-    scores: list[Tensor],
-    kept: list[Tensor],
-    path: list[Tensor],
-    n_parameters: int,
-) -> list[Tensor]:
-    """Return living units, of which each can have a bias, an edge in and an edge out.
-
-    The strongest ones where the budget does not pay for all; those on the path stay.
-    """
-    # Pruned edges count, because they may have to grow again to fill the budget.
-    alive = [torch.ones_like(a) for a in network.alive(kept)]
-    n_units = sum(int(a.sum()) for a in alive)
-    most = max(len(alive), (n_parameters - 1) // 3)
-    if n_units <= most:
-        return alive
-    on_path = network.alive(path)
-    strength = [
-        s.masked_fill(~a, -1).masked_fill(p, math.inf)
-        for s, a, p in zip(
-            _strength(network, scores, kept), alive, on_path, strict=True
-        )
-    ]
-    flat = torch.cat(strength)
-    chosen = torch.zeros_like(flat, dtype=torch.bool)
-    chosen[flat.topk(most).indices] = True
-    return list(chosen.split([len(a) for a in alive]))
-
-
-def _strength(network: MLP, scores: list[Tensor], usable: list[Tensor]) -> list[Tensor]:
-    """Return, for every hidden unit, the product of its scores in and out."""
-    into = [
-        layer.total_in(s * u)
-        for layer, s, u in zip(network.layers, scores, usable, strict=False)
-    ]
-    out = [
-        layer.total_out(s * u)
-        for layer, s, u in zip(network.layers, scores, usable, strict=False)
-    ]
-    return [i * o for i, o in zip(into[:-1], out[1:], strict=True)]
-
-
-def _without_weakest(
-    network: MLP,
-    scores: list[Tensor],
     alive: list[Tensor],
-    dead: list[Tensor],
-    n_parameters: int,
-) -> list[Tensor] | None:
-    """Remove dead units, as many of the weakest as leave edges enough.
+    masks: list[Tensor],
+    strength: Tensor,
+    budget: int,
+) -> list[Tensor]:
+    """Remove units that `masks` leave alone, as long as the others can hold `budget`.
 
-    None if not a single one can be removed.
+    The weakest go first. Returns the units that stay.
     """
-    strengths = _strength(network, scores, network.edges_between(alive))
-    strength = [
-        s.masked_fill(~units, math.inf)
-        for s, units in zip(strengths, dead, strict=True)
-    ]
-    flat = torch.cat(strength)
-    order = flat.argsort(stable=True)
-    n = int(flat.isfinite().sum())
-    while n:
-        gone = torch.zeros_like(flat, dtype=torch.bool)
-        gone[order[:n]] = True
-        parts = gone.split([len(units) for units in alive])
-        fewer = [a & ~g for a, g in zip(alive, parts, strict=True)]
-        edges = network.edges_between(fewer)
-        available = [
-            m.available() & e for m, e in zip(network.maps, edges, strict=True)
-        ]
-        n_units = sum(int(a.sum()) for a in fewer)
-        is_connected = all(bool(a.any()) for a in fewer)
-        n_edges = sum(int(a.sum()) for a in available)
-        if is_connected and n_edges + n_units >= n_parameters:
-            return fewer
-        n //= 2
-    return None
+    sizes = [len(a) for a in alive]
+    busy = network.alive(masks)
+    idle = [a & ~b for a, b in zip(alive, busy, strict=True)]
+    if not _count(idle):
+        return alive
+    order = torch.cat(idle).nonzero().flatten()
+    order = order[strength[order].argsort(stable=True)]
+
+    def without(n: int) -> list[Tensor]:
+        flat = torch.cat(alive)
+        flat[order[:n]] = False
+        return network.alive(_edges(network, list(flat.split(sizes))))
+
+    counts = range(1, len(order) + 1)
+    return without(
+        bisect(counts, False, key=lambda n: _capacity(network, without(n)) < budget)
+    )
+
+
+def _without_one(
+    network: MLP, alive: list[Tensor], masks: list[Tensor], budget: int
+) -> list[Tensor]:
+    """Remove any unit that `masks` leave alone and the others can do without.
+
+    All such units, if there is none; the budget is then not used up.
+    """
+    busy = network.alive(masks)
+    for level, units in enumerate(alive):
+        for unit in (units & ~busy[level]).nonzero().flatten():
+            fewer = [a.clone() for a in alive]
+            fewer[level][unit] = False
+            fewer = network.alive(_edges(network, fewer))
+            if _capacity(network, fewer) >= budget:
+                return fewer
+    return busy
 
 
 def _cover(
     network: MLP,
+    alive: list[Tensor],
+    masks: list[Tensor],
     scores: list[Tensor],
-    usable: list[Tensor],
-    units: list[Tensor],
     forced: list[Tensor],
 ) -> list[Tensor]:
-    """Add the strongest usable edges into and out of some units to those forced."""
+    """Add to the forced edges the largest one into and out of units that lack one."""
+    edges = _edges(network, alive)
+    ranks = [
+        s.masked_fill(~m, -0.5).masked_fill(~e, -1)
+        for s, m, e in zip(scores, masks, edges, strict=True)
+    ]
     more = [f.clone() for f in forced]
-    for level, chosen in enumerate(units):
-        for unit in chosen.nonzero().flatten().tolist():
-            one = torch.zeros_like(chosen)
-            one[unit] = True
-            for near, ends in ((level, (None, one)), (level + 1, (one, None))):
-                layer = network.layers[near]
-                inputs, outputs = (
-                    torch.ones(n, dtype=torch.bool, device=chosen.device)
-                    if end is None
-                    else end
-                    for n, end in zip(
-                        (layer.in_features, layer.out_features), ends, strict=True
-                    )
-                )
-                edges = layer.between(inputs, outputs) & usable[near]
-                if edges.any() and not (edges & more[near]).any():
-                    best = scores[near].masked_fill(~edges, -1).argmax()
-                    more[near].view(-1)[best] = True
+    for level, units in enumerate(alive):
+        ends = {
+            level: network.layers[level].total_in(masks[level]),
+            level + 1: network.layers[level + 1].total_out(masks[level + 1]),
+        }
+        for which, n_edges in ends.items():
+            for unit in (units & (n_edges == 0)).nonzero().flatten():
+                only = [torch.ones_like(a) for a in alive]
+                only[level] = torch.zeros_like(units).index_fill_(0, unit, True)
+                of_unit = network.edges_between(only)[which]
+                best = ranks[which].masked_fill(~of_unit, -2).argmax()
+                more[which].view(-1)[best] = True
     return more
 
 
@@ -526,14 +531,19 @@ def _grown(
 
 
 def _strongest_path(
-    network: MLP, scores: list[Tensor], usable: list[Tensor]
+    network: MLP, scores: list[Tensor], usable: list[Tensor], alive: list[Tensor]
 ) -> list[Tensor]:
-    """Mark a path of large edges from an output back to an input, as masks."""
+    """Mark a path of large edges from an output back to an input, as masks.
+
+    It leads through living units, and over usable edges where there are any.
+    """
+    edges = _edges(network, alive)
     path = [torch.zeros_like(u) for u in usable]
     unit = None
     for level in reversed(range(len(network.layers))):
         layer = network.layers[level]
-        score = scores[level].masked_fill(~usable[level], -1)
+        score = scores[level].masked_fill(~usable[level], -0.5)
+        score = score.masked_fill(~edges[level], -1)
         if unit is None:
             unit = int(score.amax(1).argmax())
         row = layer.row(unit)

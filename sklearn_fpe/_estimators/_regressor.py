@@ -83,7 +83,7 @@ class FPERegressor(RegressorMixin, BaseFPE):
         hidden layers then need not learn. It is trained and pruned with the rest under
         the budget of the network without it: more weights to choose from, not more
         parameters. It and the output layer start from zero. Not with
-        ``prune="structured"``, which keeps dense blocks only.
+        ``prune="structured"`` or ``"rewired"``, which keep dense blocks only.
 
     warmup : int or float in [0, 1], default=0.1
         Epochs before the split: a number, or a fraction of `max_iter`; 1 is one epoch,

@@ -348,6 +348,8 @@ class MLP(ArrayModule):
             layer.total_out(m) > 0 for layer, m in zip(self.layers, masks, strict=False)
         ]
         alive = [i | o for i, o in zip(into[:-1], out[1:], strict=True)]
+        for units in alive:
+            units[0] |= not bool(units.any())  # no layer is left without units
         if all(bool(a.all()) for a in alive):
             return self
         ones = [torch.ones_like(e) for e in (out[0], into[-1])]
