@@ -9,8 +9,8 @@ with a dense network that has as many non-zero parameters.
 # %%
 # A network of four parent neurons, each of which is split into four children. The
 # estimator scales the columns itself. ``n_nonzero_`` is the number of parameters that
-# the network has left after pruning, ``budget_`` the number it may have: that of a dense
-# network with four hidden neurons.
+# the network has left after pruning, ``budget_`` the number it may have: as many as a
+# dense network with four hidden neurons.
 
 import sys
 
@@ -74,7 +74,9 @@ for name, found in scores.items():
 fig, ax = plt.subplots(figsize=(6.5, 3), layout="constrained")
 for row, (name, found) in enumerate(scores.items()):
     color = "C7" if name == "logistic regression" else "C0"
-    ax.errorbar(np.mean(found), row, xerr=np.std(found), fmt="o", color=color, capsize=3)
+    ax.errorbar(
+        np.mean(found), row, xerr=np.std(found), fmt="o", color=color, capsize=3
+    )
 labels = [f"{name} ({getattr(models[name], 'n_nonzero_', 650)})" for name in models]
 ax.set_yticks(range(len(labels)), labels)
 ax.invert_yaxis()
