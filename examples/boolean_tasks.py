@@ -2,15 +2,15 @@
 Boolean tasks: interference that can be counted
 ===============================================
 
-On a Boolean formula it is known what the features are. A formula in disjunctive normal
-form is true if any of its clauses is; a clause is true if all of its literals are.
-Every clause is a feature that a hidden neuron has to detect, and with as many clauses
-as neurons, they crowd each other.
+The features of a Boolean formula are known. A formula in disjunctive normal form is
+true if any of its clauses is true; a clause is true if all of its literals are. Every
+clause is a feature that hidden neurons have to detect, and with as many clauses as
+neurons the clauses interfere.
 """
 
 # %%
-# :func:`~sklearn_fpe.datasets.make_dnf` draws a formula and rows on which it is true
-# half of the time. Here eight clauses of four literals each, for eight parent neurons.
+# :func:`~sklearn_fpe.datasets.make_dnf` draws a formula, and rows of which half make it
+# true. Here it has eight clauses of four literals each, for eight parent neurons.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -27,19 +27,21 @@ from sklearn_fpe.inspection import (
 )
 
 _, _, formula = make_dnf(n_clauses=8, clause_size=4, random_state=0)
-print(formula)
+print(str(formula).replace(" | ", "\n| "))
 
 # %%
-# Three networks of equal size. The dense one is ``expansion=1``. ``split="random"``
-# deals the inputs of every neuron at random. ``split="groups"`` keeps the variables of
-# a clause together, which takes knowing the clauses: ``formula.feature_groups`` has the
-# clause of every column. Such a split is a different one for each neuron, so it goes
-# with ``prune="magnitude"``, the default, and not with ``prune="structured"``.
+# Four networks of equal size. The dense one is ``expansion=1``. ``split="random"``
+# assigns the inputs of every neuron to its children at random. ``split="groups"`` keeps
+# the variables of a clause together, for which the clauses have to be known:
+# ``formula.feature_groups`` has the clause of every column. These two prune once, at
+# the split. ``split="learned"``, the default, is not told the clauses: every child
+# starts with all inputs, and gradual pruning finds out which it keeps.
 
 settings = {
     "dense": {"expansion": 1},
-    "random split": {"expansion": 2, "split": "random"},
-    "clause-aware split": {"expansion": 2, "split": "groups"},
+    "random split": {"expansion": 2, "split": "random", "prune": "magnitude"},
+    "clause-aware split": {"expansion": 2, "split": "groups", "prune": "magnitude"},
+    "learned split": {"expansion": 2, "split": "learned", "prune": "gradual"},
 }
 
 
@@ -58,12 +60,13 @@ def fit(name, seed):
 results = {name: [fit(name, seed) for seed in range(3)] for name in settings}
 accuracy = {name: [100 * run[2] for run in runs] for name, runs in results.items()}
 for name, scores in accuracy.items():
-    print(f"{name:19} {np.mean(scores):5.1f} +- {np.std(scores):.1f} % test accuracy")
+    print(f"{name:19} {np.mean(scores):5.1f} ± {np.std(scores):.1f} % test accuracy")
 
 # %%
-# Splitting separates clauses: two clauses *collide* in a child that reads all of both.
-# It may also tear a clause apart: a clause is *covered* if some child still reads all
-# of it. A random split does both; the clause-aware one only the first.
+# A split separates clauses: two clauses *collide* in a child that reads all inputs of
+# both. A split may also tear a clause apart: a clause is *covered* if some child still
+# reads all of its inputs. A random split does both. The clause-aware split separates
+# clauses and covers them, and so does the learned one.
 
 measures = {"collisions per neuron": clause_collisions, "coverage": clause_coverage}
 measured = {
@@ -90,9 +93,10 @@ axes[0].invert_yaxis()
 plt.show()
 
 # %%
-# What to expect of a random split is known: with :math:`k` literals a clause stays
-# whole in a neuron with probability :math:`\alpha^{-(k-1)}`, while two clauses collide
-# with probability :math:`\alpha^{-(2k-1)}`, which falls much faster.
+# The expected values of a random split are known: with :math:`k` literals a clause
+# stays whole in a neuron with probability :math:`\alpha^{-(k-1)}`, while two clauses
+# collide with probability :math:`\alpha^{-(2k-1)}`, which falls much faster. The
+# measured numbers are lower, because pruning removes inputs as well.
 
 for alpha in (1, 2, 4):
     collisions = expected_collisions(alpha, clause_size=4, n_clauses=8)
@@ -100,8 +104,8 @@ for alpha in (1, 2, 4):
     print(f"expansion {alpha}: {collisions:.3f} collisions, coverage {coverage:.2f}")
 
 # %%
-# The inputs of a clause-aware neuron, sorted by clause, with a line between clauses.
-# Each child reads whole clauses, its sibling the others.
+# The inputs of a neuron with a clause-aware split, sorted by clause, with a line
+# between clauses. Each child reads whole clauses, and its sibling the others.
 
 model, formula, _ = results["clause-aware split"][0]
 order = np.argsort(formula.feature_groups, kind="stable")

@@ -3,16 +3,16 @@ Choosing the expansion by cross-validation
 ==========================================
 
 ``expansion=1`` is the dense network. Every other expansion has the same number of
-non-zero parameters and the same schedule, so a search over ``expansion`` compares like
-with like. Which value is best depends on the data and on the width: let
-:class:`~sklearn.model_selection.GridSearchCV` find out.
+non-zero parameters and the same schedule, so a search over ``expansion`` is a fair
+comparison. The best value depends on the data and on the width of the network, so let
+:class:`~sklearn.model_selection.GridSearchCV` find it.
 """
 
 # %%
-# Each expansion deserves its own learning rate, so the search goes over both.
-# ``memory=`` keeps the dense warm-up, which depends on neither ``expansion`` nor
-# ``split`` nor ``prune``: it is trained once per fold and learning rate, and every
-# expansion starts from it. The result is the same to the bit as without.
+# Expansions differ in their best learning rate, so the search covers both. ``memory=``
+# caches the dense warm-up, which does not depend on ``expansion``, ``split`` or
+# ``prune``: it is trained once per fold and learning rate, and every expansion starts
+# from it. The results are the same to the bit as without a cache.
 
 import tempfile
 
@@ -24,7 +24,7 @@ from sklearn_fpe import FPEClassifier
 from sklearn_fpe.inspection import ExpansionCurveDisplay
 
 X, y = load_digits(return_X_y=True)
-grid = {"expansion": [1, 2, 3, 4], "learning_rate_init": [1e-2, 3e-2]}
+grid = {"expansion": [1, 2, 4, 8], "learning_rate_init": [2e-2, 5e-2]}
 folds = StratifiedKFold(3, shuffle=True, random_state=0)
 
 
@@ -38,7 +38,7 @@ with tempfile.TemporaryDirectory() as memory:
     searches = {width: search(width, memory) for width in (4, 8)}
 
 # %%
-# The best candidate of each width, and what it was trained with:
+# The best candidate of each width:
 
 for width, found in searches.items():
     model = found.best_estimator_
@@ -46,9 +46,9 @@ for width, found in searches.items():
     print(f"  best: {found.best_params_}, accuracy {found.best_score_:.3f}")
 
 # %%
-# The curve shows each expansion at its own best learning rate; the dashed line is the
-# dense network, the band one standard deviation over the folds. The smaller network
-# gains more: its neurons have more to share.
+# The curve shows each expansion at its own best learning rate. The dashed line is the
+# dense network, the band is one standard deviation over the folds. The smaller network
+# gains more, because more features share each of its neurons.
 
 fig, ax = plt.subplots(figsize=(6.5, 4.2), layout="constrained")
 for width, found in searches.items():
@@ -59,11 +59,13 @@ ax.set_title("Digits, equal non-zero parameters")
 plt.show()
 
 # %%
-# The expansion that was asked for need not be had: ``expansion_`` says what was done,
-# and a warning says why. The copies of the outgoing weights bound it: a useful range
-# ends near (inputs + classes) / classes, which is 7 here, and 6 for embeddings of 512
-# columns and 100 classes.
+# You may not get the expansion that you ask for, because a child needs an input:
+# ``expansion_`` is the number of children that were made, and a warning gives the
+# reason if it is smaller. Where the network is pruned once, at the split
+# (``prune="magnitude"`` or ``"structured"``), a useful range ends near (inputs +
+# classes) / classes, because above it the copies of the outgoing weights alone exceed
+# the budget. This is 7 here, and 6 for embeddings of 512 columns and 100 classes.
 
 best = searches[8].best_estimator_
-print(f"asked for {best.expansion}, done {best.expansion_}, a value per hidden layer")
+print(f"asked for {best.expansion}, made {best.expansion_}, a value per hidden layer")
 print(f"{best.n_nonzero_} of {best.budget_} parameters in the budget are used")

@@ -2,8 +2,9 @@
 From a folder of images to a cross-validated classifier
 =======================================================
 
-One pipeline from image files to predictions: CLIP embeddings, standardised, and a small
-expanded network on top, with its expansion and its split chosen by cross-validation.
+One pipeline from image files to predictions: CLIP embeddings, and a small expanded
+network on top. Cross-validation chooses the expansion and whether the network has a
+skip connection.
 """
 
 # %%
@@ -11,8 +12,8 @@ expanded network on top, with its expansion and its split chosen by cross-valida
 # ----------
 #
 # Any folder with one folder per class will do, ``pictures/red circle/0.png``. This page
-# has to build without a download, so it draws one: shapes of five colours, of any size
-# and place, on a noisy ground.
+# has to build without a download, so it draws its images: shapes of five colours, with
+# random sizes and places, on a noisy background.
 
 import tempfile
 from itertools import product
@@ -73,8 +74,9 @@ images = load_image_folder(pictures)
 print(f"{len(images.paths)} images of {len(images.classes)} classes")
 
 # %%
-# :func:`~sklearn_fpe.embeddings.load_image_folder` returns paths and labels. The images
-# stay files until they are embedded.
+# :func:`~sklearn_fpe.embeddings.load_image_folder` returns paths and labels, and lists
+# in ``skipped`` every file that it left out. The images stay files until they are
+# embedded.
 
 fig, axes = plt.subplots(3, 6, figsize=(8, 4.4), layout="constrained")
 for ax, i in zip(axes.flat, rng.permutation(len(images.paths)), strict=False):
@@ -91,9 +93,9 @@ plt.show()
 #
 #     model = "openai/clip-vit-base-patch32"
 #
-# Nothing below it changes. Here a very small CLIP is saved to a folder in the format of
-# a real checkpoint, after a few seconds of training on other drawings and their
-# captions. How well it sees says nothing about a trained CLIP.
+# The rest of the page stays the same. Here a very small CLIP is trained for a few
+# seconds on other drawings and their captions, and saved to a folder in the format of a
+# real checkpoint. Its accuracy says nothing about a real CLIP.
 
 tower = {
     "hidden_size": 64,
@@ -140,10 +142,10 @@ model = checkpoint
 # The pipeline
 # ------------
 #
-# There are two caches. That of the embedder is one SQLite file with an entry for each
-# image, whose key is the content of the image file and of the model, so the search
-# embeds each image once. That of the classifier keeps the dense warm-up, which is the
-# same for all expansions and splits; it needs an integer ``random_state``.
+# There are two caches. The embedder's is one SQLite file with an entry for each image,
+# whose key is the content of the image file and of the model, so the search embeds each
+# image once. The classifier's has the dense warm-up, which is the same for all
+# expansions; it needs an integer ``random_state``.
 
 cache = Path(folder.name, "cache")
 pipeline = make_pipeline(
@@ -160,7 +162,7 @@ train, test, y_train, y_test = train_test_split(
 )
 grid = {
     "fpeclassifier__expansion": [1, 2, 4],
-    "fpeclassifier__split": ["shared", "feature"],
+    "fpeclassifier__skip_connection": [False, True],
 }
 search = GridSearchCV(pipeline, grid, cv=3)
 search.fit(train, y_train)
@@ -178,10 +180,10 @@ print(f"test accuracy {100 * search.score(test, y_test):.1f} %")
 fig, ax = plt.subplots(figsize=(6, 3.8), layout="constrained")
 found = search.cv_results_
 expansions = grid["fpeclassifier__expansion"]
-for split in grid["fpeclassifier__split"]:
-    rows = found["param_fpeclassifier__split"] == split
+for skip in grid["fpeclassifier__skip_connection"]:
+    rows = found["param_fpeclassifier__skip_connection"] == skip
     mean, std = (100 * found[f"{name}_test_score"][rows] for name in ("mean", "std"))
-    ax.errorbar(expansions, mean, std, marker="o", capsize=3, label=split)
+    ax.errorbar(expansions, mean, std, marker="o", capsize=3, label=skip)
 ax.set_xscale("log", base=2)
 ax.set_xticks(expansions, [str(a) for a in expansions])
 ax.set(
@@ -189,11 +191,11 @@ ax.set(
     ylabel="cross-validated accuracy (%)",
     title="Equal non-zero parameters, 4 parents",
 )
-ax.legend(title="split")
+ax.legend(title="skip connection")
 plt.show()
 
 # %%
-# Prediction starts from files as well.
+# Predictions start from files as well.
 
 for path, label in zip(test[:4], search.predict(test[:4]), strict=True):
     print(f"{Path(path).parent.name}/{Path(path).name}: {label}")

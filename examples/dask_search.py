@@ -2,31 +2,30 @@
 A grid search on a Dask cluster
 ===============================
 
-scikit-learn runs its searches through joblib, and joblib can hand them to a Dask
-cluster. Nothing in the estimator changes: one context manager sends every fit of the
-search to a worker. Here the cluster is two processes of this machine.
+scikit-learn runs its searches through joblib, and joblib can run them on a Dask
+cluster. The estimator stays as it is: one context manager sends every fit of the search
+to a worker. Here the cluster is two processes on this machine.
 """
 
 # %%
-# **What to ship.** Workers need the same versions of Python and of the packages that
+# **Packages.** Workers need the same versions of Python and of the packages that
 # the estimator is made of: sklearn_fpe, scikit-learn, skorch and torch. Estimators
 # travel as pickles, of a few kilobytes before they are fitted. A callable ``split=`` or
 # your own transformer has to be importable on the workers, or be defined in the script
 # itself.
 #
-# **How data get there.** ``scatter=[X, y]`` sends the arrays to the workers once; each
-# of the fits then names them. Without it they would travel with every task. Large data
-# go on storage that all workers see, as a memory map; scikit-learn still copies the
-# rows of each fold into the worker's memory.
+# **Data.** ``scatter=[X, y]`` sends the arrays to the workers once. Without it they
+# would be sent with every task. Put large data on storage that all workers see, as a
+# memory map; scikit-learn still copies the rows of each fold into the worker's memory.
 #
-# **Which device.** ``device="auto"`` takes the first GPU that the worker sees, or its
+# **Devices.** ``device="auto"`` takes the first GPU that the worker sees, or its
 # CPU. Give each worker one GPU by starting it with its own ``CUDA_VISIBLE_DEVICES``;
 # ``dask_cuda.LocalCUDACluster`` does that on one machine. One thread per worker keeps
 # two fits from sharing a device.
 #
-# **What comes back** is what a search on one machine finds, for the same
-# ``random_state``, to the bit where processors and numbers of threads are the same. The
-# best estimator is fitted where the search was started, after the workers are done.
+# **Results.** For the same ``random_state`` the search finds the same as on one
+# machine, to the bit if the processors are the same. The best estimator is fitted where
+# the search was started, after the workers are done.
 
 import logging
 
@@ -53,8 +52,8 @@ def search_on(cluster, X, y):
 
 
 # %%
-# Workers are new processes, which import this script: what starts them has to stand
-# behind ``if __name__ == "__main__"``.
+# Workers are new processes that import this script, so the code that starts them has to
+# be guarded by ``if __name__ == "__main__"``.
 
 if __name__ == "__main__":
     X, y = load_digits(return_X_y=True)
@@ -68,8 +67,8 @@ if __name__ == "__main__":
     print(search.best_params_, f"accuracy {search.best_score_:.3f}")
 
 # %%
-# Every bar is a task, one fit or a few that joblib bundled. The first of a worker is
-# long: it imports the packages.
+# Every bar is a task: one fit, or a few that joblib put together. The first task of a
+# worker takes longest, because it imports the packages.
 
 if __name__ == "__main__":
     workers = sorted({task["worker"] for task in tasks})

@@ -2,14 +2,14 @@
 Large data from a memory map
 ============================
 
-A file that does not fit into memory can be trained on as it lies on disk. Memory maps
-that would take more than half a gigabyte as float32 are streamed: batches are read,
-converted and standardised as they are asked for, and the file is never copied whole.
+A file that does not fit into memory can be trained on from disk. Memory maps that would
+take more than half a gigabyte as float32 are streamed: batches are read, converted and
+standardised one after another, and the file is never copied as a whole.
 """
 
 # %%
-# A file of 150 000 rows of 1024 features, written piece by piece. Features are kept as
-# float16 or bytes to save disk; here as bytes.
+# A file of 150 000 rows of 1024 features, written piece by piece. The features are
+# bytes, to save disk space; float16 would do as well.
 
 import tempfile
 import threading
@@ -37,9 +37,9 @@ X.flush()
 print(f"{X.size / 2**20:.0f} MiB on disk, {4 * X.size / 2**20:.0f} as float32")
 
 # %%
-# Opening the file reads nothing. Training takes it like any array. Rows are shuffled
-# by blocks of neighbouring rows, so that the file is read in runs; if its rows are
-# sorted by class, shuffle the file once when it is written.
+# Opening the file reads nothing, and training takes the map like any array. Rows are
+# shuffled in blocks of neighbouring rows, so that the disk is read in runs. If the rows
+# are sorted by class, shuffle them once when you write the file.
 
 X = np.load(path, mmap_mode="r")
 train, test = slice(0, 140_000), slice(140_000, None)
@@ -81,8 +81,8 @@ print(
 )
 
 # %%
-# Memory grows by the rows that are read and shuffled among one another at a time. A
-# longer file takes longer, not more.
+# Memory grows by the rows that are read and shuffled at a time. A longer file takes
+# more time, not more memory.
 
 seconds, growth = np.array(watch.points).T
 fig, ax = plt.subplots(figsize=(7, 3.8), layout="constrained")
@@ -94,9 +94,9 @@ ax.legend(loc="center right")
 plt.show()
 
 # %%
-# Where the data do not lie in one file, ``partial_fit`` takes them piece by piece: a
-# call is one epoch over the given rows, and the first ``warmup`` calls come before the
-# split.
+# If the data are not in one file, ``partial_fit`` takes them piece by piece: a call is
+# one epoch over the given rows, and the first ``warmup`` calls come before the split.
+# It prunes once, at the split, because the budget holds after every later call.
 
 model = FPEClassifier((8,), warmup=2, random_state=0)
 for start in range(0, 50_000, 10_000):

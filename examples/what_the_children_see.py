@@ -2,14 +2,17 @@
 What the children see
 =====================
 
-A hidden neuron of a small network has to serve several features at once, and they
-interfere. Expansion deals the neuron's inputs to children; each serves fewer features.
-This example looks at the first layer, before and after.
+A hidden neuron of a small network has to represent several features at once, and they
+interfere. Expansion divides the neuron's inputs among children, so that each represents
+fewer features. This example compares the first layer of a dense and of expanded
+networks.
 """
 
 # %%
-# Two networks with the same number of non-zero parameters, on 8×8 images of digits. The
-# pixels are brought to one scale beforehand, so that weights can be compared.
+# Networks with the same number of non-zero parameters, on 8×8 images of digits. The
+# pixels are brought to one scale beforehand, so that weights can be compared. The
+# expanded network has a drawn split, the same for all neurons, and is pruned once, at
+# the split.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,6 +26,7 @@ from sklearn_fpe.inspection import (
     InterferenceDisplay,
     feature_capacity,
     mean_cosine_similarity,
+    shared_inputs,
 )
 
 X, y = load_digits(return_X_y=True)
@@ -38,21 +42,21 @@ def fit(expansion, **kwargs):
     return model.fit(X_train, y_train)
 
 
-dense, expanded = fit(1), fit(4)
+dense, expanded = fit(1), fit(4, split="shared", prune="magnitude")
 for name, model in {"dense": dense, "expanded": expanded}.items():
     print(f"{name:9} {model.n_nonzero_} parameters, ", end="")
     print(f"test accuracy {100 * model.score(X_test, y_test):.1f} %")
 
 # %%
-# Pruning takes from some parents more than from others, whole children too. This is the
-# neuron with the most children left:
+# Pruning removes more from some parents than from others, and may remove whole
+# children. This is the neuron with the most children left:
 
 parents = expanded.module_.parents[0].numpy()
 neuron = np.bincount(parents).argmax()
 print(f"children of each parent: {np.bincount(parents)}")
 
 # %%
-# In the dense network it reads the whole image.
+# In the dense network this neuron reads the whole image.
 
 ChildInputsDisplay.from_estimator(dense, neuron=neuron, image_shape=(8, 8))
 plt.show()
@@ -66,26 +70,36 @@ ChildInputsDisplay.from_estimator(expanded, neuron=neuron, image_shape=(8, 8))
 plt.show()
 
 # %%
-# ``split="contiguous"`` deals neighbouring columns, here rows of pixels, together.
+# With ``split="contiguous"`` a child gets neighbouring columns, here rows of pixels.
 
-contiguous = fit(4, split="contiguous")
+contiguous = fit(4, split="contiguous", prune="magnitude")
 ChildInputsDisplay.from_estimator(contiguous, neuron=neuron, image_shape=(8, 8))
 plt.show()
 
 # %%
-# Two measures tell how much interference there is. The *capacity* of an input is the
-# share of its direction that it has to itself, 1 if no other input is read alike. The
-# *cosine similarity* of two neurons is 1 if they read the same inputs in the same
-# proportions, and 0 for siblings, which read none in common.
+# With ``split="learned"``, the default, every child starts with all pixels, and gradual
+# pruning finds out which it keeps. Siblings may then share pixels;
+# :func:`~sklearn_fpe.inspection.shared_inputs` counts them.
 
-models = {"dense": dense, "expanded": expanded}
+learned = fit(4, split="learned", prune="gradual")
+ChildInputsDisplay.from_estimator(learned, neuron=neuron, image_shape=(8, 8))
+plt.show()
+print(f"inputs that siblings share: {shared_inputs(learned):.2f}")
+
+# %%
+# Two measures tell how much interference there is. The *capacity* of an input is the
+# share of its direction that no other input uses: 1 if no other input is read alike, so
+# a curve further right is better. The *cosine similarity* of two neurons is 1 if they
+# read the same inputs in the same proportions, and 0 if they have no input in common.
+
+models = {"dense": dense, "shared split": expanded, "learned split": learned}
 InterferenceDisplay.from_estimators(models)
 plt.show()
 
 # %%
-# Both are plain functions too.
+# Both measures are functions, too.
 
 for name, model in models.items():
     capacity = feature_capacity(model).mean()
     similarity = mean_cosine_similarity(model)
-    print(f"{name:9} capacity {capacity:.3f}, similarity {similarity:.3f}")
+    print(f"{name:13} capacity {capacity:.3f}, similarity {similarity:.3f}")
