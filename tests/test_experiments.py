@@ -73,10 +73,12 @@ def fit_peer(task, method, n_hidden=8, expansion=4, **settings):
     return function(task, n_hidden, expansion, **options, **(SETTINGS | settings))
 
 
-@pytest.mark.parametrize("method", peers.OFFERED)
+@pytest.mark.parametrize("method", peers.METHODS)
 def test_peers_spend_the_budget(task, method):
     network = fit_peer(task, method)
-    found = sum(int((p != 0).sum()) for p in network.parameters())
+    dense = [layer.dense_weight() for layer in network.maps]
+    dense += [layer.dense_bias() for layer in network.layers]
+    found = sum(int((values != 0).sum()) for values in dense)
     budget = _peers.budget_of(task, 8)
     assert found <= network.n_nonzero
     if "×" in method:
@@ -94,11 +96,38 @@ def test_peers_spend_the_budget(task, method):
     assert 0 <= _training.accuracy(network, task.test) <= 100
 
 
-def test_methods_that_are_not_offered_yet_are_not_run():
-    assert {None} == {peers.METHODS[m] for m in {*peers.METHODS} - {*peers.OFFERED}}
+def test_the_page_describes_the_methods_that_were_measured():
+    described = [name for names in peers.DESCRIPTIONS for name in names]
+    assert sorted([*described, "dense"]) == sorted(peers.METHODS)
+    rows = [
+        {"task": "digits", "neurons": 4, "method": method, "lr": 0.1, "seed": 0}
+        | {"validation": 1.0, "test": 1.0, "n_nonzero": 310}
+        for method in ("FPE, shared split", "SET", "dense", "dense, 2×")
+    ]
+    text = "\n".join(peers.text({"rows": rows}))
+    assert "*FPE, shared split*" in text
+    assert "learning rate of 0.1, chosen" in text
+    assert not any(word in text for word in ("SET", "2×", "learned", "probe", "decay"))
+    assert [claim.title for claim in peers.claims({"rows": rows})] == [
+        "As good as a dense net with twice the parameters",
+        "As good as sparse training from scratch",
+    ]
 
 
-@pytest.mark.parametrize("method", peers.OFFERED)
+def test_variants_are_judged_by_claims_of_their_own():
+    tests = {"FPE, shared split": 80.0, "FPE, skip connection": 90.0, "dense": 70.0}
+    rows = [
+        {"task": "digits", "neurons": 4, "method": method, "lr": 0.1, "seed": 0}
+        | {"weight_decay": 0.3, "validation": 1.0, "test": test, "n_nonzero": 310}
+        for method, test in {**tests, "pruned linear probe": 85.0}.items()
+    ]
+    found = peers.claims({"rows": rows})
+    assert [claim.verdict for claim in found] == [claims.FAILS, claims.HOLDS]
+    assert found[1].title.endswith(": skip connection")
+    assert "FPE with a skip connection" in found[1].rule
+
+
+@pytest.mark.parametrize("method", peers.METHODS)
 def test_every_method_sees_the_same_batches(task, method, monkeypatch):
     seen, step = [], Net.train_step
 
@@ -115,7 +144,7 @@ def test_every_method_sees_the_same_batches(task, method, monkeypatch):
     assert seen[0][0] != seen[0][len(seen[0]) // 2]
 
 
-@pytest.mark.parametrize("method", peers.OFFERED)
+@pytest.mark.parametrize("method", peers.METHODS)
 def test_training_is_repeatable_and_leaves_the_global_generators_alone(task, method):
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     first, second = (fit_peer(task, method) for _ in "ab")

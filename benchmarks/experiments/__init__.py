@@ -10,7 +10,9 @@ text of the page) and
 - ``run(quick, data, n_jobs) -> dict``: everything that was measured; `data` maps names
   of tasks (*glyphs*, *text*) to files of embeddings;
 - ``plot(result) -> Figure``, ``tables(result)``, ``claims(result)``: what follows from
-  it, computed whenever the page is made.
+  it, computed whenever the page is made;
+- ``text(result)``, where the docstring is not enough: further lines of the page, on
+  those methods only that were measured.
 """
 
 NAMES = (

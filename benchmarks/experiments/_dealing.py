@@ -29,6 +29,7 @@ class KeepAll(PruneRule):
     """Prune nothing: the network stays above the budget until a hook prunes it."""
 
     name = "keep all"
+    at_once = False
 
     def least_budget(self, shape):
         return shape.n_parameters()

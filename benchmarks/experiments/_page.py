@@ -88,7 +88,7 @@ def _summary(results):
 
 def _section(module, result, figure):
     title = module.TITLE
-    parts = [title, "-" * len(title), "", *_prose(module), ""]
+    parts = [title, "-" * len(title), "", *_prose(module, result), ""]
     parts += [f".. image:: {figure.as_posix()}", f"   :alt: {title}", ""]
     for claim in module.claims(result):
         parts += [claim.title, "~" * len(claim.title), ""]
@@ -100,9 +100,11 @@ def _section(module, result, figure):
     return parts
 
 
-def _prose(module):
-    """Return the module's docstring without its first line, a title of its own."""
-    return inspect.cleandoc(module.__doc__).splitlines()[2:]
+def _prose(module, result):
+    """Return the module's docstring without its title, and its text on the result."""
+    prose = inspect.cleandoc(module.__doc__).splitlines()[2:]
+    more = module.text(result) if hasattr(module, "text") else []
+    return [*prose, "", *more] if more else prose
 
 
 def _table(caption, header, rows):

@@ -20,11 +20,19 @@ from sklearn_fpe.nn._split import get_split
 
 
 def fit_fpe(
-    task, hidden, expansion, *, seed, split="shared", prune="magnitude", **settings
+    task,
+    hidden,
+    expansion,
+    *,
+    seed,
+    split="shared",
+    prune="magnitude",
+    skip=False,
+    **settings,
 ):
     """Warm up, expand at equal parameters, fine-tune; expansion=1 is the dense net."""
-    recipe = make_recipe(task, hidden, expansion, seed, split=split, prune=prune)
-    return train(task, recipe, **settings)
+    rules = {"split": split, "prune": prune, "skip": skip}
+    return train(task, make_recipe(task, hidden, expansion, seed, **rules), **settings)
 
 
 def fit_network(task, network, *, seed, hooks=(), **settings):
@@ -100,14 +108,16 @@ def train(
     return trainer.fit(sample, hooks=hooks).network
 
 
-def make_recipe(task, hidden, expansion, seed, *, split="shared", prune="magnitude"):
-    """Describe a network of the budget of its dense parent."""
+def make_recipe(
+    task, hidden, expansion, seed, *, split="shared", prune="magnitude", skip=False
+):
+    """Describe a network of the budget of its dense parent, a skip not counted."""
     rule = SHARED_GROUPS if split == "shared groups" else get_split(split)
     groups = task.groups if rule.needs_groups else None
     widths = [task.n_inputs, *hidden, task.n_outputs]
     if hidden:
         shape, budget = check_expansion(
-            widths, expansion, rule, prune=prune, groups=groups
+            widths, expansion, rule, prune=prune, groups=groups, skip=skip
         )
     else:  # a linear map
         shape = Shape(task.n_inputs, (), task.n_outputs, ())

@@ -1,23 +1,8 @@
 """Other ways to spend the same parameters.
 
-At the same number of non-zeros as a dense net, all trained by the library's engine with
-the same optimizer, learning rate schedule, epochs and order of batches: Fixed Parameter
-Expansion by 4 (by 2 on Boolean formulas) in its variants; a static random mask, SET and
-RigL on a net with the neurons of all children, RigL also with all outgoing weights kept
-so that only the first layer is sparse; the same wide net trained dense, then pruned by
-magnitude at half time, or gradually; a linear probe, that is one linear layer from
-inputs to outputs, gradually pruned to the same number of non-zeros. DropConnect runs at
-the parent's width, and on the wide net with a budget's worth of weights in a step. The
-wide DropConnect, the full linear probe and the dense nets with 1.2 and 2 times the
-parameters have more non-zeros than the others and show what these are worth.
-
-Gradual pruning follows a cubic schedule from 10 % to 75 % of the steps, every 20 steps,
-and removes the smallest w²·√v, where v is AdamW's running mean of squared gradients.
-Every method has its own best learning rate of 0.001, 0.003, 0.01 and 0.03 and weight
-decay of 0 and 0.1 (linear probes: 0.3, too), chosen on validation rows with the first
-seed; nothing else was tuned for any of them. The peers are written out in
-``benchmarks/experiments/_peers.py``. *text*, where the page shows it, are embeddings of
-sentences, read from the file given as ``--text``.
+Fixed Parameter Expansion and its variants beside other ways to spend the parameters of
+a dense net, all trained by the library's engine with the same optimizer, learning rate
+schedule, epochs and order of batches.
 """
 
 from benchmarks.experiments import _peers, boolean
@@ -39,10 +24,16 @@ METHODS = {
     "FPE, shared split": (_peers.fpe, {"split": "shared"}),
     "FPE, random split": (_peers.fpe, {"split": "random"}),
     "FPE, structured": (_peers.fpe, {"split": "contiguous", "prune": "structured"}),
-    "FPE, rewired blocks": None,
-    "FPE, learned split": None,
-    "FPE, skip connection": None,
-    "FPE, learned split, skip connection": None,
+    "FPE, rewired blocks": (_peers.fpe, {"split": "contiguous", "prune": "rewired"}),
+    "FPE, learned split": (_peers.fpe, {"split": "learned", "prune": "gradual"}),
+    "FPE, skip connection": (
+        _peers.fpe,
+        {"split": "shared", "prune": "gradual", "skip": True},
+    ),
+    "FPE, learned split, skip connection": (
+        _peers.fpe,
+        {"split": "learned", "prune": "gradual", "skip": True},
+    ),
     "static random mask": (_peers.static_mask, {}),
     "SET": (_peers.static_mask, {"rewire": "SET"}),
     "RigL": (_peers.static_mask, {"rewire": "RigL"}),
@@ -60,9 +51,37 @@ METHODS = {
     "dense, 1.2×": (_peers.dense, {"factor": 1.2}),
     "dense, 2×": (_peers.dense, {"factor": 2.0}),
 }
-"""Functions and their options; None: not in the library yet, so it is not run."""
+"""Functions and their options."""
 
-OFFERED = [name for name, method in METHODS.items() if method is not None]
+DESCRIPTIONS = {
+    ("FPE, shared split",): "Fixed Parameter Expansion (FPE) by 4, by 2 on Boolean "
+    "formulas, with one random split for all neurons, pruned by magnitude",
+    ("FPE, random split",): "FPE with a random split for every neuron",
+    ("FPE, structured",): "FPE with a contiguous split and structured pruning",
+    ("FPE, rewired blocks",): "FPE with a contiguous split whose dense blocks are "
+    "rewired, towards the largest gradients, until 75 % of the epochs",
+    ("FPE, learned split",): "FPE whose children start with all inputs of their "
+    "parent and are pruned gradually",
+    ("FPE, skip connection",): "FPE with the shared split and weights from the inputs "
+    "straight to the outputs, pruned gradually together",
+    ("FPE, learned split, skip connection",): "FPE with both of these",
+    ("static random mask", "SET", "RigL"): "a static random mask, SET and RigL on a "
+    "net with the neurons of all children",
+    ("RigL, whole output layer",): "RigL with all outgoing weights kept, so that only "
+    "the first layer is sparse",
+    ("train wide, then prune",): "the same wide net trained dense, then pruned by "
+    "magnitude at half time",
+    ("train wide, prune gradually",): "the same wide net pruned gradually",
+    ("pruned linear probe",): "one linear layer from inputs to outputs, pruned "
+    "gradually; where it has fewer weights than the budget, it stays whole",
+    ("DropConnect",): "DropConnect at the parent's width",
+    ("DropConnect, wide",): "DropConnect on the wide net with a budget's worth of "
+    "weights in a step; it predicts with all weights",
+    ("full linear probe",): "the whole linear layer, which may have more non-zeros",
+    ("dense, 1.2×", "dense, 2×"): "dense nets with 1.2 and 2 times the parameters",
+}
+"""What the page says of methods, if all of them were measured."""
+
 OURS = "FPE, shared split"
 EXPANSIONS = {"boolean": 2}
 EXPANSION = 4
@@ -105,7 +124,7 @@ def run(quick, data=None, n_jobs=1):
     jobs = [
         {"task": task, "neurons": neurons, "quick": quick} | job
         for task, neurons in cases(quick, data)
-        for job in product(method=OFFERED)
+        for job in product(method=METHODS)
     ]
     if quick:
         rows = run_tuned(
@@ -144,6 +163,52 @@ def _methods(result):
     """Return the methods that were run, in the order of METHODS."""
     ran = {row["method"] for row in result["rows"]}
     return [method for method in METHODS if method in ran]
+
+
+def text(result):
+    """Return what the page says of the methods that were measured, and of tuning."""
+    ran, rows = _methods(result), result["rows"]
+    lines = []
+    for methods, description in DESCRIPTIONS.items():
+        if all(method in ran for method in methods):
+            names = listed(f"*{method}*" for method in methods)
+            lines.append(f"- {names}: {description}.")
+    lines += [
+        "",
+        "All have as many non-zeros as *dense*, or those in the last table.",
+        "",
+    ]
+    if any("gradually" in line for line in lines):
+        lines += [
+            "Gradual pruning follows a cubic schedule from 10 % to 75 % of the "
+            "training, every 20 steps, and removes the smallest w²·√v, where v is "
+            "AdamW's running mean of squared gradients.",
+            "",
+        ]
+    rates = listed(_values(rows, "lr"), "{:g}")
+    tuned_over = f"learning rate of {rates}"
+    if "weight_decay" in rows[0]:
+        probes = [row for row in rows if "probe" in row["method"]]
+        others = [row for row in rows if row not in probes]
+        usual = _values(others, "weight_decay")
+        more = [
+            decay for decay in _values(probes, "weight_decay") if decay not in usual
+        ]
+        tuned_over += f" and weight decay of {listed(usual, '{:g}')}"
+        tuned_over += f" (linear probes: {listed(more, '{:g}')}, too)" if more else ""
+    lines += [
+        f"Every method has its own best {tuned_over}, chosen on validation rows with "
+        "the first seed; nothing else was tuned for any of them. The peers are written "
+        "out in ``benchmarks/experiments/_peers.py``.",
+    ]
+    if any(row["task"] == "text" for row in rows):
+        lines += ["", "*text* are embeddings of sentences."]
+    return lines
+
+
+def _values(rows, name):
+    """Return the values of a setting that were tried, in order."""
+    return sorted({row[name] for row in rows})
 
 
 def plot(result):
@@ -190,67 +255,83 @@ def _setting(row):
     return values if decay is None else f"{values}; {decay:g}"
 
 
-def _compare(result, peers, title, paper):
-    """Judge whether FPE is as good as the best of `peers`, case by case."""
-    met, parts = [], []
-    for name, best in _cases(result).items():
-        peer = max(peers, key=lambda p, b=best: mean(b[p]))
-        larger = max(spread(best[OURS]), spread(best[peer]))
-        met.append(mean(best[OURS]) >= mean(best[peer]) - larger)
-        parts.append(
-            f"{mean(best[OURS]):.1f} against {mean(best[peer]):.1f} % "
-            f"({peer + '; ' if len(peers) > 1 else ''}{name})"
-        )
-    best_of = "the best of these" if len(peers) > 1 else "it"
-    return Claim(
-        title,
-        paper,
-        f"Holds if FPE with the shared split is not below {best_of} by more than the "
-        "larger seed spread of the two, in every case; partly if in some.",
-        of_all(met),
-        f"FPE reaches {listed(parts)}.",
-    )
-
+NAMED = {
+    OURS: "FPE with the shared split",
+    "FPE, learned split": "FPE with the learned split",
+    "FPE, skip connection": "FPE with a skip connection",
+}
+"""The variants that are compared with the peers, as they are called in a sentence."""
 
 COMPARED = [
     (
         ["DropConnect", "DropConnect, wide"],
+        [OURS],
         "As good as DropConnect",
         "matches or beats DropConnect at equal non-zeros",
     ),
     (
         ["dense, 1.2×"],
+        [OURS],
         "As good as a dense net with 1.2 times the parameters",
         "32 neurons at α=4 equals a dense net with 1.2× or more parameters",
     ),
     (
         ["dense, 2×"],
+        [OURS, "FPE, learned split"],
         "As good as a dense net with twice the parameters",
         "not claimed by the paper",
     ),
     (
         ["static random mask", "SET", "RigL", "RigL, whole output layer"],
+        [OURS, "FPE, learned split"],
         "As good as sparse training from scratch",
         "not claimed by the paper",
     ),
     (
         ["train wide, then prune", "train wide, prune gradually"],
+        [OURS, "FPE, learned split"],
         "As good as training wide, then pruning",
         "not claimed by the paper",
     ),
     (
         ["pruned linear probe"],
+        [OURS, "FPE, learned split", "FPE, skip connection"],
         "As good as a linear probe pruned to the same number of non-zeros",
         "not claimed by the paper",
     ),
 ]
-"""Peers, title of the claim, and what the paper says."""
+"""Peers, variants to compare with them, title of the claim, what the paper says."""
 
 
 def claims(result):
+    """Judge every variant of COMPARED that was measured, by a claim of its own."""
+    ran = _methods(result)
     found = []
-    for peers, title, paper in COMPARED:
-        ran = [peer for peer in peers if peer in _methods(result)]
-        if ran:
-            found.append(_compare(result, ran, title, paper))
+    for peers, variants, title, paper in COMPARED:
+        measured = [peer for peer in peers if peer in ran]
+        for ours in variants if measured else []:
+            if ours in ran:
+                found.append(_compare(result, ours, measured, title, paper))
     return found
+
+
+def _compare(result, ours, peers, title, paper):
+    """Judge whether a variant is as good as the best of `peers`, case by case."""
+    met, parts = [], []
+    for name, best in _cases(result).items():
+        peer = max(peers, key=lambda p, b=best: mean(b[p]))
+        larger = max(spread(best[ours]), spread(best[peer]))
+        met.append(mean(best[ours]) >= mean(best[peer]) - larger)
+        parts.append(
+            f"{mean(best[ours]):.1f} against {mean(best[peer]):.1f} % "
+            f"({peer + '; ' if len(peers) > 1 else ''}{name})"
+        )
+    best_of = "the best of these" if len(peers) > 1 else "it"
+    return Claim(
+        title if ours == OURS else f"{title}: {ours.removeprefix('FPE, ')}",
+        paper,
+        f"Holds if {NAMED[ours]} is not below {best_of} by more than the larger seed "
+        "spread of the two, in every case; partly if in some.",
+        of_all(met),
+        f"FPE reaches {listed(parts)}.",
+    )
