@@ -220,3 +220,25 @@ def test_warm_start_takes_some_of_the_classes():
     model.fit(X[rows], Y[rows])
     assert model.classes_.tolist() == [0, 1, 2]
     assert model.predict_proba(X).shape == (60, 3)
+
+
+def test_score_without_targets_says_so():
+    model = FPEClassifier(**QUICK).fit(X, Y)
+    with pytest.raises(ValueError, match="y must be given, got None"):
+        model.score(X, None)
+
+
+def test_complex_objects_are_no_weights():
+    weights = np.full(len(X), np.complex128(1 + 1j), dtype=object)
+    with pytest.raises(ValueError, match="sample_weight must hold real numbers"):
+        FPERegressor(**QUICK).fit(X, Y, sample_weight=weights)
+
+
+@pytest.mark.parametrize("unit", [1e-200, 1e200])
+def test_scores_of_targets_whose_squares_overflow(unit):
+    y = X[:, 0] + 0.5 * X[:, 1]
+    settings = {**QUICK, "early_stopping": True}
+    expected = FPERegressor(**settings).fit(X, y)
+    model = FPERegressor(**settings).fit(X, y * unit)
+    np.testing.assert_allclose(model.validation_scores_, expected.validation_scores_)
+    assert model.score(X, y * unit) == pytest.approx(expected.score(X, y), abs=1e-4)

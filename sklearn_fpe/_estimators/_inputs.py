@@ -262,6 +262,8 @@ def check_y(y, *, numeric, name="y", estimator=None):
     y : ndarray or CSR matrix
         Integers and booleans keep their type, nullable ones included.
     """
+    if y is None:
+        raise ValueError(f"{name} must be given, got None.")
     y = to_host(y, name)
     if not sparse.issparse(y):
         _check_none_is_missing(y, name)
@@ -382,7 +384,8 @@ def _as_real(values, name):
     if values.dtype.kind != "O":
         return values
     try:
-        if not any(isinstance(value, (str, bytes)) for value in values.flat):
+        refused = (str, bytes, complex, np.complexfloating)
+        if not any(isinstance(value, refused) for value in values.flat):
             return values.astype(np.float64)
     except (TypeError, ValueError):
         pass

@@ -8,7 +8,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_fpe._estimators._base import BaseFPE
 from sklearn_fpe._estimators._compat import fit_context
-from sklearn_fpe._estimators._targets import RealTargets
+from sklearn_fpe._estimators._targets import RealTargets, r2
 
 
 class FPERegressor(RegressorMixin, BaseFPE):
@@ -429,7 +429,8 @@ class FPERegressor(RegressorMixin, BaseFPE):
         score : float
             The score, at most 1.
         """
-        return super().score(X, *self._score_arguments(y, sample_weight))
+        y, sample_weight = self._score_arguments(y, sample_weight)
+        return r2(y, self.predict(X), sample_weight)
 
     def hidden_activations(self, X):
         """Compute the activations of the last hidden layer.

@@ -23,6 +23,10 @@ Rounding is then less than a thousandth of the standard deviation.
 """
 
 
+PLAIN_SIZES = (1e-100, 1e100)
+"""Sizes of values whose squares float64 holds."""
+
+
 class ClassTargets:
     """Labels, or a 0/1 indicator matrix of several labels.
 
@@ -72,8 +76,7 @@ class ClassTargets:
 
     def check(self, y, weights, *, learn, classes=None, name="y"):
         """Check targets and, if `learn`, learn the classes of positive weight."""
-        check_classification_targets(y)
-        y_type = type_of_target(y, input_name=name)
+        y_type = _type_of(y, name)
         if y_type == "multiclass-multioutput":
             raise ValueError(
                 f"{name} must be labels of shape (n_samples,) or a 0/1 indicator "
@@ -327,6 +330,18 @@ class ClassTargets:
         return Affine.identity(self.n_columns)
 
 
+def _type_of(y, name):
+    """Return scikit-learn's name of the type of labels, after its checks."""
+    try:
+        check_classification_targets(y)
+        return type_of_target(y, input_name=name)
+    except UnboundLocalError as error:  # in scikit-learn 1.9, of a sparse array
+        raise ValueError(
+            f"{name} must be labels of shape (n_samples,) or a 0/1 indicator matrix of "
+            f"shape (n_samples, n_labels), got shape {y.shape}."
+        ) from error
+
+
 def _are_among(labels, classes):
     """Tell whether all labels are classes; 1 is not "1"."""
     both_numbers = {labels.dtype.kind, classes.dtype.kind} <= set(NUMBERS)
@@ -348,6 +363,19 @@ def _as_dtype(labels, dtype):
         converted = labels.astype(dtype)
         unchanged = (converted == labels) & (converted.astype(labels.dtype) == labels)
     return converted if unchanged.all() else labels
+
+
+def r2(y, predicted, weights):
+    """Return the coefficient of determination, for any size that float64 holds.
+
+    Both are divided by a power of two, which changes no digit, because the squares of
+    large values would overflow.
+    """
+    size = max(np.abs(y).max(initial=0.0), np.abs(predicted).max(initial=0.0))
+    unit = 1.0
+    if not PLAIN_SIZES[0] < size < PLAIN_SIZES[1] and 0 < size < np.inf:
+        unit = 2.0 ** (np.frexp(size)[1] - 1)
+    return r2_score(y / unit, predicted / unit, sample_weight=weights)
 
 
 class RealTargets:
@@ -456,7 +484,7 @@ class RealTargets:
 
     def score(self, y, outputs, weights):
         """Return the coefficient of determination."""
-        return r2_score(y, self.decide(outputs), sample_weight=weights)
+        return r2(y, self.decide(outputs), weights)
 
     def output_affine(self):
         """Return location and scale of the targets."""
