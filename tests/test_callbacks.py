@@ -212,7 +212,7 @@ def test_rows_and_weights_are_those_in_training():
 def test_scoring_monitor_gives_the_curve():
     X, y = classification()
     monitor = ScoringMonitor(scoring=["accuracy", "neg_log_loss"])
-    model = run(FPEClassifier(**QUICK, learning_rate_init=0.03), monitor)
+    model = run(FPEClassifier(**{**QUICK, "learning_rate_init": 0.03}), monitor)
     log = monitor.get_logs().data_as_pandas
     assert list(log["task_name"]).count("epoch") == 5
     epochs = log[log["task_name"] == "epoch"]

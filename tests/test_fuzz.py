@@ -44,7 +44,8 @@ def test_memory_that_is_given_back_is_seen(measure):
     with measure() as peak:
         del [b"x" * 2**26][:]
     if sys.platform == "linux" or measure is _fuzz_watch.memory_asked:
-        assert 0.9 * 2**26 <= peak.n_bytes < 2**27
+        # The system may take other pages of the process away meanwhile.
+        assert 0.5 * 2**26 <= peak.n_bytes < 2**27
 
 
 def test_code_that_runs_is_seen():

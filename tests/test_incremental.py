@@ -238,7 +238,7 @@ def by_offset(offset, weight, n_children, rng):
 @pytest.mark.parametrize("split", [functools.partial(by_offset, 1), HalfAndHalf()])
 def test_training_goes_on_with_any_callable_split(split):
     X, y = classification()
-    model = FPEClassifier(**QUICK, max_iter=2, split=split, warm_start=True)
+    model = FPEClassifier(**{**QUICK, "split": split}, max_iter=2, warm_start=True)
     assert model.fit(X, y).fit(X, y).partial_fit(X, y).n_iter_ == 3
     assert pickle.loads(pickle.dumps(model)).partial_fit(X, y).n_iter_ == 4
 
@@ -321,7 +321,7 @@ def test_calls_with_all_rows_are_a_fit(kind, problem):
 
 def test_it_learns_from_a_stream():
     X, y = classification(400)
-    model = FPEClassifier(**QUICK, warmup=5, learning_rate_init=0.05)
+    model = FPEClassifier(**{**QUICK, "learning_rate_init": 0.05}, warmup=5)
     for start in [*range(0, 400, 20)] * 4:
         rows = slice(start, start + 20)
         model.partial_fit(X[rows], y[rows], classes=[0, 1, 2])
@@ -332,7 +332,7 @@ def test_it_learns_from_a_stream():
 def test_it_learns_from_a_few_rows_at_a_time(n_rows):
     X, y = regression(120)
     X, y = 1e3 + 50 * X, -1e6 + 1e3 * y
-    model = FPERegressor(**QUICK, warmup=60, learning_rate_init=0.02)
+    model = FPERegressor(**{**QUICK, "learning_rate_init": 0.02}, warmup=60)
     for start in [*range(0, 120, n_rows)] * (3 * n_rows):
         rows = slice(start, start + n_rows)
         model.partial_fit(X[rows], y[rows])
@@ -521,7 +521,7 @@ def test_a_call_that_fails_at_its_end_keeps_the_scores_of_before():
 
 def test_a_call_of_a_regressor_that_fails_changes_no_prediction():
     X, y = regression()
-    model = FPERegressor(**QUICK, learning_rate_init=0.01)
+    model = FPERegressor(**QUICK)
     for _ in range(2):
         model.partial_fit(X, y)
     expected, twin = model.predict(X), copy.copy(model)

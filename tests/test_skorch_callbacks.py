@@ -206,7 +206,9 @@ def test_callbacks_and_gradual_pruning():
     clipping = skorch.callbacks.GradientNormClipping(1.0)
     for split in ("shared", "learned"):
         model = FPEClassifier(
-            **QUICK, prune="gradual", split=split, skorch_callbacks=[clipping]
+            **{**QUICK, "prune": "gradual"},
+            split=split,
+            skorch_callbacks=[clipping],
         )
         model.fit(X, y)
         assert model.n_nonzero_ == model.budget_
