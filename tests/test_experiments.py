@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks import make_embeddings
+from benchmarks import _frontier, frontier, make_embeddings
 from benchmarks.experiments import (
     NAMES,
     _dealing,
@@ -451,6 +451,40 @@ def test_data_must_be_a_file(capsys):
     with pytest.raises(SystemExit):
         main.main(["--data", "nowhere.npz", "--quick"])
     assert "--data must be a file, got 'nowhere.npz'" in capsys.readouterr().err
+
+
+# Accuracy at equal non-zeros
+
+
+def test_the_estimators_are_compared_at_equal_non_zeros(tmp_path, monkeypatch):
+    monkeypatch.setitem(_frontier.TASKS["digits"], "fit", {"max_iter": 3})
+    path = tmp_path / "frontier.json"
+    older = {"task": "glyphs", "h": 4, "method": "dense", "accuracy": 1.0}
+    path.write_text(json.dumps({"settings": {"quick": True}, "rows": [older]}))
+    arguments = ["--quick", "--tasks", "digits", "--jobs", "1", "--json", str(path)]
+    frontier.main(arguments)
+    *rows, last = json.loads(path.read_text())["rows"]
+    assert last == older
+    assert [row["method"] for row in rows] == list(_frontier.METHODS)
+    counts = {row["method"]: row["n_nonzero"] for row in rows}
+    assert counts.pop(_frontier.FULL_PROBE) == 650
+    assert counts.pop("dense, 2x parameters") == 610
+    assert 0.95 * 310 < counts.pop("structured, contiguous") <= 310
+    assert {*counts.values()} == {310}
+    for row in rows:
+        tries = row["tuning"]
+        assert bool(tries) == (row["method"] != _frontier.DEFAULTS)
+        if tries:
+            best = max(tries, key=lambda t: (t["accuracy"], -t["loss"]))
+            assert row["weight_decay"] == best["weight_decay"]
+
+
+def test_the_linear_probe_has_the_budget_or_all_its_weights():
+    def budget(*sizes):
+        return _frontier.parameters("text", _frontier.PRUNED_PROBE, *sizes)["budget"]
+
+    assert budget(4, 384, 41) == 4 * 385 + 41 * 5
+    assert budget(8, 64, 2) == 65
 
 
 # Public embeddings

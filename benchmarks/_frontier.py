@@ -1,0 +1,144 @@
+"""The tasks and methods of :mod:`benchmarks.frontier`, and one measurement."""
+
+import math
+import time
+import warnings
+from functools import lru_cache
+
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn.metrics import accuracy_score, log_loss
+from sklearn.model_selection import train_test_split
+
+from sklearn_fpe import FPEClassifier
+from sklearn_fpe.datasets import make_dnf
+
+TUNING_ROWS = 10_000
+"""Most rows that a network is trained on to choose its rate and decay."""
+
+ON_ALL_ROWS = ("dense", "dense, 2x parameters")
+"""Methods whose settings are chosen on all rows: fewer mislead dense networks most."""
+
+FORMULA = {"n_clauses": 8, "clause_size": 4, "n_variables": 64, "density": 0.4}
+BOOLEAN_ROWS = 10_000, 5_000
+"""Rows to train and to test on; every seed is a formula of its own."""
+
+TASKS = {
+    "digits": {
+        "hidden": (4,),
+        "seeds": 5,
+        "expansion": 4,
+        "fit": {"max_iter": 50},
+    },
+    "boolean": {
+        "hidden": (8,),
+        "seeds": 4,
+        "expansion": 2,
+        "fit": {"max_iter": 60, "batch_size": 128},
+    },
+    "text": {
+        "hidden": (4, 8, 16, 32),
+        "seeds": 3,
+        "expansion": 4,
+        "fit": {"max_iter": 20, "batch_size": 256},
+    },
+    "glyphs": {
+        "hidden": (4, 8, 16),
+        "seeds": 3,
+        "expansion": 4,
+        "fit": {"max_iter": 20, "batch_size": 256},
+    },
+}
+
+FULL_PROBE, PRUNED_PROBE = "linear probe, full", "linear probe, pruned"
+DENSE, DEFAULTS = "dense", "defaults"
+METHODS = {
+    FULL_PROBE: {"hidden_layer_sizes": ()},
+    PRUNED_PROBE: {"hidden_layer_sizes": (), "prune": "gradual"},
+    DENSE: {"expansion": 1},
+    "dense, 2x parameters": {"expansion": 1},
+    "dense + skip": {"expansion": 1, "prune": "gradual", "skip_connection": True},
+    "magnitude, shared": {"prune": "magnitude", "split": "shared"},
+    "structured, contiguous": {"prune": "structured", "split": "contiguous"},
+    "rewired, contiguous": {"prune": "rewired", "split": "contiguous"},
+    "gradual, shared": {"prune": "gradual", "split": "shared"},
+    "learned": {"prune": "gradual", "split": "learned"},
+    "shared + skip": {"prune": "gradual", "split": "shared", "skip_connection": True},
+    "learned + skip": {"prune": "gradual", "split": "learned", "skip_connection": True},
+    DEFAULTS: {},
+}
+"""Parameters of the estimator that make the methods."""
+
+
+@lru_cache(maxsize=2)
+def load(task, path, seed):
+    """Return (X_train, X_test, y_train, y_test) of a task."""
+    if task == "boolean":
+        n_train, n_test = BOOLEAN_ROWS
+        X, y, _ = make_dnf(n_train + n_test, **FORMULA, random_state=seed)
+        X = 2.0 * X - 1.0
+        return X[:n_train], X[n_train:], y[:n_train], y[n_train:]
+    if task == "digits":
+        X, y = load_digits(return_X_y=True)
+        return train_test_split(X, y, test_size=0.25, random_state=0, stratify=y)
+    with np.load(path, allow_pickle=False) as data:
+        X_train, X_test = (data[f"X_{k}"].astype(np.float32) for k in ("train", "test"))
+        return X_train, X_test, data["y_train"], data["y_test"]
+
+
+@lru_cache(maxsize=2)
+def hold_out(task, path, n_most):
+    """Split the training rows of the first seed into rows to train and to choose on."""
+    X, _, y, _ = load(task, path, 0)
+    X, X_held, y, y_held = train_test_split(
+        X, y, test_size=0.2, random_state=0, stratify=y
+    )
+    if len(X) > n_most:
+        X, _, y, _ = train_test_split(
+            X, y, train_size=n_most, random_state=0, stratify=y
+        )
+    return X, X_held, y, y_held
+
+
+def parameters(task, method, h, n_inputs, n_classes):
+    """Return the parameters of the estimator, but for rate, decay and seed."""
+    n_outputs = 1 if n_classes == 2 else n_classes
+    own = METHODS[method]
+    params = {"hidden_layer_sizes": (2 * h if "2x" in method else h,), **own}
+    if method == DEFAULTS:
+        return params
+    params |= TASKS[task]["fit"]
+    if "hidden_layer_sizes" not in own:
+        params = {"expansion": TASKS[task]["expansion"]} | params
+    if method == PRUNED_PROBE:
+        budget = h * (n_inputs + 1) + n_outputs * (h + 1)
+        params["budget"] = min(budget, n_outputs * (n_inputs + 1))
+    return params
+
+
+def measure(job, path):
+    """Fit once; return accuracy in percent, log loss, non-zeros and CPU seconds."""
+    seed = job["seed"]
+    if job["tune"]:
+        n_most = math.inf if job["method"] in ON_ALL_ROWS else TUNING_ROWS
+        rows = hold_out(job["task"], path, n_most)
+    else:
+        rows = load(job["task"], path, seed)
+    X, X_test, y, y_test = rows
+    params = parameters(
+        job["task"], job["method"], job["h"], X.shape[1], len(np.unique(y))
+    )
+    model = FPEClassifier(**params, **job["setting"], random_state=seed, device="cpu")
+    start = time.process_time()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a smaller expansion than was asked for
+        model.fit(X, y)
+    seconds = time.process_time() - start
+    chances = model.predict_proba(X_test).astype(np.float64)
+    chances /= chances.sum(axis=1, keepdims=True)  # in float32 they sum to 1 roughly
+    return {
+        "accuracy": 100 * accuracy_score(y_test, model.classes_[chances.argmax(1)]),
+        "loss": log_loss(y_test, chances, labels=model.classes_),
+        "n_nonzero": int(model.n_nonzero_),
+        "seconds": seconds,
+    }

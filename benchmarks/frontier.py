@@ -1,0 +1,201 @@
+"""Test accuracy of the public estimators at equal non-zero parameters.
+
+    python -m benchmarks.frontier --data GLYPHS.npz --text WORDNET.npz [--quick]
+
+With ``--tasks`` or ``--methods``, other results stay in the file that is written. A
+data file holds X_train, y_train, X_test, y_test.
+
+No method has more non-zeros than a dense network of h hidden neurons, biases included,
+but for the full linear probe and the dense network with twice the parameters. Every
+method has its own best learning rate and weight decay: they are chosen with the first
+seed on a fifth of the training rows, held out, by accuracy and, among equals, by log
+loss, after training on at most 10 000 of the other rows (dense networks: on all). The
+network is then trained on all training rows, once per seed, and scored on the test
+rows. "defaults" is the estimator as it is, with its own epochs, batches, rate and
+decay: nothing was chosen for it.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import time
+from pathlib import Path
+
+from joblib import Parallel, delayed, parallel_config
+
+from benchmarks._frontier import (
+    DEFAULTS,
+    FULL_PROBE,
+    METHODS,
+    ON_ALL_ROWS,
+    PRUNED_PROBE,
+    TASKS,
+    TUNING_ROWS,
+    measure,
+)
+from benchmarks._report import print_table, write_json
+
+RATES = (1e-2, 2e-2, 5e-2)
+DECAYS = (0.0, 0.1, 0.3, 1.0)
+SHORT_GRID = ((2e-2, 5e-2), (0.1, 0.3))
+"""Rates and decays of the methods in SHORT, to save time: none of them is a peer."""
+
+SHORT = (
+    "magnitude, shared",
+    "structured, contiguous",
+    "rewired, contiguous",
+    "gradual, shared",
+)
+AT_32 = (PRUNED_PROBE, "dense + skip", "shared + skip", "learned + skip")
+"""Methods that are run with 32 parents, which takes longest."""
+
+
+def settings_of(method, quick):
+    """Return the learning rates and weight decays to choose from."""
+    if method == DEFAULTS:
+        return [{}]
+    rates, decays = SHORT_GRID if method in SHORT else (RATES, DECAYS)
+    if quick:
+        rates, decays = rates[-1:], decays[:2]
+    return [
+        {"learning_rate_init": rate, "weight_decay": decay}
+        for rate, decay in itertools.product(rates, decays)
+    ]
+
+
+def cases_of(task, quick):
+    """Return the jobs of a task without a setting and a seed."""
+    widths = TASKS[task]["hidden"]
+    # The full probe is the same for every number of neurons.
+    return [
+        {"task": task, "h": h, "method": method}
+        for h in widths[: 1 if quick else None]
+        for method in (AT_32 if h == 32 else METHODS)
+        if h == widths[0] or method != FULL_PROBE
+    ]
+
+
+def run(jobs, paths, n_jobs):
+    """Measure jobs in parallel, one thread each."""
+    with parallel_config("loky", inner_max_num_threads=1):
+        return Parallel(n_jobs=n_jobs, batch_size=1, verbose=1)(
+            delayed(measure)(job, paths.get(job["task"])) for job in jobs
+        )
+
+
+def choose(cases, paths, args):
+    """Return (setting, tries) of every case, the best on rows held out."""
+    tries = [
+        case | {"setting": setting, "seed": 0, "tune": True}
+        for case in cases
+        for setting in settings_of(case["method"], args.quick)
+        if setting
+    ]
+    measured = iter(run(tries, paths, args.jobs))
+    found = []
+    for case in cases:
+        of_case = [
+            setting
+            | {k: round(v, 4) for k, v in next(measured).items() if k != "n_nonzero"}
+            for setting in settings_of(case["method"], args.quick)
+            if setting
+        ]
+        best = max(of_case, key=lambda t: (t["accuracy"], -t["loss"]), default={})
+        names = ("learning_rate_init", "weight_decay")
+        found.append(({name: best[name] for name in names if best}, of_case))
+    return found
+
+
+def summarize(case, setting, tries, measured):
+    """Return the row of a case."""
+    scores = [round(m["accuracy"], 4) for m in measured]
+    return case | {
+        "accuracy": statistics.mean(scores),
+        "spread": statistics.stdev(scores) if len(scores) > 1 else 0.0,
+        "n_nonzero": max(m["n_nonzero"] for m in measured),
+        **setting,
+        "seconds": round(statistics.median(m["seconds"] for m in measured), 3),
+        "scores": scores,
+        "tuning": tries,
+    }
+
+
+def measure_task(task, paths, args):
+    """Choose the settings of every method on a task, and measure the methods."""
+    cases = [c for c in cases_of(task, args.quick) if c["method"] in args.methods]
+    chosen = choose(cases, paths, args)
+    n_seeds = 1 if args.quick else TASKS[task]["seeds"]
+    finals = [
+        case | {"setting": setting, "seed": seed, "tune": False}
+        for case, (setting, _) in zip(cases, chosen, strict=True)
+        for seed in range(n_seeds)
+    ]
+    measured = run(finals, paths, args.jobs)
+    return [
+        summarize(case, *of_case, measured[i * n_seeds : (i + 1) * n_seeds])
+        for i, (case, of_case) in enumerate(zip(cases, chosen, strict=True))
+    ]
+
+
+def rows_of_others(args):
+    """Return the rows that a file already has of what is not run now."""
+    path = Path(args.json)
+    found = json.loads(path.read_text()) if path.exists() else None
+    if found is None or found["settings"]["quick"] != args.quick:
+        return []
+    return [
+        row
+        for row in found["rows"]
+        if row["task"] not in args.tasks or row["method"] not in args.methods
+    ]
+
+
+def position(row):
+    """Return where a row stands in the file."""
+    return list(TASKS).index(row["task"]), row["h"], [*METHODS].index(row["method"])
+
+
+def main(arguments=None):
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--data", help="image embeddings (.npz); left out without a file")
+    add("--text", help="text embeddings (.npz); left out without a file")
+    add("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    add("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    add("--quick", action="store_true", help="one seed, one width, two settings")
+    add("--jobs", type=int, default=2, help="processes (default: 2)")
+    add("--json", default="benchmarks/results/frontier.json")
+    args = parser.parse_args(arguments)
+    paths = {"glyphs": args.data, "text": args.text}
+    rows, start = rows_of_others(args), time.perf_counter()
+    for task in args.tasks:
+        if task in paths and paths[task] is None:
+            continue
+        of_task = measure_task(task, paths, args)
+        columns = ["task", "h", "method", "accuracy", "spread", "n_nonzero"]
+        print_table(
+            of_task, [*columns, "learning_rate_init", "weight_decay", "seconds"]
+        )
+        rows = sorted([*rows, *of_task], key=position)
+        settings = {
+            "files": {name: path and Path(path).name for name, path in paths.items()},
+            "quick": args.quick,
+            "jobs": args.jobs,
+            "tuning_rows": TUNING_ROWS,
+            "tuned_on_all_rows": ON_ALL_ROWS,
+            "rates": RATES,
+            "decays": DECAYS,
+            "short_grid": {"methods": SHORT, "rates, decays": SHORT_GRID},
+            "tasks": {
+                name: TASKS[name] for name in dict.fromkeys(r["task"] for r in rows)
+            },
+            "minutes": round((time.perf_counter() - start) / 60, 1),
+        }
+        # After every task, so that an interrupted run leaves what it has.
+        write_json(args.json, rows, settings)
+
+
+if __name__ == "__main__":
+    main()
