@@ -13,8 +13,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import get_tags
 
 from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer
-from sklearn_fpe._engine._pruning import PRUNES
 from sklearn_fpe.nn._activation import ACTIVATIONS
+from sklearn_fpe.nn._prune import PRUNES
 from sklearn_fpe.nn._split import SPLITS
 
 QUICK = {"hidden_layer_sizes": (6,), "expansion": 2, "max_iter": 3, "random_state": 0}

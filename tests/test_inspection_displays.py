@@ -262,5 +262,5 @@ def test_without_matplotlib_the_error_names_the_extra(monkeypatch, network):
         lambda: InterferenceDisplay.from_estimators({"a": np.eye(2)}),
         lambda: ChildInputsDisplay.from_estimator(network),
     ):
-        with pytest.raises(ImportError, match=r"needs matplotlib.*sklearn_fpe\[plot\]"):
+        with pytest.raises(ImportError, match=r"needs matplotlib.*sklearn-fpe\[plot\]"):
             make()

@@ -23,10 +23,10 @@ from torch.testing import assert_close
 from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer, load, save
 from sklearn_fpe._engine._loss import LOSSES
 from sklearn_fpe._engine._net import Net
-from sklearn_fpe._engine._pruning import PRUNES
 from sklearn_fpe._engine._step import backpropagate
 from sklearn_fpe.nn import MLP, Affine, check_expansion
 from sklearn_fpe.nn._activation import ACTIVATIONS
+from sklearn_fpe.nn._prune import PRUNES
 from sklearn_fpe.nn._split import SPLITS
 
 QUICK = {"max_iter": 4, "warmup": 1, "random_state": 0, "expansion": 2}

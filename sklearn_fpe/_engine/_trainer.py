@@ -16,12 +16,12 @@ from sklearn_fpe._engine._context import training_context
 from sklearn_fpe._engine._hooks import Hook
 from sklearn_fpe._engine._moments import Moments
 from sklearn_fpe._engine._net import Net, make_net
-from sklearn_fpe._engine._pruning import PRUNES
 from sklearn_fpe._engine._recipe import History, Learned, Recipe, Settings, Targets
 from sklearn_fpe._engine._rows import Rows, make_rows
 from sklearn_fpe._engine._views import Sample
 from sklearn_fpe.nn import MLP, Affine
 from sklearn_fpe.nn._expand import expand_to
+from sklearn_fpe.nn._prune import PRUNES
 
 PREDICTION_ROWS = 4096
 """Held-out rows that are predicted at a time."""

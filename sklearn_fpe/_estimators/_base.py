@@ -24,7 +24,6 @@ from sklearn_fpe._engine._cache import WarmUpCache, data_digest
 from sklearn_fpe._engine._context import readable_memory_errors, threads_for
 from sklearn_fpe._engine._hooks import EarlyStopping, Hook, Verbose
 from sklearn_fpe._engine._loss import LOSSES
-from sklearn_fpe._engine._pruning import PRUNES
 from sklearn_fpe._engine._recipe import Learned, Recipe, Seeds, Settings
 from sklearn_fpe._engine._trainer import Trainer
 from sklearn_fpe._engine._views import Sample, View
@@ -36,7 +35,7 @@ from sklearn_fpe._version import __version__
 from sklearn_fpe.nn import Activation, PruneRule, SplitRule, check_expansion
 from sklearn_fpe.nn._activation import ACTIVATIONS, get_activation
 from sklearn_fpe.nn._expand import warn_expansion
-from sklearn_fpe.nn._prune import get_prune
+from sklearn_fpe.nn._prune import PRUNES, get_prune
 from sklearn_fpe.nn._split import SPLITS, get_split
 
 if TYPE_CHECKING:
