@@ -3,6 +3,7 @@
 A slice of what ``benchmarks/fuzz.py`` runs; it also tells how to replay a case.
 """
 
+import gc
 import os
 import sys
 import time
@@ -41,11 +42,16 @@ def test_a_case_that_hangs_is_stopped():
 
 @pytest.mark.parametrize("measure", [_fuzz_watch.memory_asked, _fuzz_watch.memory_used])
 def test_memory_that_is_given_back_is_seen(measure):
-    with measure() as peak:
-        del [b"x" * 2**26][:]
+    def seen():
+        gc.collect()  # what is freed meanwhile would hide what is taken
+        with measure() as peak:
+            del [b"x" * 2**26][:]
+        return peak.n_bytes
+
     if sys.platform == "linux" or measure is _fuzz_watch.memory_asked:
-        # The system may take other pages of the process away meanwhile.
-        assert 0.5 * 2**26 <= peak.n_bytes < 2**27
+        # The system may take other pages of the process away during a measurement.
+        found = [seen() for _ in range(5)]
+        assert 0.5 * 2**26 <= max(found) < 2**27, found
 
 
 def test_code_that_runs_is_seen():
