@@ -20,9 +20,9 @@ ESTIMATORS = [FPEClassifier, FPERegressor, FPETransformer]
 def epochs(monkeypatch):
     """The epochs that were trained: none, where an error is expected."""
     trained = []
-    real = Trainer._epoch
+    real = Trainer.run_epoch
     monkeypatch.setattr(
-        Trainer, "_epoch", lambda *args: trained.append(1) or real(*args)
+        Trainer, "run_epoch", lambda *args: trained.append(1) or real(*args)
     )
     return trained
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,13 +62,32 @@ class FlatParameters:
 
     def follow_masks(self) -> None:
         """Bring :attr:`trainable` up to date with the masks of the layers."""
-        self.trainable = None
-        for layer in self.network.maps:
-            if layer.mask is None:
-                continue
-            if self.trainable is None:
-                self.trainable = torch.ones_like(self.vector, requires_grad=False)
+        masked = [layer for layer in self.network.maps if layer.mask is not None]
+        if self.trainable is None:
+            if not masked:
+                return
+            self.trainable = torch.empty_like(self.vector, requires_grad=False)
+        self.trainable.fill_(1.0)
+        for layer in masked:
+            assert layer.mask is not None
             self.trainable[self.places[layer.weight]] = layer.mask.flatten().float()
+
+    @torch.no_grad()
+    def move_to(self, values: Tensor, gradient: Tensor, trainable: Tensor) -> None:
+        """Keep the parameters, their gradients and the masks in other memory.
+
+        Parameters
+        ----------
+        values, gradient, trainable : tensors of shape (n,)
+            The memory, such as a row of a matrix that holds several networks.
+        """
+        values.copy_(self.vector)
+        self.vector.data, self.vector.grad = values, gradient
+        for p, place in self.places.items():
+            p.data = values[place].view(p.shape)
+            p.grad = gradient[place].view(p.shape)
+        self.trainable = trainable
+        self.follow_masks()
 
     def mask_gradients(self) -> None:
         """Set the gradients of pruned weights to zero."""
@@ -108,23 +128,61 @@ class VectorAdamW(torch.optim.AdamW):
             state["step"] = vector.new_zeros(())
             state["exp_avg"] = torch.zeros_like(vector)
             state["exp_avg_sq"] = torch.zeros_like(vector)
-        beta1, beta2 = group["betas"]
-        adamw(
-            [vector],
-            [vector.grad],
-            [state["exp_avg"]],
-            [state["exp_avg_sq"]],
-            [],
-            [state["step"]],
-            fused=True,
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
+        update_adamw(group, [vector], [vector.grad], [state])
+
+    @torch.no_grad()
+    def move_to(self, step: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> None:
+        """Keep the state of the single parameter in other memory.
+
+        Parameters
+        ----------
+        step : tensor of shape ()
+            Steps so far.
+        exp_avg, exp_avg_sq : tensors of shape (n,)
+            Running means of the gradient and of the squared gradient.
+        """
+        ((vector,),) = (group["params"] for group in self.param_groups)
+        memory = {"step": step, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+        state = self.state[vector]
+        for name, tensor in memory.items():
+            tensor.copy_(state[name]) if state else tensor.zero_()
+        state.update(memory)
+
+
+def update_adamw(
+    group: dict[str, Any],
+    vectors: list[Tensor],
+    gradients: list[Tensor],
+    states: list[dict[str, Tensor]],
+) -> None:
+    """Update vectors by one step of AdamW, in one call of the kernel.
+
+    Parameters
+    ----------
+    group : dict
+        The optimizer's group of parameters: learning rate, weight decay, constants.
+    vectors, gradients : list of tensors of shape (n,)
+        Values and gradients.
+    states : list of dict
+        The optimizer's state of each vector.
+    """
+    beta1, beta2 = group["betas"]
+    adamw(
+        vectors,
+        gradients,
+        [state["exp_avg"] for state in states],
+        [state["exp_avg_sq"] for state in states],
+        [],
+        [state["step"] for state in states],
+        fused=True,
+        amsgrad=False,
+        beta1=beta1,
+        beta2=beta2,
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=False,
+    )
 
 
 def has_fast_step(network: MLP) -> bool:

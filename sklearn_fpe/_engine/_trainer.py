@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,40 @@ from sklearn_fpe.nn._prune import PRUNES
 
 PREDICTION_ROWS = 4096
 """Held-out rows that are predicted at a time."""
+
+Training = Generator["Epoch", None, Any]
+"""A training that yields each epoch, which somebody else runs, and returns a result."""
+
+
+@dataclass(frozen=True, eq=False)
+class Epoch:
+    """An epoch that a training waits for.
+
+    Run it by :meth:`Trainer.run_epoch`, or together with epochs of other networks.
+
+    Parameters
+    ----------
+    trainer : Trainer
+        The network in training.
+    rows : Rows
+        The rows to train on.
+    rate : float
+        The learning rate.
+    """
+
+    trainer: Trainer
+    rows: Rows
+    rate: float
+
+
+def run_alone(training: Training) -> Any:
+    """Run a training epoch by epoch; return its result."""
+    while True:
+        try:
+            epoch = next(training)
+        except StopIteration as end:
+            return end.value
+        epoch.trainer.run_epoch(epoch)
 
 
 class Trainer:
@@ -155,7 +190,12 @@ class Trainer:
                 for layer in self.network.output_maps:
                     layer.weight[rows] = 0.0
 
-    def fit(
+    def fit(self, *args: Any, **kwargs: Any) -> Learned:
+        """Run the phases that are left; takes what :meth:`training` takes."""
+        with training_context(self.settings.device):
+            return run_alone(self.training(*args, **kwargs))
+
+    def training(
         self,
         train: Sample,
         held: Sample | None = None,
@@ -163,8 +203,10 @@ class Trainer:
         hooks: Sequence[Hook] = (),
         cache: Callable[[dict], WarmUpCache] | None = None,
         n_epochs: int | None = None,
-    ) -> Learned:
-        """Run the phases that are left.
+    ) -> Training:
+        """Run the phases that are left, and yield every epoch for somebody to run.
+
+        Must be resumed in a :func:`training_context` of the device.
 
         Parameters
         ----------
@@ -186,25 +228,25 @@ class Trainer:
             What was learned.
         """
         settings = self.settings
-        with training_context(settings.device):
-            rows = self._rows(train)
-            self._held = None if held is None else self._rows(held)
-            self.history = replace(self.history, n_iter=0)
-            if held is None:
-                self.history = self.history.without_validation()
-            self.n_epochs = settings.max_iter
-            last = settings.max_iter if n_epochs is None else n_epochs
-            first = 0
-            if self.phase == "warm-up":
-                first = max(0, settings.n_warmup - len(self.history.losses))
-                self._warm_up(rows, range(min(first, last)), hooks, cache, train)
-                self.expand()
-            self._arrange(rows)
-            pruning = self.recipe.prune.hook(self.recipe)
-            if pruning is not None:
-                hooks = [pruning, *hooks]
-            self._run(rows, range(first, max(first, last)), hooks)
-            return self.learned()
+        rows = self._rows(train)
+        self._held = None if held is None else self._rows(held)
+        self.history = replace(self.history, n_iter=0)
+        if held is None:
+            self.history = self.history.without_validation()
+        self.n_epochs = settings.max_iter
+        last = settings.max_iter if n_epochs is None else n_epochs
+        first = 0
+        if self.phase == "warm-up":
+            first = max(0, settings.n_warmup - len(self.history.losses))
+            warm_up = range(min(first, last))
+            yield from self._warm_up(rows, warm_up, hooks, cache, train)
+            self.expand()
+        self._arrange(rows)
+        pruning = self.recipe.prune.hook(self.recipe)
+        if pruning is not None:
+            hooks = [pruning, *hooks]
+        yield from self._run(rows, range(first, max(first, last)), hooks)
+        return self.learned()
 
     def partial_fit(self, sample: Sample) -> Learned:
         """Run one epoch on some rows at a constant learning rate."""
@@ -217,7 +259,8 @@ class Trainer:
             self._arrange(rows)
             self.history = self.history.without_validation()
             self.net.notify("on_train_begin", X=None, y=None)
-            self._epoch(rows, self.settings.learning_rate_init)
+            self.run_epoch(Epoch(self, rows, self.settings.learning_rate_init))
+            self._check_loss()
             self.net.notify("on_train_end", X=None, y=None)
             return self.learned()
 
@@ -397,14 +440,14 @@ class Trainer:
         hooks: Sequence[Hook],
         cache: Callable[[dict], WarmUpCache] | None,
         train: Sample,
-    ) -> None:
+    ) -> Training:
         """Train the dense parent, or take it from the cache."""
         if cache is None or not epochs or self.history.losses:
-            self._run(rows, epochs, hooks)
+            yield from self._run(rows, epochs, hooks)
             return
 
         def compute() -> Warm:
-            if self._run(rows, epochs, hooks):
+            if run_alone(self._run(rows, epochs, hooks)):
                 raise StoppedError
             state = self.network.state_dict()
             state = {name: value.cpu().numpy() for name, value in state.items()}
@@ -433,8 +476,8 @@ class Trainer:
             hook.on_phase_end(self)
         self.from_cache = False
 
-    def _run(self, rows: Rows, epochs: range, hooks: Sequence[Hook]) -> bool:
-        """Run epochs of a phase; return whether they were stopped early."""
+    def _run(self, rows: Rows, epochs: range, hooks: Sequence[Hook]) -> Training:
+        """Yield the epochs of a phase; return whether they were stopped early."""
         self.epochs = epochs
         batch_size = self.settings.rows_per_step(len(rows))
         self.validation_score = None
@@ -447,7 +490,8 @@ class Trainer:
         for self.epoch in epochs:
             for hook in hooks:
                 hook.on_epoch_begin(self)
-            self._epoch(rows, self.settings.rate_at(self.epoch))
+            yield Epoch(self, rows, self.settings.rate_at(self.epoch))
+            self._check_loss()
             self.settled = all(hook.settled for hook in hooks)
             # Every hook is called, whichever asks to stop.
             asked = [hook.on_epoch_end(self) for hook in hooks]
@@ -482,27 +526,40 @@ class Trainer:
 
         return before_step
 
-    def _epoch(self, rows: Rows, rate: float) -> None:
-        net, settings = self.net, self.settings
-        net.stop_, self.validation_score = False, None
-        for group in net.optimizer_.param_groups:
-            group["lr"], group["weight_decay"] = rate, settings.weight_decay
-        n_before = len(self.history.losses)
-        batches = rows.batches(
-            settings.rows_per_step(len(rows)), (self.recipe.seeds.shuffle, n_before)
-        )
+    def run_epoch(self, epoch: Epoch) -> None:
+        """Run an epoch of this network alone."""
+        net, rows = self.net, epoch.rows
+        self.begin_epoch(epoch)
         held = None
-        if settings.callbacks and self._held is not None:
+        if self.settings.callbacks and self._held is not None:
             held = self._held.batches(PREDICTION_ROWS)
-        net.fit_loop(batches, held, epochs=1)
-        self.loss = net.history[-1, "train_loss"]
-        if not math.isfinite(self.loss):
-            raise self._diverged(f"The training loss became {self.loss}.")
+        batch_size = self.settings.rows_per_step(len(rows))
+        net.fit_loop(rows.batches(batch_size, self.order_seed), held, epochs=1)
+        self.end_epoch(net.history[-1, "train_loss"])
+
+    def begin_epoch(self, epoch: Epoch) -> None:
+        """Set the learning rate and the weight decay of an epoch."""
+        self.net.stop_, self.validation_score = False, None
+        for group in self.net.optimizer_.param_groups:
+            group["lr"], group["weight_decay"] = epoch.rate, self.settings.weight_decay
+
+    def end_epoch(self, loss: float) -> None:
+        """Record the mean training loss of an epoch."""
+        self.loss = loss
         self.history = replace(
             self.history,
-            losses=(*self.history.losses, self.loss),
+            losses=(*self.history.losses, loss),
             n_iter=self.history.n_iter + 1,
         )
+
+    @property
+    def order_seed(self) -> tuple[int, int]:
+        """The seed of the order of the rows in the next epoch."""
+        return self.recipe.seeds.shuffle, len(self.history.losses)
+
+    def _check_loss(self) -> None:
+        if not math.isfinite(self.loss):
+            raise self._diverged(f"The training loss became {self.loss}.")
 
     def _diverged(self, symptom: str) -> FloatingPointError:
         return FloatingPointError(
