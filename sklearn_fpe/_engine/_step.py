@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
 
 from sklearn_fpe.nn import MLP
 
@@ -128,7 +127,8 @@ class VectorAdamW(torch.optim.AdamW):
             state["step"] = vector.new_zeros(())
             state["exp_avg"] = torch.zeros_like(vector)
             state["exp_avg_sq"] = torch.zeros_like(vector)
-        update_adamw(group, [vector], [vector.grad], [state])
+        state["step"] += 1
+        update_adamw(group, [vector.detach()], [vector.grad], [state])
 
     @torch.no_grad()
     def move_to(self, step: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> None:
@@ -157,6 +157,9 @@ def update_adamw(
 ) -> None:
     """Update vectors by one step of AdamW, in one call of the kernel.
 
+    ``torch.optim.adamw.adamw`` sorts its tensors by device and asks for compilers at
+    every call, which takes several times as long as the kernel.
+
     Parameters
     ----------
     group : dict
@@ -164,23 +167,22 @@ def update_adamw(
     vectors, gradients : list of tensors of shape (n,)
         Values and gradients.
     states : list of dict
-        The optimizer's state of each vector.
+        The optimizer's state of each vector; the steps count this one already.
     """
     beta1, beta2 = group["betas"]
-    adamw(
+    torch._fused_adamw_(
         vectors,
         gradients,
         [state["exp_avg"] for state in states],
         [state["exp_avg_sq"] for state in states],
         [],
         [state["step"] for state in states],
-        fused=True,
-        amsgrad=False,
+        lr=group["lr"],
         beta1=beta1,
         beta2=beta2,
-        lr=group["lr"],
         weight_decay=group["weight_decay"],
         eps=group["eps"],
+        amsgrad=False,
         maximize=False,
     )
 
