@@ -42,7 +42,7 @@ def run_together(trainings: Sequence[Training], device: torch.device) -> list[An
                     waiting[number] = next(training)
                 except StopIteration as end:
                     results[number] = end.value
-                except Exception as error:  # noqa: BLE001  # returned to the caller
+                except Exception as error:  # returned to the caller
                     results[number] = error
                 if number not in waiting:
                     del running[number]
@@ -71,7 +71,7 @@ def _run(
             used[key] = stack
             with threads_for(_flops(epochs), epochs[0].trainer.settings.device):
                 stack.run_epochs(epochs)
-        except Exception as error:  # noqa: BLE001  # returned to the caller
+        except Exception as error:  # returned to the caller
             for number in numbers:
                 results[number] = error
                 running.pop(number).close()

@@ -76,6 +76,8 @@ class Rows:
     def arrange(self, network: MLP) -> bool:
         """Arrange the columns for ``network.arranged()`` where that saves time.
 
+        Rows that are arranged stay as they are.
+
         Returns
         -------
         arranged : bool
@@ -83,6 +85,8 @@ class Rows:
         """
         if not network.reorders_columns:
             return False
+        if self._arrange is not None:
+            return True
         self._arrange = network.arrange
         if self.x is not None:
             self.x = _replace(self.x, network.arrange)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sklearn_fpe._engine._step import FlatParameters, VectorAdamW, update_adamw
 from sklearn_fpe.nn import BlockLinear
+from sklearn_fpe.nn._layers import Layer
 
 if TYPE_CHECKING:
     from sklearn_fpe._engine._trainer import Epoch, Trainer
@@ -99,7 +100,7 @@ class Stack:
         self.first, *self.others = layers
         self.skip = None if network.skip is None else self._views(network.skip)
 
-    def _views(self, layer) -> _Layer:
+    def _views(self, layer: Layer) -> _Layer:
         """Return the parameters of a layer of all networks as views."""
         places, shapes = self.flats[0].places, []
         for parameter in (layer.weight, layer.bias):
@@ -187,7 +188,6 @@ class Stack:
         """Write the gradients of all networks; return their losses, (n_networks,)."""
         apply_, backward_ = self.activation.apply_, self.activation.backward_
         assert backward_ is not None
-        n_rows = x.shape[1]
         if not self.others:
             # Without a hidden layer.
             outputs = self.first.shared_product(x).mT + self.first.bias.unsqueeze(1)
@@ -244,9 +244,7 @@ class _Layer:
         Biases and their gradients.
     """
 
-    def __init__(
-        self, weight: list[Tensor], bias: list[Tensor] | None = None
-    ) -> None:
+    def __init__(self, weight: list[Tensor], bias: list[Tensor] | None = None) -> None:
         self.weight, self.weight_gradient = weight
         if bias is not None:
             self.bias, self.bias_gradient = bias

@@ -19,8 +19,9 @@ from sklearn_fpe._engine._moments import Moments
 from sklearn_fpe._engine._net import Net, make_net
 from sklearn_fpe._engine._recipe import History, Learned, Recipe, Settings, Targets
 from sklearn_fpe._engine._rows import Rows, make_rows
+from sklearn_fpe._engine._shared import MAX_ARRANGED_BYTES, Shared
 from sklearn_fpe._engine._views import Sample
-from sklearn_fpe.nn import MLP, Affine
+from sklearn_fpe.nn import MLP, Affine, BlockLinear
 from sklearn_fpe.nn._expand import expand_to
 from sklearn_fpe.nn._prune import PRUNES
 
@@ -75,6 +76,8 @@ class Trainer:
         The targets; a copy is kept.
     learned : Learned, default=None
         What to continue from; None: a fresh network.
+    shared : Shared, default=None
+        What it has in common with other trainings; None: nothing.
 
     Attributes
     ----------
@@ -107,8 +110,9 @@ class Trainer:
         settings: Settings,
         targets: Targets,
         learned: Learned | None = None,
+        shared: Shared | None = None,
     ) -> None:
-        self.recipe, self.settings = recipe, settings
+        self.recipe, self.settings, self._shared = recipe, settings, shared
         self.targets = copy.deepcopy(targets)
         n_inputs = recipe.shape.n_inputs
         if learned is None:
@@ -169,10 +173,7 @@ class Trainer:
     def _learn_scale(self, sample: Sample) -> None:
         trained = bool(self.history.losses)
         if self.settings.standardize:
-            moments = Moments(sample.view.shape[1])
-            if self.moments is not None:
-                moments = copy.deepcopy(self.moments)
-            moments.update(sample.view, sample.weights)
+            moments = self._moments_with(sample)
             affine = moments.affine()
             if trained and self.moments is not None:
                 constant = self.moments.constant()
@@ -189,6 +190,19 @@ class Trainer:
             with torch.no_grad():
                 for layer in self.network.output_maps:
                     layer.weight[rows] = 0.0
+
+    def _moments_with(self, sample: Sample) -> Moments:
+        """Return the statistics of the inputs so far and of more rows."""
+        if self.moments is not None:
+            moments = copy.deepcopy(self.moments)
+            return moments.update(sample.view, sample.weights)
+        moments = Moments(sample.view.shape[1])
+        if self._shared is None:
+            return moments.update(sample.view, sample.weights)
+        return self._shared.get(
+            ("moments", id(sample)),
+            lambda: moments.update(sample.view, sample.weights),
+        )
 
     def fit(self, *args: Any, **kwargs: Any) -> Learned:
         """Run the phases that are left; takes what :meth:`training` takes."""
@@ -241,12 +255,26 @@ class Trainer:
             warm_up = range(min(first, last))
             yield from self._warm_up(rows, warm_up, hooks, cache, train)
             self.expand()
-        self._arrange(rows)
+        rows = self._arrange(rows, train, held)
         pruning = self.recipe.prune.hook(self.recipe)
         if pruning is not None:
             hooks = [pruning, *hooks]
         yield from self._run(rows, range(first, max(first, last)), hooks)
         return self.learned()
+
+    def warming(self, train: Sample, n_epochs: int) -> Training:
+        """Train the dense parent alone, yielding epochs; return its weights and losses.
+
+        Its result is what a cache stores, see :meth:`training`.
+        """
+        self.n_epochs = self.settings.max_iter
+        yield from self._run(self._rows(train), range(n_epochs), ())
+        return self._warm()
+
+    def _warm(self) -> Warm:
+        state = self.network.state_dict()
+        state = {name: value.cpu().numpy() for name, value in state.items()}
+        return state, list(self.history.losses)
 
     def partial_fit(self, sample: Sample) -> Learned:
         """Run one epoch on some rows at a constant learning rate."""
@@ -397,14 +425,25 @@ class Trainer:
     # Epochs
     # ----------------------------------------------------------------------------------
 
-    def _rows(self, sample: Sample) -> Rows:
-        return make_rows(
-            sample.view,
-            self.targets.encode(sample.y),
-            sample.training_weights(),
-            self.affine,
-            self.settings.device,
-        )
+    def _rows(self, sample: Sample, partition: bytes = b"") -> Rows:
+        """Return the rows of a sample, standardised.
+
+        `partition` tells apart rows that are arranged in different ways.
+        """
+
+        def make() -> Rows:
+            return make_rows(
+                sample.view,
+                self.targets.encode(sample.y),
+                sample.training_weights(),
+                self.affine,
+                self.settings.device,
+            )
+
+        if self._shared is None:
+            return make()
+        key = (id(sample), self.settings.standardize, self.settings.device, partition)
+        return self._shared.get(("rows", *key), make)
 
     def _expanded(self) -> MLP:
         recipe = self.recipe
@@ -418,13 +457,33 @@ class Trainer:
             rng=recipe.seeds.split,
         )
 
-    def _arrange(self, rows: Rows) -> None:
-        """Arrange the columns of rows that are used again and again."""
+    def _arrange(
+        self, rows: Rows, train: Sample | None = None, held: Sample | None = None
+    ) -> Rows:
+        """Arrange the columns of rows that are used again and again; return the rows.
+
+        Rows that other trainings use, too, stay as they are: arranged are others, which
+        trainings of networks with the same partition share.
+        """
         if self.settings.callbacks:
-            return  # callbacks see the network and the columns as they are
+            return rows  # callbacks see the network and the columns as they are
+        first = self.network.layers[0]
+        if (
+            self._shared is not None
+            and self.network.reorders_columns
+            and isinstance(first, BlockLinear)
+        ):
+            if 4 * math.prod(rows.view.shape) > MAX_ARRANGED_BYTES:
+                return rows
+            assert train is not None
+            partition = first.inputs.cpu().numpy().tobytes()
+            rows = self._rows(train, partition)
+            if held is not None:
+                self._held = self._rows(held, partition)
         if self._held is not None:
             self._held.arrange(self.network)
         self._attach(rows.arrange(self.network))
+        return rows
 
     def _attach(self, arranged: bool) -> None:
         """Let the net compute with the network as it is now."""
@@ -449,9 +508,7 @@ class Trainer:
         def compute() -> Warm:
             if run_alone(self._run(rows, epochs, hooks)):
                 raise StoppedError
-            state = self.network.state_dict()
-            state = {name: value.cpu().numpy() for name, value in state.items()}
-            return state, list(self.history.losses)
+            return self._warm()
 
         find = cache(
             {

@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from contextlib import contextmanager
 from numbers import Integral, Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import joblib
 import numpy as np
 import torch
 from sklearn.callback import CallbackSupportMixin, with_callbacks
@@ -20,16 +21,21 @@ from sklearn.utils._param_validation import (
     StrOptions,
 )
 
-from sklearn_fpe._engine._cache import WarmUpCache, data_digest
-from sklearn_fpe._engine._context import readable_memory_errors, threads_for
+from sklearn_fpe._engine._cache import Warm, WarmUpCache, data_digest
+from sklearn_fpe._engine._context import (
+    readable_memory_errors,
+    threads_for,
+    training_context,
+)
 from sklearn_fpe._engine._hooks import EarlyStopping, Hook, Verbose
 from sklearn_fpe._engine._loss import LOSSES
 from sklearn_fpe._engine._recipe import Learned, Recipe, Seeds, Settings
-from sklearn_fpe._engine._trainer import Trainer
+from sklearn_fpe._engine._shared import Shared
+from sklearn_fpe._engine._trainer import Trainer, Training, run_alone
 from sklearn_fpe._engine._views import Sample, View
 from sklearn_fpe._estimators import _consistency, _inputs, _parameters
 from sklearn_fpe._estimators._compat import fit_context
-from sklearn_fpe._estimators._fitted import FITTED, Fitted
+from sklearn_fpe._estimators._fitted import COLUMNS, FITTED, Fitted
 from sklearn_fpe._estimators._progress import Progress
 from sklearn_fpe._version import __version__
 from sklearn_fpe.nn import Activation, PruneRule, SplitRule, check_expansion
@@ -178,47 +184,54 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         with _as_before():
             return self._fit(X, y, sample_weight, *validation)
 
-    def _fit(self, X, y, sample_weight, X_val, y_val, sample_weight_val):
+    def _fit(self, X, y, sample_weight, *validation):
+        job = self._prepare(X, y, sample_weight, *validation)
+        with (
+            self._computing(job.recipe, job.settings),
+            training_context(job.settings.device),
+        ):
+            learned = run_alone(job.training())
+        return job.end(learned)
+
+    def _prepare(
+        self, X, y, sample_weight, X_val, y_val, sample_weight_val, shared=None
+    ) -> Job:
+        """Check parameters and data; return what is left of the fit."""
         device, n_warmup = self._check_parameters()
         _parameters.check_schedule(n_warmup, self.max_iter)
         self._check_validation(X_val, y_val)
         learned = self._learned if self.warm_start and self._is_fitted() else None
         draft = self._draft(learned)
         targets = draft._targets_for(learned)
-        rows = draft._check_data(X, y, sample_weight, targets, learn=learned is None)
+        rows = draft._check_data(
+            X, y, sample_weight, targets, learn=learned is None, shared=shared
+        )
         recipe = draft._resolve(rows.view.shape[1], targets, learned)
         held = None
         if X_val is not None:
             held = draft._check_data(
-                X_val, y_val, sample_weight_val, targets, suffix="_val"
+                X_val, y_val, sample_weight_val, targets, suffix="_val", shared=shared
             ).used()
-        train, held = draft._hold_out(rows.used(), held, targets, recipe.seeds)
+        used = rows.used()
+        train, held = draft._hold_out(used, held, targets, recipe.seeds)
+        if shared is not None:
+            train = shared.sample(train)
+            held = None if held is None else shared.sample(held)
         settings = self._settings(targets, device, n_warmup)
         n_phases = 1 if learned and learned.phase == "fine-tune" else 2
-        progress = Progress(
-            self._init_callback_context(max_subtasks=n_phases),
+        context = self._init_callback_context(max_subtasks=n_phases)
+        progress = Progress(context, self, train, sample_weight, draft._as_fitted)
+        return Job(
             self,
-            train,
-            sample_weight,
-            draft._as_fitted,
+            draft,
+            recipe,
+            settings,
+            targets,
+            learned,
+            (used, train, held),
+            progress,
+            shared,
         )
-        hooks: list[Hook] = [progress]
-        if self.verbose:
-            hooks.insert(0, Verbose())
-        cache = None if self.memory is None else draft._cache(recipe, settings)
-        with self._computing(recipe, settings, device):
-            trainer = draft._trainer_for(recipe, settings, targets, learned, train)
-            stopping = draft._stopping(targets, held)
-            result = trainer.fit(train, held, hooks=[*stopping, *hooks], cache=cache)
-            if self.refit and stopping:
-                again = draft._trainer_for(
-                    recipe, settings, targets, learned, rows.used()
-                )
-                best = result.history.best_iter
-                result = again.fit(rows.used(), n_epochs=best).with_validation(result)
-        progress.end(lambda: draft._as_fitted(result))
-        self._accept(draft, result)
-        return self
 
     def _partial_fit(self, X, y, sample_weight, classes=None):
         with _as_before():
@@ -241,7 +254,7 @@ class BaseFPE(CallbackSupportMixin, Fitted):
             result is not learned or trainer.settings.net() != settings.net()
         ):
             trainer = None
-        with self._computing(recipe, settings, device):
+        with self._computing(recipe, settings):
             if trainer is None:
                 trainer = Trainer(recipe, settings, targets, learned)
             trainer.settings = settings
@@ -321,17 +334,35 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         return learned.targets
 
     def _check_data(
-        self, X, y, sample_weight, targets, *, learn=False, classes=None, suffix=""
+        self,
+        X,
+        y,
+        sample_weight,
+        targets,
+        *,
+        learn=False,
+        classes=None,
+        suffix="",
+        shared=None,
     ) -> Sample:
         """Check arrays; return rows, targets and weights, rows of weight 0 included."""
-        X, y = _inputs.check_X_y(
-            self,
-            X,
-            y,
-            reset=learn,
-            suffix=suffix,
-            y_numeric=targets.y_numeric,
-        )
+
+        def check():
+            checked = _inputs.check_X_y(
+                self,
+                X,
+                y,
+                reset=learn,
+                suffix=suffix,
+                y_numeric=targets.y_numeric,
+            )
+            return checked, {k: v for k, v in vars(self).items() if k in COLUMNS}
+
+        if shared is None:
+            (X, y), _ = check()
+        else:
+            (X, y), columns = shared.get(("checked", id(X), id(y)), check)
+            vars(self).update(columns)
         weights = _inputs.check_weights(sample_weight, X, "sample_weight" + suffix)
         y = targets.check(y, weights, learn=learn, classes=classes, name="y" + suffix)
         entries = targets.entry_weights(y, weights)
@@ -422,7 +453,7 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         )
 
     @contextmanager
-    def _computing(self, recipe: Recipe, settings: Settings, device: torch.device):
+    def _computing(self, recipe: Recipe, settings: Settings):
         """Train with as many threads as pay; explain a lack of memory."""
         remedy = (
             f"Lower batch_size (it is {self.batch_size!r}), pass X as a memory map or "
@@ -430,12 +461,15 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         )
         # Two products of a multiplication and an addition backward, one forward.
         n_flops = 6 * recipe.shape.n_parameters() * settings.rows_per_step(2**20)
+        device = settings.device
         with threads_for(n_flops, device), readable_memory_errors(device, remedy):
             yield
 
-    def _trainer_for(self, recipe, settings, targets, learned, train) -> Trainer:
+    def _trainer_for(
+        self, recipe, settings, targets, learned, train, shared=None
+    ) -> Trainer:
         """Make a trainer that knows location and scale of the rows."""
-        trainer = Trainer(recipe, settings, targets, learned)
+        trainer = Trainer(recipe, settings, targets, learned, shared)
         if learned is None:
             trainer.learn_scale(train)
             _consistency.warn_constant(self, trainer)
@@ -517,13 +551,17 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         """Return the class whose predictions are scored."""
         return type(self)
 
-    def _cache(self, recipe: Recipe, settings: Settings):
-        """Return a function from what a trainer knows of a warm-up to its cache."""
-        parameters = {
+    def _of_warm_up(self) -> dict:
+        """Return the parameters on which a warm-up depends, as plain values."""
+        return {
             name: _parameters.plain(value)
             for name, value in self.get_params(deep=False).items()
             if name not in NOT_OF_WARM_UP
         }
+
+    def _cache(self, recipe: Recipe, settings: Settings):
+        """Return a function from what a trainer knows of a warm-up to its cache."""
+        parameters = self._of_warm_up()
 
         def cache(known):
             sample = known.pop("sample")
@@ -548,3 +586,149 @@ class BaseFPE(CallbackSupportMixin, Fitted):
             return WarmUpCache(_parameters.as_memory(self.memory), key)
 
         return cache
+
+
+class Job:
+    """A fit whose parameters and data are checked: what is left is to train.
+
+    Parameters
+    ----------
+    estimator : BaseFPE
+        The estimator to fit.
+    draft : BaseFPE
+        A copy of it that knows the columns of X.
+    recipe : Recipe
+        What shapes the network.
+    settings : Settings
+        How to train.
+    targets : ClassTargets or RealTargets
+        The targets.
+    learned : Learned or None
+        What to continue from.
+    samples : tuple
+        All rows, those to train on, and those to validate on or None.
+    progress : Progress
+        Tells callbacks of the training.
+    shared : Shared or None
+        What the fit has in common with others.
+    """
+
+    def __init__(
+        self,
+        estimator: BaseFPE,
+        draft: BaseFPE,
+        recipe: Recipe,
+        settings: Settings,
+        targets,
+        learned: Learned | None,
+        samples: tuple[Sample, Sample, Sample | None],
+        progress: Progress,
+        shared: Shared | None,
+    ):
+        self.estimator, self._draft = estimator, draft
+        self.recipe, self.settings, self._targets = recipe, settings, targets
+        self._learned, self._shared, self._progress = learned, shared, progress
+        self._all, self._train, self._held = samples
+
+    def trainer(self, sample: Sample) -> Trainer:
+        """Return a trainer that knows location and scale of the rows of a sample."""
+        return self._draft._trainer_for(
+            self.recipe,
+            self.settings,
+            self._targets,
+            self._learned,
+            sample,
+            self._shared,
+        )
+
+    def training(self, warm: Warm | None = None) -> Training:
+        """Train, yielding epochs; return what was learned.
+
+        `warm` is the result of the warm-up, if it is known.
+        """
+        estimator, draft = self.estimator, self._draft
+        hooks: list[Hook] = [self._progress]
+        if estimator.verbose:
+            hooks.insert(0, Verbose())
+        cache: Any = None
+        if warm is not None:
+            cache = lambda known: lambda compute: warm  # noqa: E731
+        elif estimator.memory is not None:
+            cache = draft._cache(self.recipe, self.settings)
+        trainer = self.trainer(self._train)
+        stopping = draft._stopping(self._targets, self._held)
+        result = yield from trainer.training(
+            self._train, self._held, hooks=[*stopping, *hooks], cache=cache
+        )
+        if estimator.refit and stopping:
+            best = result.history.best_iter
+            again = self.trainer(self._all)
+            refitted = yield from again.training(self._all, n_epochs=best)
+            result = refitted.with_validation(result)
+        return result
+
+    def warm_up_key(self) -> str | None:
+        """Return a digest of all that the warm-up depends on; None: train it alone."""
+        estimator = self.estimator
+        n_epochs = self.settings.n_warmup
+        callbacks = estimator.skorch_callbacks or getattr(
+            estimator, "_skl_callbacks", None
+        )
+        if callbacks or estimator.memory is not None or self._learned or not n_epochs:
+            return None
+        seeds, shape = self.recipe.seeds, self.recipe.shape
+        return joblib.hash(
+            (
+                id(self._train),
+                n_epochs,
+                (seeds.init, seeds.shuffle),
+                (shape.widths, shape.skip),
+                (self.settings.loss.name, str(self.settings.device)),
+                self.settings.rows_per_step(len(self._train)),
+                estimator._of_warm_up() | {"random_state": None},
+            )
+        )
+
+    def warming(self) -> Training:
+        """Train the warm-up alone, yielding epochs; return its result."""
+        trainer = self.trainer(self._train)
+        return (yield from trainer.warming(self._train, self.settings.n_warmup))
+
+    def end(self, learned: Learned) -> BaseFPE:
+        """Let the estimator have learned this; return it."""
+        self._progress.end(lambda: self._draft._as_fitted(learned))
+        self.estimator._accept(self._draft, learned)
+        return self.estimator
+
+
+def prepare_fit(estimator: BaseFPE, X, y, shared: Shared, **keywords) -> Job:
+    """Do what ``fit`` does up to the training.
+
+    Parameters
+    ----------
+    estimator : BaseFPE
+        The estimator to fit.
+    X, y : array-like
+        Training input and targets.
+    shared : Shared
+        What the fit has in common with others on the same rows.
+    **keywords
+        Further arguments of ``fit``.
+
+    Returns
+    -------
+    job : Job
+        The training, and what follows it.
+    """
+    names = ("sample_weight", "X_val", "y_val", "sample_weight_val")
+    unknown = set(keywords) - set(names)
+    if unknown:
+        raise TypeError(
+            f"{type(estimator).__name__}.fit takes {', '.join(names)} beside X and y, "
+            f"got {sorted(unknown)}."
+        )
+    estimator._validate_params()
+    with _as_before():
+        return estimator._prepare(
+            X, y, *(keywords.get(name) for name in names), shared=shared
+        )

@@ -26,7 +26,10 @@ PREDICTION_BYTES = {"cpu": 2**22, "cuda": 2**28}
 On the CPU they fit the L2 cache.
 """
 
-FITTED = ("_learned", "_trainer", "n_features_in_", "feature_names_in_")
+COLUMNS = ("n_features_in_", "feature_names_in_")
+"""The names under which an estimator holds what it knows of the columns of X."""
+
+FITTED = ("_learned", "_trainer", *COLUMNS)
 """The names under which an estimator holds what it has learned."""
 
 
@@ -264,8 +267,7 @@ class Fitted(BaseEstimator):
 
     def _as_fitted(self, learned: Learned) -> dict[str, Any]:
         """Return the attributes of an estimator that has learned this."""
-        names = ("n_features_in_", "feature_names_in_")
-        seen = {name: vars(self)[name] for name in names if name in vars(self)}
+        seen = {name: vars(self)[name] for name in COLUMNS if name in vars(self)}
         return {"_learned": learned, **seen}
 
     def _score_arguments(self, y, sample_weight):
