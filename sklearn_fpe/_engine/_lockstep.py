@@ -7,13 +7,19 @@ from typing import Any
 
 import torch
 
-from sklearn_fpe._engine._context import threads_for, training_context
+from sklearn_fpe._engine._context import (
+    readable_memory_errors,
+    threads_for,
+    training_context,
+)
 from sklearn_fpe._engine._stack import Stack, shape_of, stream_of
 from sklearn_fpe._engine._trainer import Epoch, Training
 
+REMEDY = "Let fewer networks train together, for example fewer values in a grid"
 
-def run_together(trainings: Sequence[Training], device: torch.device) -> list[Any]:
-    """Run trainings in lockstep, an epoch of each at a time.
+
+class Lockstep:
+    """Trainings that run in lockstep, an epoch of each at a time.
 
     Epochs of networks that :func:`shape_of` gives one shape run as a stack, the others
     one after another.
@@ -25,62 +31,87 @@ def run_together(trainings: Sequence[Training], device: torch.device) -> list[An
     device : torch.device
         Where all of them train.
 
-    Returns
-    -------
+    Attributes
+    ----------
     results : list
-        The result of every training, or the exception that ended it. What is not an
-        ``Exception``, such as Ctrl-C, ends all of them.
+        The result of every training that has ended, or the exception that ended it;
+        None for the others. What is not an ``Exception``, such as Ctrl-C, ends all.
+    waiting : dict
+        The next epoch of every training that has not ended, by its number.
     """
-    results: list[Any] = [None] * len(trainings)
-    running = dict(enumerate(trainings))
-    stacks: dict[tuple, Stack] = {}
-    with training_context(device):
-        while running:
-            waiting: dict[int, Epoch] = {}
-            for number, training in list(running.items()):
-                try:
-                    waiting[number] = next(training)
-                except StopIteration as end:
-                    results[number] = end.value
-                except Exception as error:  # returned to the caller
-                    results[number] = error
-                if number not in waiting:
-                    del running[number]
-            stacks = _run(waiting, stacks, results, running)
-    return results
 
+    def __init__(self, trainings: Sequence[Training], device: torch.device) -> None:
+        self.results: list[Any] = [None] * len(trainings)
+        self.waiting: dict[int, Epoch] = {}
+        self._running = dict(enumerate(trainings))
+        self._device = device
+        self._stacks: dict[tuple, Stack] = {}
+        with training_context(device):
+            for number in list(self._running):
+                self._resume(number)
 
-def _run(
-    waiting: dict[int, Epoch],
-    stacks: dict[tuple, Stack],
-    results: list[Any],
-    running: dict[int, Training],
-) -> dict[tuple, Stack]:
-    """Run an epoch of each; return the stacks, for the next epochs of the same."""
-    used = {}
-    for numbers, n_streams in _groups(waiting):
-        epochs = [waiting[number] for number in numbers]
+    def advance(self, n_epochs: float = float("inf")) -> None:
+        """Train until all have ended or have trained so many epochs."""
+        with training_context(self._device):
+            while due := {
+                number: epoch
+                for number, epoch in self.waiting.items()
+                if epoch.trainer.n_iter < n_epochs
+            }:
+                self._run(due)
+                for number in due:
+                    if number in self._running:
+                        self._resume(number)
+
+    def drop(self, number: int) -> None:
+        """End a training where it is, if it has not ended."""
+        if number in self._running:
+            self.waiting.pop(number, None)
+            self._running.pop(number).close()
+
+    def _resume(self, number: int) -> None:
+        """Let a training go on to its next epoch, or to its end."""
+        self.waiting.pop(number, None)
         try:
-            if len(epochs) == 1:
-                _run_alone(epochs[0])
-                continue
-            key = tuple(id(epoch.trainer.net.flat_) for epoch in epochs)
-            stack = stacks.get(key)
-            if stack is None:
-                stack = Stack([epoch.trainer for epoch in epochs], n_streams)
-            used[key] = stack
-            with threads_for(_flops(epochs), epochs[0].trainer.settings.device):
-                stack.run_epochs(epochs)
+            self.waiting[number] = next(self._running[number])
+        except StopIteration as end:
+            self.results[number] = end.value
         except Exception as error:  # returned to the caller
-            for number in numbers:
-                results[number] = error
-                running.pop(number).close()
-    return used
+            self.results[number] = error
+        if number not in self.waiting:
+            del self._running[number]
+
+    def _run(self, due: dict[int, Epoch]) -> None:
+        """Run epochs; keep the stacks for the next epochs of the same networks."""
+        stacks = {}
+        for numbers, n_streams in _groups(due):
+            epochs = [due[number] for number in numbers]
+            try:
+                with (
+                    threads_for(_flops(epochs), self._device),
+                    readable_memory_errors(self._device, REMEDY),
+                ):
+                    if len(epochs) == 1:
+                        epochs[0].trainer.run_epoch(epochs[0])
+                        continue
+                    key = tuple(id(epoch.trainer.net.flat_) for epoch in epochs)
+                    stack = self._stacks.get(key)
+                    if stack is None:
+                        stack = Stack([epoch.trainer for epoch in epochs], n_streams)
+                    stacks[key] = stack
+                    stack.run_epochs(epochs)
+            except Exception as error:  # returned to the caller
+                for number in numbers:
+                    self.results[number] = error
+                    self.drop(number)
+        self._stacks = stacks
 
 
-def _run_alone(epoch: Epoch) -> None:
-    with threads_for(_flops([epoch]), epoch.trainer.settings.device):
-        epoch.trainer.run_epoch(epoch)
+def run_together(trainings: Sequence[Training], device: torch.device) -> list[Any]:
+    """Run trainings in lockstep to their ends; return the results, see `Lockstep`."""
+    lockstep = Lockstep(trainings, device)
+    lockstep.advance()
+    return lockstep.results
 
 
 def _flops(epochs: Sequence[Epoch]) -> float:
@@ -91,14 +122,14 @@ def _flops(epochs: Sequence[Epoch]) -> float:
     return 6.0 * n_rows * n_weights * len(epochs)
 
 
-def _groups(waiting: dict[int, Epoch]) -> list[tuple[list[int], int]]:
+def _groups(due: dict[int, Epoch]) -> list[tuple[list[int], int]]:
     """Return groups of epochs that run as one, and their numbers of streams.
 
     All streams of a group feed equally many networks.
     """
     shapes: dict[tuple, dict[tuple, list[int]]] = {}
     groups: list[tuple[list[int], int]] = []
-    for number, epoch in waiting.items():
+    for number, epoch in due.items():
         shape = shape_of(epoch)
         if shape is None:
             groups.append(([number], 1))

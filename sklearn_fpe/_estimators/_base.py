@@ -694,11 +694,15 @@ class Job:
         trainer = self.trainer(self._train)
         return (yield from trainer.warming(self._train, self.settings.n_warmup))
 
-    def end(self, learned: Learned) -> BaseFPE:
+    def accept(self, learned: Learned) -> BaseFPE:
         """Let the estimator have learned this; return it."""
-        self._progress.end(lambda: self._draft._as_fitted(learned))
         self.estimator._accept(self._draft, learned)
         return self.estimator
+
+    def end(self, learned: Learned) -> BaseFPE:
+        """Accept what was learned at the end of the training; return the estimator."""
+        self._progress.end(lambda: self._draft._as_fitted(learned))
+        return self.accept(learned)
 
 
 def prepare_fit(estimator: BaseFPE, X, y, shared: Shared, **keywords) -> Job:
