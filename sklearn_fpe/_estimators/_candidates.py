@@ -78,7 +78,8 @@ class Plan:
         Pairs of a split stay together, because they read the same rows.
         """
         n_candidates, n_splits = len(self.candidates), len(self.splits)
-        n_bytes = 4 * math.prod(getattr(self.X, "shape", (len(self.X),)))
+        shape = self.X.shape if hasattr(self.X, "shape") else np.shape(self.X)
+        n_bytes = 4 * math.prod(shape)
         n_together = max(1, MAX_TOGETHER // n_candidates)
         n_together = min(n_together, max(1, MAX_BYTES_TOGETHER // max(1, n_bytes)))
         n_groups = -(-n_splits // n_together)
