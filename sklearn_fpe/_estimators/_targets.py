@@ -371,7 +371,8 @@ def r2(y, predicted, weights):
     Both are divided by a power of two, which changes no digit, because the squares of
     large values would overflow.
     """
-    size = max(np.abs(y).max(initial=0.0), np.abs(predicted).max(initial=0.0))
+    # As Python's float, because 1e100 is too large for NumPy's float32.
+    size = float(max(np.abs(y).max(initial=0.0), np.abs(predicted).max(initial=0.0)))
     unit = 1.0
     if not PLAIN_SIZES[0] < size < PLAIN_SIZES[1] and 0 < size < np.inf:
         unit = 2.0 ** (np.frexp(size)[1] - 1)
