@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -89,9 +90,9 @@ def test_every_rule(split, prune, skip):
     try:
         plain = fit("cpu")
     except ValueError as error:
-        with pytest.raises(ValueError, match="."):
+        with pytest.raises(ValueError, match=re.escape(str(error))):
             fit(NAME)
-        pytest.skip(str(error)[:60])
+        return
     assert_same(plain, fit(NAME))
 
 
