@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PIECE_BYTES = {"cpu": 2**20}
-"""Bytes, as float64, of the pieces in which rows are converted, by kind of device.
+CHUNK_BYTES = 2**20
+"""Bytes, as float64, of the pieces in which the CPU converts rows.
 
-On the CPU a piece fits the L2 cache.
+They fit its cache.
 """
 
-LARGE_PIECE_BYTES = 2**27
-"""The same on every other kind of device, where a piece costs some launches."""
+LARGE_CHUNK_BYTES = 2**28
+"""The same on every other kind of device, where each piece costs some launches."""
 
 PINNING = frozenset({"cuda"})
 """The kinds of device that copy from pinned memory while the host goes on."""
@@ -34,14 +34,23 @@ def is_accelerator(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def piece_bytes(device: torch.device) -> int:
+def chunk_bytes(device: torch.device) -> int:
     """Return the bytes, as float64, of the pieces in which rows are converted."""
-    return PIECE_BYTES.get(device.type, LARGE_PIECE_BYTES)
+    return LARGE_CHUNK_BYTES if is_accelerator(device) else CHUNK_BYTES
 
 
 def empty_pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Return a tensor in pinned memory of the host, not initialised."""
     return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=True)
+
+
+def host_buffer(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Return a CPU tensor, not initialised, to copy to a device without waiting."""
+    if device.type in PINNING:
+        return empty_pinned(shape, dtype)
+    return torch.empty(shape, dtype=dtype, device="cpu")
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:

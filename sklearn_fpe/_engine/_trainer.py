@@ -137,7 +137,7 @@ class Trainer:
             moments = Moments(sample.view.shape[1])
             if self.moments is not None:
                 moments = copy.deepcopy(self.moments)
-            moments.update(sample.view, sample.weights)
+            moments.update(sample.view, sample.weights, device=self.settings.device)
             affine = moments.affine()
             if trained and self.moments is not None:
                 constant = self.moments.constant()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,10 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from sklearn_fpe._engine._device import CHUNK_BYTES, is_accelerator, uploaded
+
 STREAM_ABOVE = 2**29
 """Bytes, as float32, above which a memory map is streamed instead of loaded."""
-
-CHUNK_BYTES = 2**20
-"""Bytes, as float64, of the pieces in which arrays are converted."""
 
 NUMPY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
@@ -51,6 +50,13 @@ def as_double(part: Any) -> Tensor:
     return torch.from_numpy(np.array(part, dtype=np.float64, order="C"))
 
 
+def _as_torch_takes(part: Any) -> Any:
+    """Return dense rows in a precision that torch has."""
+    if isinstance(part, np.ndarray) and part.dtype.itemsize > 8:
+        return part.astype(np.float64)
+    return part
+
+
 def is_users_memmap(X: Any) -> bool:
     """Tell whether an array is a memory map that the user made.
 
@@ -80,6 +86,7 @@ class View:
         self.X = X
         self.index = index
         self.shape = (X.shape[0] if index is None else len(index), X.shape[1])
+        self._index_there: Tensor | None = None
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -94,9 +101,26 @@ class View:
     def read(self, rows: Any) -> Any:
         """Return the rows of a slice or an int array, dense; a tensor of a tensor."""
         if self.index is not None:
+            if isinstance(self.X, Tensor) and is_accelerator(self.X.device):
+                return self.X.index_select(0, self._index_on_device()[rows])
             rows = self.index[rows]
         part = self.X[rows]
         return part.toarray() if sparse.issparse(part) else part
+
+    def _index_on_device(self) -> Tensor:
+        """Return the index on the device of X, where it is copied once."""
+        if self._index_there is None:
+            self._index_there = torch.from_numpy(self.index).to(self.X.device)
+        return self._index_there
+
+    def pieces(self, selections: Iterable[Any], device: torch.device) -> Iterator:
+        """Yield rows of several selections as tensors on a device, in their own dtype.
+
+        Those of an array are read ahead, see :func:`uploaded`.
+        """
+        if isinstance(self.X, Tensor) and is_accelerator(self.X.device):
+            return (self.read(rows).to(device) for rows in selections)
+        return uploaded((_as_torch_takes(self.read(s)) for s in selections), device)
 
     def select(self, array: Any) -> Any:
         """Return the rows of an array that belong to those of the view."""
