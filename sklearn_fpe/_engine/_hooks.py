@@ -34,6 +34,14 @@ class Hook:
     def on_epoch_begin(self, trainer: Trainer) -> None:
         """Act before every epoch."""
 
+    def due(self, trainer: Trainer) -> bool:
+        """Tell whether :meth:`before_step` has to be called at the running step.
+
+        Steps at which no hook is due may be replayed from a recorded one. Must not
+        make the host wait for the device.
+        """
+        return True
+
     def before_step(self, trainer: Trainer) -> None:
         """Act when gradients are computed, before the optimizer uses them."""
 

@@ -100,8 +100,8 @@ class Moments:
         if device is not None and is_accelerator(device):
             sums = self._sums_on(device, view, weights)
             if sums is not None:
-                for total, mean, m2 in sums:
-                    self._add(total, mean, m2, name)
+                for of_piece in sums:
+                    self._add(*of_piece, name)
                 return self
         for rows in chunks(*view.shape):
             w = torch.from_numpy(weights[rows].astype(np.float64))
@@ -149,8 +149,9 @@ class Moments:
             m2 = w[rows] @ part.square_()
             found.append(torch.stack([mean, m2, torch.maximum(-least, most)]))
         means, m2s, sizes = torch.stack(found).cpu().numpy().transpose(1, 0, 2)
-        least, most = PLAIN_DEVIATIONS
-        plain = (sizes == 0) | ((sizes >= least) & (sizes <= most) & (m2s <= most**2))
+        small, large = PLAIN_DEVIATIONS
+        plain = (sizes >= small) & (sizes <= large) & (m2s <= large**2)
+        plain |= sizes == 0
         return list(zip(totals, means, m2s, strict=True)) if plain.all() else None
 
     def _deviations(self, view: View, rows: slice) -> torch.Tensor:

@@ -112,14 +112,24 @@ class GradualPruning(Hook):
             self._n_start = trainer.network.n_nonzero
             self.settled = self._n_start <= self.budget
 
-    def before_step(self, trainer: Trainer) -> None:
-        """Prune if it is time; the optimizer has a state from its first step on."""
+    def due(self, trainer: Trainer) -> bool:
+        """Tell whether it is time to prune.
+
+        The optimizer has a state from its first step on.
+        """
         if self.settled or trainer.step == 0:
+            return False
+        share = self._progress(trainer)
+        return share >= 1 or (share > 0 and trainer.step % self.rule.interval == 0)
+
+    def before_step(self, trainer: Trainer) -> None:
+        """Prune if it is time."""
+        if not self.due(trainer):
             return
         share = self._progress(trainer)
         if share >= 1:
             self._finish(trainer)
-        elif share > 0 and trainer.step % self.rule.interval == 0:
+        else:
             span = self._n_start - self.budget
             target = self.budget + math.ceil(span * (1 - share) ** 3)
             prune_to(trainer, target, self.rule.skip_factor)

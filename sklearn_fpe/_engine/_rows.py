@@ -138,6 +138,7 @@ class Rows:
             return self.x
         x = None
         slices = list(chunks(*self.view.shape, chunk_bytes(self.device)))
+        parts: Iterator[Tensor]
         if is_accelerator(self.device):
             raw = self.view.pieces(slices, self.device)
             parts = map(self._standardise, raw)
@@ -193,10 +194,11 @@ class Rows:
             weights = epoch.weights[first:last]
             parts = () if shares is None or not size else shares(weights, size)
             for start in range(first, last, max(1, size)):
-                rows, own = slice(start, start + size), slice(start - first, None)
-                target = epoch.targets[rows], epoch.weights[rows]
-                target += tuple(part[own][:size] for part in parts)
-                yield epoch.x.index_select(0, epoch.order[rows]), target
+                rows = slice(start, start + size)
+                own = slice(start - first, start - first + size)
+                x = epoch.x.index_select(0, epoch.order[rows])
+                of_rows = (part[own] for part in parts)
+                yield x, (epoch.targets[rows], epoch.weights[rows], *of_rows)
 
 
 class StreamedRows(Rows):
@@ -248,6 +250,7 @@ class StreamedRows(Rows):
         else:
             for group in self._groups_of_blocks(batch_size, seed):
                 x = torch.cat([self.read(block) for block in group.reads])
+                assert group.shuffle is not None
                 yield group.order, partial(_select_rows, x, group.shuffle)
 
     def _groups_of_blocks(

@@ -60,14 +60,20 @@ class FlatParameters:
         self.follow_masks()
 
     def follow_masks(self) -> None:
-        """Bring :attr:`trainable` up to date with the masks of the layers."""
-        self.trainable = None
-        for layer in self.network.maps:
-            if layer.mask is None:
-                continue
-            if self.trainable is None:
-                self.trainable = torch.ones_like(self.vector, requires_grad=False)
-            self.trainable[self.places[layer.weight]] = layer.mask.flatten().float()
+        """Bring :attr:`trainable` up to date with the masks of the layers.
+
+        In place, if there is one, because a recorded step reads it where it is.
+        """
+        masked = [layer for layer in self.network.maps if layer.mask is not None]
+        if not masked:
+            self.trainable = None
+            return
+        if self.trainable is None:
+            self.trainable = torch.empty_like(self.vector, requires_grad=False)
+        self.trainable.fill_(1.0)
+        for layer in masked:
+            assert layer.mask is not None
+            self.trainable[self.places[layer.weight]].copy_(layer.mask.flatten())
 
     def mask_gradients(self) -> None:
         """Set the gradients of pruned weights to zero."""

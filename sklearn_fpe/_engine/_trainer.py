@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sklearn_fpe._engine._cache import StoppedError, Warm, WarmUpCache
 from sklearn_fpe._engine._context import training_context
+from sklearn_fpe._engine._graph import may_record
 from sklearn_fpe._engine._hooks import Hook
 from sklearn_fpe._engine._moments import Moments
 from sklearn_fpe._engine._net import Net, make_net
@@ -440,6 +441,9 @@ class Trainer:
         self.validation_score = None
         self.step, self.n_steps = 0, len(epochs) * -(-len(rows) // batch_size)
         self.net.before_step = self._before_step(hooks)
+        self.net.records_ = not self.settings.callbacks and may_record(
+            self.settings.device, self.n_steps, rows.resident
+        )
         self.net.begin_phase()
         stopped = False
         for hook in hooks:
@@ -456,7 +460,7 @@ class Trainer:
         self._end_training()
         for hook in hooks:
             hook.on_phase_end(self)
-        self.net.before_step = None
+        self.net.before_step, self.net.records_ = None, False
         return stopped
 
     def _end_training(self) -> None:
@@ -469,27 +473,21 @@ class Trainer:
         for name, value in self.network.state_dict().items():
             self.loaded |= name in state and not torch.equal(value, state[name])
 
-    def _before_step(self, hooks: Iterable[Hook]) -> Callable[[], None] | None:
+    def _before_step(self, hooks: Iterable[Hook]) -> _StepHooks | None:
         """Return what the net calls before a step; None if no hook wants it."""
         wanted = [h for h in hooks if type(h).before_step is not Hook.before_step]
-        if not wanted:
-            return None
-
-        def before_step() -> None:
-            for hook in wanted:
-                hook.before_step(self)
-            self.step += 1
-
-        return before_step
+        return _StepHooks(self, wanted) if wanted else None
 
     def _epoch(self, rows: Rows, rate: float) -> None:
         net, settings = self.net, self.settings
         net.stop_, self.validation_score = False, None
+        net.set_rate(rate)
         for group in net.optimizer_.param_groups:
-            group["lr"], group["weight_decay"] = rate, settings.weight_decay
-        n_before = len(self.history.losses)
+            group["weight_decay"] = settings.weight_decay
         batches = rows.batches(
-            settings.rows_per_step(len(rows)), (self.recipe.seeds.shuffle, n_before)
+            settings.rows_per_step(len(rows)),
+            (self.recipe.seeds.shuffle, len(self.history.losses)),
+            None if net.flat_ is None else settings.loss.shares,
         )
         held = None
         if settings.callbacks and self._held is not None:
@@ -510,3 +508,25 @@ class Trainer:
             f"{self.settings.learning_rate_init:g}), keep standardize=True, and look "
             f"for extreme values in X or y."
         )
+
+
+class _StepHooks:
+    """The hooks that act before steps, and the count of the steps."""
+
+    def __init__(self, trainer: Trainer, hooks: list[Hook]) -> None:
+        self.trainer, self.hooks = trainer, hooks
+
+    def due(self) -> bool:
+        """Tell whether a hook has something to do at the running step."""
+        return any(hook.due(self.trainer) for hook in self.hooks)
+
+    def __call__(self) -> None:
+        """Let the hooks act, and count the step."""
+        for hook in self.hooks:
+            if hook.due(self.trainer):
+                hook.before_step(self.trainer)
+        self.trainer.step += 1
+
+    def skip(self) -> None:
+        """Count a step at which no hook is due."""
+        self.trainer.step += 1
