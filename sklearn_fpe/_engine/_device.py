@@ -25,6 +25,12 @@ They fit its cache.
 LARGE_CHUNK_BYTES = 2**28
 """The same on every other kind of device, where each piece costs some launches."""
 
+PREDICTION_BYTES = 2**22
+"""Bytes of rows and activations that the CPU predicts at a time: they fit its cache."""
+
+LARGE_PREDICTION_BYTES = 2**28
+"""The same on every other kind of device."""
+
 PINNING = frozenset({"cuda"})
 """The kinds of device that copy from pinned memory while the host goes on."""
 
@@ -36,7 +42,20 @@ def is_accelerator(device: torch.device) -> bool:
 
 def chunk_bytes(device: torch.device) -> int:
     """Return the bytes, as float64, of the pieces in which rows are converted."""
-    return LARGE_CHUNK_BYTES if is_accelerator(device) else CHUNK_BYTES
+    return _that_fit(device, LARGE_CHUNK_BYTES, CHUNK_BYTES)
+
+
+def prediction_bytes(device: torch.device) -> int:
+    """Return the bytes of rows and activations that are predicted at a time."""
+    return _that_fit(device, LARGE_PREDICTION_BYTES, PREDICTION_BYTES)
+
+
+def _that_fit(device: torch.device, large: int, on_cpu: int) -> int:
+    """Return `large` bytes, or as many as an eighth of a GPU's free memory."""
+    if device.type != "cuda":
+        return large if is_accelerator(device) else on_cpu
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(on_cpu, min(large, free // 8))
 
 
 def empty_pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -145,8 +164,7 @@ def uploaded(
     """
     if device.type not in PINNING:
         for part in parts:
-            there = part if isinstance(part, Tensor) else torch.from_numpy(_plain(part))
-            yield there.to(device)
+            yield as_own(part).to(device)
         return
     copies = COPIES.get(device.type, Copies)(device)
     free: SimpleQueue[_Slot | None] = SimpleQueue()
@@ -181,7 +199,14 @@ def _read(parts: Iterable, free: SimpleQueue, full: SimpleQueue) -> None:
         full.put(error)
 
 
-def _plain(part: np.ndarray) -> np.ndarray:
-    """Return an array that torch takes: own byte order, strides that are positive."""
+def as_own(part: np.ndarray | Tensor) -> Tensor:
+    """Return an array as a tensor; a copy only where torch does not take it.
+
+    torch wants the byte order of the machine, positive strides and writable memory.
+    """
+    if isinstance(part, Tensor):
+        return part
     part = np.asarray(part, dtype=part.dtype.newbyteorder("="), order="C")
-    return part if part.flags.writeable and min(part.strides) >= 0 else part.copy()
+    if not part.flags.writeable or min(part.strides) < 0:
+        part = part.copy()
+    return torch.from_numpy(part)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,13 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from sklearn_fpe._engine._device import CHUNK_BYTES, is_accelerator, uploaded
+from sklearn_fpe._engine._device import (
+    CHUNK_BYTES,
+    as_own,
+    is_accelerator,
+    upload,
+    uploaded,
+)
 
 STREAM_ABOVE = 2**29
 """Bytes, as float32, above which a memory map is streamed instead of loaded."""
@@ -51,9 +57,12 @@ def as_double(part: Any) -> Tensor:
 
 
 def _as_torch_takes(part: Any) -> Any:
-    """Return dense rows in a precision that torch has."""
-    if isinstance(part, np.ndarray) and part.dtype.itemsize > 8:
-        return part.astype(np.float64)
+    """Return dense rows in a type in which all devices compute."""
+    if isinstance(part, np.ndarray):
+        if part.dtype.itemsize > 8 or part.dtype in (np.uint64, np.uint32):
+            return part.astype(np.float64)
+        if part.dtype == np.uint16:
+            return part.astype(np.int32)
     return part
 
 
@@ -113,14 +122,30 @@ class View:
             self._index_there = torch.from_numpy(self.index).to(self.X.device)
         return self._index_there
 
-    def pieces(self, selections: Iterable[Any], device: torch.device) -> Iterator:
+    def pieces(
+        self,
+        selections: Iterable[Any],
+        device: torch.device,
+        check: Callable[[Any], None] | None = None,
+    ) -> Iterator[Tensor]:
         """Yield rows of several selections as tensors on a device, in their own dtype.
 
-        Those of an array are read ahead, see :func:`uploaded`.
+        Those of an array are read ahead, see :func:`uploaded`, and then checked.
         """
         if isinstance(self.X, Tensor) and is_accelerator(self.X.device):
             return (self.read(rows).to(device) for rows in selections)
-        return uploaded((_as_torch_takes(self.read(s)) for s in selections), device)
+
+        def read(rows: Any) -> Any:
+            part = self.read(rows)
+            if check is not None:
+                check(part)
+            return _as_torch_takes(part)
+
+        parts = map(read, selections)
+        if isinstance(selections, list) and len(selections) == 1:
+            # Not worth a thread.
+            return (upload(as_own(part), device) for part in parts)
+        return uploaded(parts, device)
 
     def select(self, array: Any) -> Any:
         """Return the rows of an array that belong to those of the view."""
