@@ -56,3 +56,14 @@ def at_step(monkeypatch):
         return steps
 
     return install
+
+
+@pytest.fixture
+def pretend():
+    """Use the pretend accelerator; returns its device."""
+    import pretend_device
+
+    if not pretend_device.is_possible():
+        pytest.skip("this version of torch takes no back end in Python")
+    with pretend_device.in_use() as device:
+        yield device

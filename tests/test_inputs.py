@@ -13,8 +13,7 @@ from sklearn.datasets import (
 )
 
 from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer
-from sklearn_fpe._engine import _rows, _views
-from sklearn_fpe._estimators import _fitted
+from sklearn_fpe._engine import _device, _rows, _views
 from sklearn_fpe.nn import MLP, Affine, expand
 
 QUICK = {"hidden_layer_sizes": (6,), "expansion": 2, "max_iter": 3, "random_state": 0}
@@ -195,7 +194,7 @@ def test_sparse_is_never_made_dense_whole(monkeypatch, kind):
         return real(self, *args, **kwargs)
 
     monkeypatch.setattr(sparse.csr_array, "toarray", toarray)
-    monkeypatch.setitem(_fitted.PREDICTION_BYTES, "cpu", 8 * 8 * 50)
+    monkeypatch.setattr(_device, "PREDICTION_BYTES", 8 * 8 * 50)
     monkeypatch.setattr(_views.chunks, "__defaults__", (8 * 8 * 50, 8))
     model = kind(**QUICK, batch_size=40, early_stopping=True).fit(X, y)
     getattr(model, "transform" if kind is FPETransformer else "predict")(X)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sklearn_fpe._engine._trainer import Trainer
 
 
@@ -34,6 +36,14 @@ class Hook:
     def on_epoch_begin(self, trainer: Trainer) -> None:
         """Act before every epoch."""
 
+    def due(self, trainer: Trainer) -> bool:
+        """Tell whether :meth:`before_step` has to be called at the running step.
+
+        Steps at which no hook is due may be replayed from a recorded one. Must not
+        make the host wait for the device.
+        """
+        return True
+
     def before_step(self, trainer: Trainer) -> None:
         """Act when gradients are computed, before the optimizer uses them."""
 
@@ -56,6 +66,9 @@ class EarlyStopping(Hook):
         Stop after more than this many consecutive epochs without improvement.
     tol : float
         Smallest gain over the best score that counts as improvement.
+    reduce : callable, default=None
+        Maps the outputs, a tensor, to what `score` gets instead, see
+        :meth:`Trainer.validate`.
     """
 
     def __init__(
@@ -63,8 +76,10 @@ class EarlyStopping(Hook):
         score: Callable[[Trainer, np.ndarray], float] | None,
         patience: float,
         tol: float,
+        reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._score, self.patience, self.tol = score, patience, tol
+        self._reduce = reduce
         self.best_score = -math.inf
         self.best_iter: int | None = None
         self.n_no_change = 0
@@ -114,7 +129,7 @@ class EarlyStopping(Hook):
         self.best_iter = trainer.n_iter - after
 
     def _measure(self, trainer: Trainer) -> tuple[float, float]:
-        outputs, loss = trainer.validate()
+        outputs, loss = trainer.validate(self._reduce)
         score = -loss if self._score is None else self._score(trainer, outputs)
         return float(score), loss
 

@@ -112,14 +112,24 @@ class GradualPruning(Hook):
             self._n_start = trainer.network.n_nonzero
             self.settled = self._n_start <= self.budget
 
-    def before_step(self, trainer: Trainer) -> None:
-        """Prune if it is time; the optimizer has a state from its first step on."""
+    def due(self, trainer: Trainer) -> bool:
+        """Tell whether it is time to prune.
+
+        The optimizer has a state from its first step on.
+        """
         if self.settled or trainer.step == 0:
+            return False
+        share = self._progress(trainer)
+        return share >= 1 or (share > 0 and trainer.step % self.rule.interval == 0)
+
+    def before_step(self, trainer: Trainer) -> None:
+        """Prune if it is time."""
+        if not self.due(trainer):
             return
         share = self._progress(trainer)
         if share >= 1:
             self._finish(trainer)
-        elif share > 0 and trainer.step % self.rule.interval == 0:
+        else:
             span = self._n_start - self.budget
             target = self.budget + math.ceil(span * (1 - share) ** 3)
             prune_to(trainer, target, self.rule.skip_factor)
@@ -165,7 +175,7 @@ def prune_to(trainer: Trainer, n_parameters: int, skip_factor: float) -> None:
     layer is left empty.
     """
     maps = trainer.network.maps
-    n_biases = sum(layer.n_nonzero - layer.n_weights for layer in maps)
+    n_biases = sum(layer.n_biases for layer in maps)
     usable = [layer.kept() for layer in maps]
     scores = saliencies(trainer, skip_factor)
     alive = trainer.network.alive(usable)
@@ -359,13 +369,14 @@ def _strongest_path(
     for level in reversed(range(len(network.layers))):
         layer = network.layers[level]
         score = scores[level].masked_fill(~usable[level], -0.5)
-        score = score.masked_fill(~edges[level], -1)
+        score = score.masked_fill(~edges[level], -1).flatten(0, -2)
+        # Indices stay tensors, because the host would wait for numbers.
         if unit is None:
-            unit = int(score.amax(1).argmax())
-        row = layer.row(unit)
-        column = int(score[row].argmax())
-        path[level][(*row, column)] = True
-        unit = layer.input_of(row, column)
+            unit = score.amax(1).argmax().view(1)
+        rows = layer.rows_into(unit)
+        columns = score.index_select(0, rows).argmax(1)
+        path[level].view(-1).index_fill_(0, rows * score.shape[1] + columns, True)
+        unit = layer.inputs_at(rows, columns)
     return path
 
 
@@ -381,9 +392,10 @@ def _largest(
     )
     if forced is not None:
         flat.masked_fill_(torch.cat([f.flatten() for f in forced]), math.inf)
-    n = min(n, sum(int(u.sum()) for u in usable))
+    values, places = flat.topk(min(n, len(flat)), sorted=False)
     chosen = torch.zeros_like(flat, dtype=torch.bool)
-    chosen[flat.topk(n, sorted=False).indices] = True
+    # Where fewer are usable, others are among the largest.
+    chosen.scatter_(0, places, values > -1)
     parts = chosen.split([s.numel() for s in scores])
     return [part.view(s.shape) for part, s in zip(parts, scores, strict=True)]
 

@@ -131,20 +131,25 @@ class Rewiring(Hook):
     def __init__(self, rule: Rewired) -> None:
         self.rule = rule
 
-    def before_step(self, trainer: Trainer) -> None:
-        """Move edges if it is time."""
+    def due(self, trainer: Trainer) -> bool:
+        """Tell whether it is time to move edges."""
         interval = max(1, trainer.n_steps // self.rule.n_moves)
         if trainer.phase != "fine-tune" or trainer.step % interval or not trainer.step:
+            return False
+        return position(trainer) / self.rule.end < 1
+
+    def before_step(self, trainer: Trainer) -> None:
+        """Move edges if it is time."""
+        if not self.due(trainer):
             return
         time = position(trainer) / self.rule.end
-        if time < 1:
-            share = self.rule.share / 2 * (1 + math.cos(math.pi * time))
-            masks = {
-                level: self._moved(layer, share)
-                for level, layer in enumerate(trainer.network.hidden)
-                if layer.mask is not None
-            }
-            trainer.set_masks(masks)
+        share = self.rule.share / 2 * (1 + math.cos(math.pi * time))
+        masks = {
+            level: self._moved(layer, share)
+            for level, layer in enumerate(trainer.network.hidden)
+            if layer.mask is not None
+        }
+        trainer.set_masks(masks)
 
     @torch.no_grad()
     def _moved(self, layer: Layer, share: float) -> Tensor:

@@ -8,7 +8,10 @@ are never copied whole: their batches are made when they are asked for.
 from __future__ import annotations
 
 import math
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,6 +20,12 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from sklearn_fpe._engine._device import (
+    chunk_bytes,
+    host_buffer,
+    is_accelerator,
+    upload,
+)
 from sklearn_fpe._engine._views import View, as_double, chunks
 from sklearn_fpe.nn import MLP, Affine
 
@@ -25,6 +34,30 @@ SHUFFLE_BLOCK = 1024
 
 SHUFFLE_BYTES = 2**26
 """Bytes, as float32, of the blocks whose rows are shuffled among one another."""
+
+
+Shares = Callable[[Tensor, int], tuple[Tensor, ...]]
+"""Maps weights of rows and the size of their batches to what a loss needs of them."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Rows that are on the device, and the order in which an epoch takes them.
+
+    Parameters
+    ----------
+    x : tensor of shape (n_rows, n_features)
+        Standardised rows, not shuffled.
+    order : int64 tensor of shape (n_rows,)
+        Numbers of rows in the order of the epoch.
+    targets, weights : tensors of shape (n_rows, ...)
+        Targets and weights in the order of the epoch.
+    """
+
+    x: Tensor
+    order: Tensor
+    targets: Tensor
+    weights: Tensor
 
 
 class Rows:
@@ -53,21 +86,33 @@ class Rows:
         device: torch.device,
     ) -> None:
         self.view, self.affine = view, affine
-        self.targets = targets.to(device)
-        self.weights = torch.from_numpy(weights.astype(np.float32)).to(device)
+        self.targets = upload(targets, device)
+        self.weights = upload(torch.from_numpy(weights.astype(np.float32)), device)
         self.device = device
         self.x: Tensor | None = None
         self._tensors: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self._arrange: Callable[[Tensor], Tensor] | None = None
+        self._orders = Orders(len(targets), device)
 
     def __len__(self) -> int:
         return len(self.targets)
 
+    @property
+    def resident(self) -> bool:
+        """Whether all rows are kept on the device."""
+        return True
+
     def read(self, rows: Any) -> Tensor:
         """Return some rows standardised, as a new float32 tensor on their device."""
-        part = as_double(self.view.read(rows))
+        return self._standardise(self.view.read(rows))
+
+    def _standardise(self, part: Any) -> Tensor:
+        """Return standardised rows as a new float32 tensor on their device."""
+        part = as_double(part)
         if part.device not in self._tensors:
-            self._tensors[part.device] = self.affine.tensors(part.device)
+            mean, scale = self.affine.tensors("cpu")
+            there = upload(mean, part.device), upload(scale, part.device)
+            self._tensors[part.device] = there
         mean, scale = self._tensors[part.device]
         part -= mean
         part /= scale
@@ -96,8 +141,14 @@ class Rows:
         if self.x is not None:
             return self.x
         x = None
-        for rows in chunks(*self.view.shape):
-            part = self.read(rows).to(self.device)
+        slices = list(chunks(*self.view.shape, chunk_bytes(self.device)))
+        parts: Iterator[Tensor]
+        if is_accelerator(self.device):
+            raw = self.view.pieces(slices, self.device)
+            parts = map(self._standardise, raw)
+        else:
+            parts = (self.read(rows).to(self.device) for rows in slices)
+        for rows, part in zip(slices, parts, strict=True):
             if self._arrange is not None:
                 part = self._arrange(part)
             if x is None:
@@ -107,26 +158,51 @@ class Rows:
         self.x = x
         return x
 
-    def batches(self, batch_size: int, seed: tuple[int, ...] | None = None) -> Batches:
-        """Return an iterable of (x, (targets, weights)), shuffled if seeded."""
-        return Batches(self, batch_size, seed)
+    def batches(
+        self,
+        batch_size: int,
+        seed: tuple[int, ...] | None = None,
+        shares: Shares | None = None,
+    ) -> Batches:
+        """Return an iterable of (x, (targets, weights)), shuffled if seeded.
 
-    def iterate(self, batch_size: int, seed: tuple[int, ...] | None) -> Iterator:
+        With `shares`, what it returns follows the weights. It is called once for all
+        batches of one size.
+        """
+        return Batches(self, batch_size, seed, shares)
+
+    def epoch(self, seed: tuple[int, ...]) -> Epoch:
+        """Return all rows, and a random order of them."""
+        x, order = self._load(), self._orders.take(seed)
+        # Targets and weights are shuffled whole, which saves two selections a batch.
+        return Epoch(x, order, self.targets[order], self.weights[order])
+
+    def iterate(
+        self,
+        batch_size: int,
+        seed: tuple[int, ...] | None,
+        shares: Shares | None = None,
+    ) -> Iterator:
         """Yield batches, see :meth:`batches`."""
-        all_x = self._load()
         n = len(self)
         if seed is None:
+            x = self._load()
             for start in range(0, n, batch_size):
                 rows = slice(start, start + batch_size)
-                yield all_x[rows], (self.targets[rows], self.weights[rows])
+                yield x[rows], (self.targets[rows], self.weights[rows])
             return
-        order = _permutation(n, seed).to(self.device)
-        # Targets and weights are shuffled whole, which saves two selections a batch.
-        targets, weights = self.targets[order], self.weights[order]
-        for start in range(0, n, batch_size):
-            rows = slice(start, start + batch_size)
-            x = all_x.index_select(0, order[rows])
-            yield x, (targets[rows], weights[rows])
+        epoch = self.epoch(seed)
+        n_full = n - n % batch_size
+        for first, last in ((0, n_full), (n_full, n)):
+            size = min(batch_size, last - first)
+            weights = epoch.weights[first:last]
+            parts = () if shares is None or not size else shares(weights, size)
+            for start in range(first, last, max(1, size)):
+                rows = slice(start, start + size)
+                own = slice(start - first, start - first + size)
+                x = epoch.x.index_select(0, epoch.order[rows])
+                of_rows = (part[own] for part in parts)
+                yield x, (epoch.targets[rows], epoch.weights[rows], *of_rows)
 
 
 class StreamedRows(Rows):
@@ -136,19 +212,34 @@ class StreamedRows(Rows):
     shuffled by blocks: blocks of :data:`SHUFFLE_BLOCK` neighbouring rows are read in
     random order, and :data:`SHUFFLE_BYTES` worth of them are shuffled among one another
     at a time, so that the map is read in runs and not row by row.
+
+    Other devices than the CPU get such a group of rows at a time, as it is stored, and
+    standardise and shuffle it; the next group is read meanwhile.
     """
 
-    def iterate(self, batch_size: int, seed: tuple[int, ...] | None) -> Iterator:
+    @property
+    def resident(self) -> bool:
+        """Whether all rows are kept on the device."""
+        return False
+
+    def iterate(
+        self,
+        batch_size: int,
+        seed: tuple[int, ...] | None,
+        shares: Shares | None = None,
+    ) -> Iterator:
         """Yield batches, see :meth:`Rows.batches`."""
+        if is_accelerator(self.device):
+            yield from self._iterate_ahead(batch_size, seed)
+            return
         for order, x in self._pieces(batch_size, seed):
             for start in range(0, len(order), batch_size):
                 part = slice(start, start + batch_size)
                 rows = order[part]
-                of_batch = rows.to(self.device)
-                of_x = x(part, rows).to(self.device)
+                of_x = x(part, rows)
                 if self._arrange is not None:
                     of_x = self._arrange(of_x)
-                yield of_x, (self.targets[of_batch], self.weights[of_batch])
+                yield of_x, (self.targets[rows], self.weights[rows])
 
     def _pieces(
         self, batch_size: int, seed: tuple[int, ...] | None
@@ -158,21 +249,85 @@ class StreamedRows(Rows):
         if seed is None:
             yield torch.arange(n, device="cpu"), lambda part, rows: self.read(part)
         elif sparse.issparse(self.view.X):
-            order = _permutation(n, seed)
+            order = permutation(n, seed)
             yield order, lambda part, rows: self.read(rows.numpy())
         else:
-            starts = torch.arange(0, n, SHUFFLE_BLOCK, device="cpu")
-            starts = starts[_permutation(len(starts), seed)]
-            together = SHUFFLE_BYTES // (4 * SHUFFLE_BLOCK * self.view.shape[1])
-            together = max(1, together, -(-batch_size // SHUFFLE_BLOCK))
-            for g, group in enumerate(starts.split(together)):
-                blocks = [slice(int(s), min(int(s) + SHUFFLE_BLOCK, n)) for s in group]
-                x = torch.cat([self.read(block) for block in blocks])
-                order = torch.cat(
-                    [torch.arange(b.start, b.stop, device="cpu") for b in blocks]
-                )
-                shuffle = _permutation(len(order), (*seed, g))
-                yield order[shuffle], partial(_select_rows, x, shuffle)
+            for group in self._groups_of_blocks(batch_size, seed):
+                x = torch.cat([self.read(block) for block in group.reads])
+                assert group.shuffle is not None
+                yield group.order, partial(_select_rows, x, group.shuffle)
+
+    def _groups_of_blocks(
+        self, batch_size: int, seed: tuple[int, ...]
+    ) -> Iterator[_Group]:
+        """Yield groups of blocks of a memory map that are shuffled together."""
+        n = len(self)
+        starts = torch.arange(0, n, SHUFFLE_BLOCK, device="cpu")
+        starts = starts[permutation(len(starts), seed)]
+        together = SHUFFLE_BYTES // (4 * SHUFFLE_BLOCK * self.view.shape[1])
+        together = max(1, together, -(-batch_size // SHUFFLE_BLOCK))
+        for g, group in enumerate(starts.split(together)):
+            blocks = [slice(int(s), min(int(s) + SHUFFLE_BLOCK, n)) for s in group]
+            order = torch.cat(
+                [torch.arange(b.start, b.stop, device="cpu") for b in blocks]
+            )
+            shuffle = permutation(len(order), (*seed, g))
+            yield _Group(blocks, order[shuffle], shuffle)
+
+    def _groups(
+        self, batch_size: int, seed: tuple[int, ...] | None
+    ) -> Iterator[_Group]:
+        """Yield groups of whole batches to read at a time."""
+        if seed is not None and not sparse.issparse(self.view.X):
+            yield from self._groups_of_blocks(batch_size, seed)
+            return
+        n = len(self)
+        order = torch.arange(n, device="cpu")
+        if seed is not None:
+            order = permutation(n, seed)
+        n_batches = SHUFFLE_BYTES // (4 * self.view.shape[1] * batch_size)
+        step = max(1, n_batches) * batch_size
+        for start in range(0, n, step):
+            rows = order[start : start + step]
+            reads = slice(start, start + len(rows)) if seed is None else rows.numpy()
+            yield _Group([reads], rows, None)
+
+    def _iterate_ahead(self, batch_size: int, seed: tuple[int, ...] | None) -> Iterator:
+        """Yield batches on another device than the CPU, while the next are read."""
+        waiting: deque[_Group] = deque()
+
+        def selections() -> Iterator[Any]:
+            for group in self._groups(batch_size, seed):
+                waiting.append(group)
+                yield group.rows()
+
+        for raw in self.view.pieces(selections(), self.device):
+            group = waiting.popleft()
+            x = self._standardise(raw)
+            if self._arrange is not None:
+                x = self._arrange(x)
+            order = upload(group.order, self.device)
+            targets, weights = self.targets[order], self.weights[order]
+            if group.shuffle is not None:
+                x = x.index_select(0, upload(group.shuffle, self.device))
+            for start in range(0, len(x), batch_size):
+                part = slice(start, start + batch_size)
+                yield x[part], (targets[part], weights[part])
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Rows that are read together: where, their numbers, and their shuffled order."""
+
+    reads: list[Any]
+    order: Tensor
+    shuffle: Tensor | None
+
+    def rows(self) -> Any:
+        """Return what to read, in one selection."""
+        if len(self.reads) == 1:
+            return self.reads[0]
+        return np.concatenate([np.arange(r.start, r.stop) for r in self.reads])
 
 
 def _select_rows(x: Tensor, shuffle: Tensor, part: slice, rows: Tensor) -> Tensor:
@@ -184,15 +339,20 @@ class Batches:
     """An iterable of batches that knows its length, as skorch wants it."""
 
     def __init__(
-        self, rows: Rows, batch_size: int, seed: tuple[int, ...] | None
+        self,
+        rows: Rows,
+        batch_size: int,
+        seed: tuple[int, ...] | None,
+        shares: Shares | None = None,
     ) -> None:
         self.rows, self.batch_size, self.seed = rows, batch_size, seed
+        self.shares = shares
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)
 
     def __iter__(self) -> Iterator:
-        return self.rows.iterate(self.batch_size, self.seed)
+        return self.rows.iterate(self.batch_size, self.seed, self.shares)
 
 
 def make_rows(
@@ -211,7 +371,7 @@ def _replace(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     """Map rows piece by piece, in their memory if the result is not wider."""
     n_rows, width = x.shape
     out = None
-    for rows in chunks(n_rows, width):
+    for rows in chunks(n_rows, width, chunk_bytes(x.device)):
         part = function(x[rows])
         if out is None:
             shape = (n_rows, part.shape[1])
@@ -224,8 +384,58 @@ def _replace(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     return out
 
 
-def _permutation(n: int, seed: tuple[int, ...]) -> Tensor:
+class Orders:
+    """Random orders of rows on a device, equal on all kinds of device.
+
+    They are drawn on the CPU. On another device the next epoch's order is drawn in a
+    thread during this one, and copied from pinned memory, so that nothing waits for it.
+
+    Parameters
+    ----------
+    n_rows : int
+        Rows.
+    device : torch.device
+        Where orders are needed.
+    """
+
+    def __init__(self, n_rows: int, device: torch.device) -> None:
+        self.n_rows, self.device = n_rows, device
+        self._next: _Draw | None = None
+
+    def take(self, seed: tuple[int, ...]) -> Tensor:
+        """Return the order of an epoch, whose number is the last entry of its seed."""
+        if not is_accelerator(self.device):
+            return permutation(self.n_rows, seed)
+        draw, self._next = self._next, None
+        if draw is None or draw.seed != seed:
+            draw = _Draw(self.n_rows, seed, self.device)
+        order = draw.result()
+        self._next = _Draw(self.n_rows, (*seed[:-1], seed[-1] + 1), self.device)
+        return order.to(self.device, non_blocking=True)
+
+
+class _Draw:
+    """An order that is being drawn in a thread."""
+
+    def __init__(
+        self, n_rows: int, seed: tuple[int, ...], device: torch.device
+    ) -> None:
+        self.seed = seed
+        self._thread = threading.Thread(target=self._run, args=(n_rows, device))
+        self._thread.start()
+
+    def _run(self, n_rows: int, device: torch.device) -> None:
+        out = host_buffer((n_rows,), torch.int64, device)
+        self.order = permutation(n_rows, self.seed, out)
+
+    def result(self) -> Tensor:
+        """Wait for the order, which is drawn before it is needed as a rule."""
+        self._thread.join()
+        return self.order
+
+
+def permutation(n: int, seed: tuple[int, ...], out: Tensor | None = None) -> Tensor:
     """Return a random order of 0 ... n - 1 on the CPU, by a seed of several ints."""
     state = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1)
     generator = torch.Generator(device="cpu").manual_seed(state)
-    return torch.randperm(n, generator=generator, device="cpu")
+    return torch.randperm(n, generator=generator, device="cpu", out=out)

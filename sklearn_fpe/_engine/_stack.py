@@ -120,7 +120,7 @@ class Stack:
         """Run an epoch of every network, in the order of the trainers."""
         for trainer, epoch in zip(self.trainers, epochs, strict=True):
             trainer.begin_epoch(epoch)
-        groups = self._groups()
+        groups = self._groups(epochs)
         callbacks = [t.net.before_step for t in self.trainers if t.net.before_step]
         losses, sizes = [], []
         for x, targets, shares, n_rows in self._batches(epochs):
@@ -140,17 +140,19 @@ class Stack:
         for trainer, loss in zip(self.trainers, means.tolist(), strict=True):
             trainer.end_epoch(loss)
 
-    def _groups(self) -> list[tuple]:
+    def _groups(self, epochs: Sequence[Epoch]) -> list[tuple]:
         """Return the arguments of the optimizer's kernel, by its constants."""
         found: dict[tuple, tuple] = {}
-        for optimizer, flat in zip(self.optimizers, self.flats, strict=True):
+        for optimizer, flat, epoch in zip(
+            self.optimizers, self.flats, epochs, strict=True
+        ):
             (group,) = optimizer.param_groups
-            key = (group["lr"], group["weight_decay"])
-            members = found.setdefault(key, (group, [], [], []))
+            key = (epoch.rate, group["weight_decay"])
+            constants = {**group, "lr": epoch.rate}
+            _, *members = found.setdefault(key, (constants, [], [], []))
+            state = optimizer.state[flat.vector]
             for part, of_member in zip(
-                members[1:],
-                (flat.vector.detach(), flat.vector.grad, optimizer.state[flat.vector]),
-                strict=True,
+                members, (flat.vector.detach(), flat.vector.grad, state), strict=True
             ):
                 part.append(of_member)
         return list(found.values())

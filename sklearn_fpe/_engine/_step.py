@@ -60,7 +60,10 @@ class FlatParameters:
         self.follow_masks()
 
     def follow_masks(self) -> None:
-        """Bring :attr:`trainable` up to date with the masks of the layers."""
+        """Bring :attr:`trainable` up to date with the masks of the layers.
+
+        In place, if there is one, because a recorded step or a stack reads it there.
+        """
         masked = [layer for layer in self.network.maps if layer.mask is not None]
         if self.trainable is None:
             if not masked:
@@ -69,7 +72,7 @@ class FlatParameters:
         self.trainable.fill_(1.0)
         for layer in masked:
             assert layer.mask is not None
-            self.trainable[self.places[layer.weight]] = layer.mask.flatten().float()
+            self.trainable[self.places[layer.weight]].copy_(layer.mask.flatten())
 
     @torch.no_grad()
     def move_to(self, values: Tensor, gradient: Tensor, trainable: Tensor) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sklearn_fpe._engine._cache import StoppedError, Warm, WarmUpCache
 from sklearn_fpe._engine._context import training_context
+from sklearn_fpe._engine._graph import may_record
 from sklearn_fpe._engine._hooks import Hook
 from sklearn_fpe._engine._moments import Moments
 from sklearn_fpe._engine._net import Net, make_net
@@ -195,13 +196,19 @@ class Trainer:
         """Return the statistics of the inputs so far and of more rows."""
         if self.moments is not None:
             moments = copy.deepcopy(self.moments)
-            return moments.update(sample.view, sample.weights)
+            return moments.update(
+                sample.view, sample.weights, device=self.settings.device
+            )
         moments = Moments(sample.view.shape[1])
         if self._shared is None:
-            return moments.update(sample.view, sample.weights)
+            return moments.update(
+                sample.view, sample.weights, device=self.settings.device
+            )
         return self._shared.get(
             ("moments", id(sample)),
-            lambda: moments.update(sample.view, sample.weights),
+            lambda: moments.update(
+                sample.view, sample.weights, device=self.settings.device
+            ),
         )
 
     def fit(self, *args: Any, **kwargs: Any) -> Learned:
@@ -332,18 +339,43 @@ class Trainer:
         """Epochs of the running fit so far."""
         return self.history.n_iter
 
-    def validate(self) -> tuple[np.ndarray, float]:
-        """Return outputs (n_rows, n_outputs) and mean loss of the held-out rows."""
+    def validate(
+        self, reduce: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[np.ndarray, float]:
+        """Return outputs and mean loss of the held-out rows.
+
+        Parameters
+        ----------
+        reduce : callable, default=None
+            Maps outputs (n_rows, n_outputs) to the tensor that is needed of them, so
+            that the host waits for the device once, and less is copied. None: all.
+
+        Returns
+        -------
+        outputs : ndarray
+            Outputs (n_rows, n_outputs), or what `reduce` made of them.
+        loss : float
+            Mean loss.
+        """
         assert self._held is not None
         network = self.net.module_.eval()
         with torch.inference_mode():
             batches = self._held.batches(PREDICTION_ROWS)
             outputs = torch.cat([network(x) for x, _ in batches])
             loss = self.settings.loss(outputs, self._held.targets, self._held.weights)
-        array = outputs.cpu().numpy()
-        if not np.isfinite(array).all():
+            if reduce is None:
+                array, value = outputs.cpu().numpy(), float(loss)
+                finite = bool(np.isfinite(array).all())
+            else:
+                needed = reduce(outputs)
+                flags = torch.stack([loss.double(), outputs.isfinite().all().double()])
+                # In one copy, as float64, which holds float32 and class numbers.
+                copied = torch.cat([needed.flatten().double(), flags]).cpu()
+                array = copied[:-2].to(needed.dtype).view(needed.shape).numpy()
+                value, finite = float(copied[-2]), bool(copied[-1])
+        if not finite:
             raise self._diverged("The outputs for validation rows became infinite.")
-        return array, float(loss)
+        return array, value
 
     def record_validation(self, score: float, loss: float) -> None:
         """Add a score and a loss of the held-out rows to the history."""
@@ -540,6 +572,9 @@ class Trainer:
         self.validation_score = None
         self.step, self.n_steps = 0, len(epochs) * -(-len(rows) // batch_size)
         self.net.before_step = self._before_step(hooks)
+        self.net.records_ = not self.settings.callbacks and may_record(
+            self.settings.device, self.n_steps, rows.resident
+        )
         self.net.begin_phase()
         stopped = False
         for hook in hooks:
@@ -557,7 +592,7 @@ class Trainer:
         self._end_training()
         for hook in hooks:
             hook.on_phase_end(self)
-        self.net.before_step = None
+        self.net.before_step, self.net.records_ = None, False
         return stopped
 
     def _end_training(self) -> None:
@@ -570,18 +605,10 @@ class Trainer:
         for name, value in self.network.state_dict().items():
             self.loaded |= name in state and not torch.equal(value, state[name])
 
-    def _before_step(self, hooks: Iterable[Hook]) -> Callable[[], None] | None:
+    def _before_step(self, hooks: Iterable[Hook]) -> _StepHooks | None:
         """Return what the net calls before a step; None if no hook wants it."""
         wanted = [h for h in hooks if type(h).before_step is not Hook.before_step]
-        if not wanted:
-            return None
-
-        def before_step() -> None:
-            for hook in wanted:
-                hook.before_step(self)
-            self.step += 1
-
-        return before_step
+        return _StepHooks(self, wanted) if wanted else None
 
     def run_epoch(self, epoch: Epoch) -> None:
         """Run an epoch of this network alone."""
@@ -590,15 +617,20 @@ class Trainer:
         held = None
         if self.settings.callbacks and self._held is not None:
             held = self._held.batches(PREDICTION_ROWS)
-        batch_size = self.settings.rows_per_step(len(rows))
-        net.fit_loop(rows.batches(batch_size, self.order_seed), held, epochs=1)
+        batches = rows.batches(
+            self.settings.rows_per_step(len(rows)),
+            self.order_seed,
+            None if net.flat_ is None else self.settings.loss.shares,
+        )
+        net.fit_loop(batches, held, epochs=1)
         self.end_epoch(net.history[-1, "train_loss"])
 
     def begin_epoch(self, epoch: Epoch) -> None:
         """Set the learning rate and the weight decay of an epoch."""
         self.net.stop_, self.validation_score = False, None
+        self.net.set_rate(epoch.rate)
         for group in self.net.optimizer_.param_groups:
-            group["lr"], group["weight_decay"] = epoch.rate, self.settings.weight_decay
+            group["weight_decay"] = self.settings.weight_decay
 
     def end_epoch(self, loss: float) -> None:
         """Record the mean training loss of an epoch."""
@@ -624,3 +656,25 @@ class Trainer:
             f"{self.settings.learning_rate_init:g}), keep standardize=True, and look "
             f"for extreme values in X or y."
         )
+
+
+class _StepHooks:
+    """The hooks that act before steps, and the count of the steps."""
+
+    def __init__(self, trainer: Trainer, hooks: list[Hook]) -> None:
+        self.trainer, self.hooks = trainer, hooks
+
+    def due(self) -> bool:
+        """Tell whether a hook has something to do at the running step."""
+        return any(hook.due(self.trainer) for hook in self.hooks)
+
+    def __call__(self) -> None:
+        """Let the hooks act, and count the step."""
+        for hook in self.hooks:
+            if hook.due(self.trainer):
+                hook.before_step(self.trainer)
+        self.trainer.step += 1
+
+    def skip(self) -> None:
+        """Count a step at which no hook is due."""
+        self.trainer.step += 1

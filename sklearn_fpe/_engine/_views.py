@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,16 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from sklearn_fpe._engine._device import (
+    CHUNK_BYTES,
+    as_own,
+    is_accelerator,
+    upload,
+    uploaded,
+)
+
 STREAM_ABOVE = 2**29
 """Bytes, as float32, above which a memory map is streamed instead of loaded."""
-
-CHUNK_BYTES = 2**20
-"""Bytes, as float64, of the pieces in which arrays are converted."""
 
 NUMPY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
@@ -51,6 +56,16 @@ def as_double(part: Any) -> Tensor:
     return torch.from_numpy(np.array(part, dtype=np.float64, order="C"))
 
 
+def _as_torch_takes(part: Any) -> Any:
+    """Return dense rows in a type in which all devices compute."""
+    if isinstance(part, np.ndarray):
+        if part.dtype.itemsize > 8 or part.dtype in (np.uint64, np.uint32):
+            return part.astype(np.float64)
+        if part.dtype == np.uint16:
+            return part.astype(np.int32)
+    return part
+
+
 def is_users_memmap(X: Any) -> bool:
     """Tell whether an array is a memory map that the user made.
 
@@ -80,6 +95,7 @@ class View:
         self.X = X
         self.index = index
         self.shape = (X.shape[0] if index is None else len(index), X.shape[1])
+        self._index_there: Tensor | None = None
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -94,9 +110,42 @@ class View:
     def read(self, rows: Any) -> Any:
         """Return the rows of a slice or an int array, dense; a tensor of a tensor."""
         if self.index is not None:
+            if isinstance(self.X, Tensor) and is_accelerator(self.X.device):
+                return self.X.index_select(0, self._index_on_device()[rows])
             rows = self.index[rows]
         part = self.X[rows]
         return part.toarray() if sparse.issparse(part) else part
+
+    def _index_on_device(self) -> Tensor:
+        """Return the index on the device of X, where it is copied once."""
+        if self._index_there is None:
+            self._index_there = torch.from_numpy(self.index).to(self.X.device)
+        return self._index_there
+
+    def pieces(
+        self,
+        selections: Iterable[Any],
+        device: torch.device,
+        check: Callable[[Any], None] | None = None,
+    ) -> Iterator[Tensor]:
+        """Yield rows of several selections as tensors on a device, in their own dtype.
+
+        Those of an array are read ahead, see :func:`uploaded`, and then checked.
+        """
+        if isinstance(self.X, Tensor) and is_accelerator(self.X.device):
+            return (self.read(rows).to(device) for rows in selections)
+
+        def read(rows: Any) -> Any:
+            part = self.read(rows)
+            if check is not None:
+                check(part)
+            return _as_torch_takes(part)
+
+        parts = map(read, selections)
+        if isinstance(selections, list) and len(selections) == 1:
+            # Not worth a thread.
+            return (upload(as_own(part), device) for part in parts)
+        return uploaded(parts, device)
 
     def select(self, array: Any) -> Any:
         """Return the rows of an array that belong to those of the view."""

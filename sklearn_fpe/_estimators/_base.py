@@ -27,6 +27,7 @@ from sklearn_fpe._engine._context import (
     threads_for,
     training_context,
 )
+from sklearn_fpe._engine._device import is_accelerator
 from sklearn_fpe._engine._hooks import EarlyStopping, Hook, Verbose
 from sklearn_fpe._engine._loss import LOSSES
 from sklearn_fpe._engine._recipe import Learned, Recipe, Seeds, Settings
@@ -55,6 +56,11 @@ NOT_OF_WARM_UP = {
     *("class_weight", "task", "hidden_layer_sizes", "warmup", "batch_size", "device"),
 }
 """The parameters that the key of a cached warm-up leaves out."""
+
+
+def _nothing_of(outputs):
+    """Return no row of outputs, because a score does not need them."""
+    return outputs[:0]
 
 
 def _as_before():
@@ -501,23 +507,28 @@ class BaseFPE(CallbackSupportMixin, Fitted):
             )
         return train, held
 
-    def _stopping(self, targets, held: Sample | None) -> list[Hook]:
+    def _stopping(self, targets, held: Sample | None, device) -> list[Hook]:
         """Return the hook that stops early, if rows are held out."""
         if held is None:
             return []
+        there = is_accelerator(device)
+        # Of the outputs on another device only what is needed is copied.
+        reduce = _nothing_of if there else None
         scoring = self.scoring
         if scoring is None:
             scoring = targets.default_scoring
         if scoring == "loss":
             score = None
         elif self.scoring is None:
+            reduce = targets.codes if there else None
 
             def score(trainer, outputs):
-                return trainer.targets.score(held.y, outputs, held.weights)
+                decode = trainer.targets.decode if there else trainer.targets.decide
+                return targets.score(held.y, decode(outputs), held.weights)
 
         else:
             score = self._scorer(held)
-        return [EarlyStopping(score, self.n_iter_no_change, self.tol)]
+        return [EarlyStopping(score, self.n_iter_no_change, self.tol, reduce)]
 
     def _scorer(self, held: Sample):
         """Return a function that scores the model so far by `scoring`."""
@@ -656,7 +667,7 @@ class Job:
         elif estimator.memory is not None:
             cache = draft._cache(self.recipe, self.settings)
         trainer = self.trainer(self._train)
-        stopping = draft._stopping(self._targets, self._held)
+        stopping = draft._stopping(self._targets, self._held, self.settings.device)
         result = yield from trainer.training(
             self._train, self._held, hooks=[*stopping, *hooks], cache=cache
         )

@@ -8,7 +8,12 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from sklearn_fpe._estimators._base import BaseFPE
 from sklearn_fpe._estimators._compat import fit_context
-from sklearn_fpe._estimators._targets import ClassTargets
+from sklearn_fpe._estimators._targets import (
+    LABELS,
+    LOG_PROBABILITIES,
+    PROBABILITIES,
+    ClassTargets,
+)
 
 
 class FPEClassifier(ClassifierMixin, BaseFPE):
@@ -427,8 +432,7 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         y : ndarray of shape (n_samples,) or (n_samples, n_labels)
             Predicted labels; a 0/1 indicator matrix for multi-label problems.
         """
-        targets, outputs = self._raw_predict(X)
-        return targets.decide(outputs)
+        return self._linked_predict(X, LABELS)
 
     def predict_proba(self, X):
         """Predict probabilities.
@@ -444,8 +448,7 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
             Probability of every class, in the order of `classes_`; for multi-label
             problems, of every label.
         """
-        targets, outputs = self._raw_predict(X)
-        return targets.probabilities(outputs)
+        return self._linked_predict(X, PROBABILITIES)
 
     def predict_log_proba(self, X):
         """Predict logarithms of probabilities.
@@ -460,8 +463,7 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         log_proba : ndarray of shape (n_samples, n_classes)
             Logarithm of what :meth:`predict_proba` returns, without underflow.
         """
-        targets, outputs = self._raw_predict(X)
-        return targets.log_probabilities(outputs)
+        return self._linked_predict(X, LOG_PROBABILITIES)
 
     def decision_function(self, X):
         """Compute the network's raw outputs.

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import math
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from scipy import sparse
+from sklearn import config_context, get_config
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_fpe._engine._context import readable_memory_errors, threads_for
+from sklearn_fpe._engine._device import is_accelerator, prediction_bytes
 from sklearn_fpe._engine._recipe import Learned
 from sklearn_fpe._engine._views import View, as_tensor, chunks
 from sklearn_fpe._estimators import _inputs, _parameters
-from sklearn_fpe._estimators._targets import targets_from_state
+from sklearn_fpe._estimators._targets import Link, targets_from_state
 from sklearn_fpe._version import __version__
 from sklearn_fpe.nn import MLP
-
-PREDICTION_BYTES = {"cpu": 2**22, "cuda": 2**28}
-"""Bytes of rows and activations that are predicted at a time, by kind of device.
-
-On the CPU they fit the L2 cache.
-"""
 
 COLUMNS = ("n_features_in_", "feature_names_in_")
 """The names under which an estimator holds what it knows of the columns of X."""
@@ -61,6 +58,23 @@ class Fitted(BaseEstimator):
             Raw outputs, or activations of the last hidden layer: float64 if X is of
             higher precision than float32 or float32 overflows, else float32.
         """
+        learned, outputs = self._run_network(X, hidden)
+        return learned.targets, outputs
+
+    def _linked_predict(self, X, link: Link):
+        """Return the predictions that a link makes of raw outputs."""
+        learned, outputs = self._run_network(X, False, link)
+        targets = learned.targets
+        if not is_accelerator(learned.network.device):
+            return link.on_host(targets, outputs)
+        return outputs if link.finish is None else link.finish(targets, outputs)
+
+    def _run_network(self, X, hidden: bool, link: Link | None = None):
+        """Run the network over X; return what was learned, and an array.
+
+        The array holds raw outputs or activations, or, on another device than the CPU,
+        what a link makes of raw outputs.
+        """
         # A copy, because another thread may replace what was learned meanwhile.
         state = object.__new__(type(self))
         state.__dict__ = dict(vars(self))
@@ -69,15 +83,15 @@ class Fitted(BaseEstimator):
         X = _inputs.check_X(state, X, reset=False, values=False)
         learned, view = state._learned, View(X)
         dtype = _inputs.predict_dtype(X)
-        outputs = state._compute(learned.network, view, dtype, hidden)
-        if not _all_finite(outputs):
-            outputs = state._compute(learned.network, view, torch.float64, hidden)
-            if not _all_finite(outputs):
+        outputs = state._compute(learned, view, dtype, hidden, link)
+        if outputs is None:
+            outputs = state._compute(learned, view, torch.float64, hidden, link)
+            if outputs is None:
                 raise ValueError(
                     "Input X contains a value too large for float64: the outputs of "
                     "the network overflow."
                 )
-        return learned.targets, outputs
+        return learned, outputs
 
     def _hidden(self, X) -> np.ndarray:
         _, activations = self._raw_predict(X, hidden=True)
@@ -90,21 +104,35 @@ class Fitted(BaseEstimator):
             )
         return narrow
 
-    def _compute(self, network: MLP, view: View, dtype: torch.dtype, hidden: bool):
+    def _compute(
+        self,
+        learned: Learned,
+        view: View,
+        dtype: torch.dtype,
+        hidden: bool,
+        link: Link | None,
+    ) -> np.ndarray | None:
+        """Compute in pieces; None if an output is not finite."""
+        network = learned.network
         layers, device = list(network.layers), network.device
-        n_columns = layers[-1].in_features if hidden else layers[-1].out_features
-        outputs = torch.empty(len(view), n_columns, dtype=dtype, device="cpu")
         width = sum(layer.in_features for layer in layers)
-        n_bytes = PREDICTION_BYTES.get(device.type, PREDICTION_BYTES["cuda"])
-        pieces = chunks(len(view), width, n_bytes, dtype.itemsize)
+        n_bytes = prediction_bytes(device)
+        pieces = list(chunks(len(view), width, n_bytes, dtype.itemsize))
         n_weights = sum(layer.weight.numel() for layer in layers)
-        remedy = "Predict fewer rows at a time"
+        n_flops = 2 * n_weights * min(len(view), n_bytes // (4 * width))
         with (
             torch.inference_mode(),
             torch.autocast(device.type, enabled=False),
-            threads_for(2 * n_weights * min(len(view), n_bytes // (4 * width)), device),
-            readable_memory_errors(device, remedy),
+            threads_for(n_flops, device),
+            readable_memory_errors(device, "Predict fewer rows at a time"),
         ):
+            if is_accelerator(device):
+                function = network.transform if hidden else network
+                if link is not None:
+                    function = partial(_apply_link, network, link, learned.targets)
+                return self._compute_on_device(function, view, pieces, dtype, device)
+            n_columns = layers[-1].in_features if hidden else layers[-1].out_features
+            outputs = torch.empty(len(view), n_columns, dtype=dtype, device="cpu")
             for rows in pieces:
                 part = view.read(rows)
                 if not isinstance(part, torch.Tensor):
@@ -112,11 +140,34 @@ class Fitted(BaseEstimator):
                 x = as_tensor(part, dtype).to(device)
                 if hidden:
                     outputs[rows] = network.transform(x)
-                elif device.type == "cpu":
-                    network(x, out=outputs[rows])
                 else:
-                    outputs[rows] = network(x)
-        return outputs.numpy()
+                    network(x, out=outputs[rows])
+            return outputs.numpy() if _all_finite(outputs.numpy()) else None
+
+    def _compute_on_device(self, function, view: View, pieces, dtype, device):
+        """Compute on another device than the CPU; rows are read and copied ahead.
+
+        The host waits for the results of every piece and, at the end, for whether the
+        outputs were finite.
+        """
+        config = get_config()  # of this thread
+
+        def check(part):
+            if not isinstance(part, torch.Tensor):
+                with config_context(**config):
+                    _inputs.check_values(self, view.X, part)
+
+        results, finite = None, []
+        parts = view.pieces(pieces, device, check)
+        for rows, part in zip(pieces, parts, strict=True):
+            outputs = function(part.to(dtype))
+            outputs, result = outputs if isinstance(outputs, tuple) else (outputs,) * 2
+            finite.append(outputs.isfinite().all())
+            if results is None:
+                shape = (len(view), *result.shape[1:])
+                results = torch.empty(shape, dtype=result.dtype, device="cpu")
+            results[rows] = result
+        return results.numpy() if bool(torch.stack(finite).all()) else None
 
     @property
     def learned_(self) -> Learned:
@@ -370,6 +421,12 @@ def make_fitted(estimator, learned: dict[str, Any], feature_names, version: str)
         }
     )
     return estimator
+
+
+def _apply_link(network: MLP, link: Link, targets, x: torch.Tensor):
+    """Return raw outputs, and what a link makes of them."""
+    outputs = network(x)
+    return outputs, link.on_device(targets, outputs)
 
 
 def _all_finite(array: np.ndarray) -> bool:

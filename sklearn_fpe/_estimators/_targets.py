@@ -1,6 +1,8 @@
 """Targets: what they are, and how the network sees them."""
 
+from collections.abc import Callable
 from numbers import Real
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +27,25 @@ Rounding is then less than a thousandth of the standard deviation.
 
 PLAIN_SIZES = (1e-100, 1e100)
 """Sizes of values whose squares float64 holds."""
+
+
+class Link(NamedTuple):
+    """How raw outputs become predictions, on the CPU and on other devices.
+
+    Parameters
+    ----------
+    on_host : callable
+        Maps targets and raw outputs, an ndarray, to predictions.
+    on_device : callable
+        Maps targets and raw outputs, a tensor, to a tensor on the same device, of which
+        less has to be copied than of raw outputs.
+    finish : callable, default=None
+        Maps targets and that tensor, as an ndarray, to predictions; None: it is them.
+    """
+
+    on_host: Callable
+    on_device: Callable
+    finish: Callable | None = None
 
 
 class ClassTargets:
@@ -282,6 +303,12 @@ class ClassTargets:
             return torch.from_numpy(codes.astype(np.float32)[:, None])
         return torch.from_numpy(codes.astype(np.int64))
 
+    def codes(self, outputs):
+        """Turn raw outputs, a tensor, into encoded targets on the same device."""
+        if self.kind == "multiclass":
+            return outputs.argmax(dim=1)
+        return (outputs > 0).long()
+
     def decide(self, outputs):
         """Turn raw outputs into predicted targets."""
         if self.kind == "multiclass":
@@ -298,20 +325,26 @@ class ClassTargets:
 
     def probabilities(self, outputs):
         """Turn raw outputs into probabilities, (n_samples, n_classes)."""
-        logits = torch.from_numpy(outputs)
+        return self.tensor_of_probabilities(torch.from_numpy(outputs)).numpy()
+
+    def tensor_of_probabilities(self, logits):
+        """Turn raw outputs, a tensor, into probabilities on the same device."""
         if self.kind == "multiclass":
-            return torch.softmax(logits, dim=1).numpy()
+            return torch.softmax(logits, dim=1)
         if self.kind == "binary":
             # Both are computed: the rest of a probability near 1 would be rounded.
-            return torch.sigmoid(torch.cat([-logits, logits], dim=1)).numpy()
-        return torch.sigmoid(logits).numpy()
+            return torch.sigmoid(torch.cat([-logits, logits], dim=1))
+        return torch.sigmoid(logits)
 
     def log_probabilities(self, outputs):
         """Turn raw outputs into logarithms of probabilities, without underflow.
 
         Where the probability rounds to 1, its logarithm is 0.
         """
-        logits = torch.from_numpy(outputs)
+        return self.tensor_of_log_probabilities(torch.from_numpy(outputs)).numpy()
+
+    def tensor_of_log_probabilities(self, logits):
+        """Turn raw outputs, a tensor, into logarithms, on the same device."""
         if self.kind == "multiclass":
             log_p = torch.log_softmax(logits, dim=1)
         else:
@@ -319,15 +352,22 @@ class ClassTargets:
                 logits = torch.cat([-logits, logits], dim=1)
             log_p = torch.nn.functional.logsigmoid(logits)
         resolution = torch.finfo(log_p.dtype).eps
-        return log_p.masked_fill_(log_p > -resolution, 0.0).numpy()
+        return log_p.masked_fill_(log_p > -resolution, 0.0)
 
-    def score(self, y, outputs, weights):
-        """Return the accuracy."""
-        return accuracy_score(y, self.decide(outputs), sample_weight=weights)
+    def score(self, y, predicted, weights):
+        """Return the accuracy of predicted targets."""
+        return accuracy_score(y, predicted, sample_weight=weights)
 
     def output_affine(self):
         """Return location and scale of the targets: labels have none."""
         return Affine.identity(self.n_columns)
+
+
+LABELS = Link(ClassTargets.decide, ClassTargets.codes, ClassTargets.decode)
+PROBABILITIES = Link(ClassTargets.probabilities, ClassTargets.tensor_of_probabilities)
+LOG_PROBABILITIES = Link(
+    ClassTargets.log_probabilities, ClassTargets.tensor_of_log_probabilities
+)
 
 
 def _type_of(y, name):
@@ -371,7 +411,8 @@ def r2(y, predicted, weights):
     Both are divided by a power of two, which changes no digit, because the squares of
     large values would overflow.
     """
-    size = max(np.abs(y).max(initial=0.0), np.abs(predicted).max(initial=0.0))
+    # As Python's float, because 1e100 is too large for NumPy's float32.
+    size = float(max(np.abs(y).max(initial=0.0), np.abs(predicted).max(initial=0.0)))
     unit = 1.0
     if not PLAIN_SIZES[0] < size < PLAIN_SIZES[1] and 0 < size < np.inf:
         unit = 2.0 ** (np.frexp(size)[1] - 1)
@@ -462,6 +503,10 @@ class RealTargets:
             )
         return torch.from_numpy(y.astype(np.float32))
 
+    def codes(self, outputs):
+        """Turn raw outputs, a tensor, into encoded targets: they are the same."""
+        return outputs
+
     def decode(self, codes):
         """Turn encoded targets, an ndarray, back into the units of the targets."""
         return self.decide(codes)
@@ -482,9 +527,9 @@ class RealTargets:
         fit = (mean / MAX_SINGLE_OFFSET <= scale) & (scale >= least)
         return bool((fit & (scale <= most)).all())
 
-    def score(self, y, outputs, weights):
-        """Return the coefficient of determination."""
-        return r2(y, self.decide(outputs), weights)
+    def score(self, y, predicted, weights):
+        """Return the coefficient of determination of predicted targets."""
+        return r2(y, predicted, weights)
 
     def output_affine(self):
         """Return location and scale of the targets."""
