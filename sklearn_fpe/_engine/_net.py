@@ -16,10 +16,12 @@ from sklearn_fpe._engine._recipe import Targets
 from sklearn_fpe._engine._step import (
     FlatParameters,
     VectorAdamW,
+    add_gradients,
     backpropagate,
     has_fast_step,
     mask_gradients,
 )
+from sklearn_fpe._engine._world import SINGLE, World
 from sklearn_fpe.nn import MLP
 
 
@@ -51,6 +53,7 @@ class Net(NeuralNet):
     flat_: FlatParameters | None = None
     before_step: Callable[[], None] | None = None
     targets_: Any = None
+    world: World = SINGLE
 
     @property
     def _default_callbacks(self) -> list:
@@ -101,6 +104,7 @@ class Net(NeuralNet):
                 x,
                 lambda outputs: self.criterion_.loss.differentiate(outputs, *target),
             )
+            self.world.add_(self.flat_.gradient)
             if self.before_step is not None:
                 self.before_step()
             self.flat_.mask_gradients()
@@ -110,6 +114,8 @@ class Net(NeuralNet):
         outputs = self._outputs(x)
         loss = self.criterion_(outputs, target)
         loss.backward()
+        if self.world.size > 1:
+            add_gradients(self.module_, self.world)
         if self.callbacks_:
             self.notify(
                 "on_grad_computed",
@@ -148,7 +154,7 @@ class Net(NeuralNet):
         step_fn: Callable[[tuple], dict[str, Tensor]],
         **fit_params: Any,
     ) -> None:
-        """Run one epoch and record its mean loss."""
+        """Run one epoch and record its mean loss, that of all processes."""
         if iterator is None:
             return
         self._set_training(training)
@@ -165,8 +171,11 @@ class Net(NeuralNet):
                 self.history.record_batch(f"{prefix}_batch_size", sizes[-1])
                 self.notify("on_batch_end", batch=seen, training=training, **step)
         values = torch.stack(losses).cpu().double()
-        weights = torch.tensor(sizes, dtype=torch.float64, device="cpu")
-        self.history.record(f"{prefix}_loss", float(values @ weights / weights.sum()))
+        # Batches of several processes know how many rows they have together.
+        sizes = getattr(iterator, "sizes", sizes)
+        weights = torch.as_tensor(sizes, dtype=torch.float64, device="cpu")
+        total = self.world.total(float(values @ weights), "training losses")
+        self.history.record(f"{prefix}_loss", total / float(weights.sum()))
 
     def begin_phase(self) -> None:
         """Begin a training of its own for the callbacks, with a history of its own."""

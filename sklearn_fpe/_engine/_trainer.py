@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from sklearn_fpe._engine._cache import StoppedError, Warm, WarmUpCache
 from sklearn_fpe._engine._context import training_context
+from sklearn_fpe._engine._deal import Deal, deal
 from sklearn_fpe._engine._hooks import Hook
 from sklearn_fpe._engine._moments import Moments
 from sklearn_fpe._engine._net import Net, make_net
 from sklearn_fpe._engine._recipe import History, Learned, Recipe, Settings, Targets
 from sklearn_fpe._engine._rows import Rows, make_rows
 from sklearn_fpe._engine._views import Sample
+from sklearn_fpe._engine._world import SINGLE, World, digest
 from sklearn_fpe.nn import MLP, Affine
 from sklearn_fpe.nn._expand import expand_to
 from sklearn_fpe.nn._prune import PRUNES
@@ -40,6 +42,8 @@ class Trainer:
         The targets; a copy is kept.
     learned : Learned, default=None
         What to continue from; None: a fresh network.
+    world : World, default=SINGLE
+        The processes that train the same network, each on its own rows.
 
     Attributes
     ----------
@@ -72,8 +76,9 @@ class Trainer:
         settings: Settings,
         targets: Targets,
         learned: Learned | None = None,
+        world: World = SINGLE,
     ) -> None:
-        self.recipe, self.settings = recipe, settings
+        self.recipe, self.settings, self.world = recipe, settings, world
         self.targets = copy.deepcopy(targets)
         n_inputs = recipe.shape.n_inputs
         if learned is None:
@@ -137,7 +142,7 @@ class Trainer:
             moments = Moments(sample.view.shape[1])
             if self.moments is not None:
                 moments = copy.deepcopy(self.moments)
-            moments.update(sample.view, sample.weights)
+            moments.update(sample.view, sample.weights, world=self.world)
             affine = moments.affine()
             if trained and self.moments is not None:
                 constant = self.moments.constant()
@@ -145,7 +150,7 @@ class Trainer:
                 self.network.change_input(Affine(self.affine.mean, scale), affine)
             self.moments, self.affine = moments, affine
         before = self.targets.output_affine()
-        self.targets.learn_scale(sample.y, sample.weights)
+        self.targets.learn_scale(sample.y, sample.weights, self.world)
         if trained:
             self.network.change_output(before, self.targets.output_affine())
         else:
@@ -219,6 +224,7 @@ class Trainer:
             self.net.notify("on_train_begin", X=None, y=None)
             self._epoch(rows, self.settings.learning_rate_init)
             self.net.notify("on_train_end", X=None, y=None)
+            self._check_equal_networks()
             return self.learned()
 
     def learned(self) -> Learned:
@@ -251,6 +257,7 @@ class Trainer:
         self.network = self._expanded()
         self.net.swap(self.network)
         self.phase = "fine-tune"
+        self._check_equal_networks()
 
     # ----------------------------------------------------------------------------------
     # What hooks call
@@ -262,7 +269,10 @@ class Trainer:
         return self.history.n_iter
 
     def validate(self) -> tuple[np.ndarray, float]:
-        """Return outputs (n_rows, n_outputs) and mean loss of the held-out rows."""
+        """Return outputs (n_rows, n_outputs) and mean loss of the held-out rows.
+
+        The loss is that of the rows of all processes, the outputs those of this one.
+        """
         assert self._held is not None
         network = self.net.module_.eval()
         with torch.inference_mode():
@@ -272,7 +282,8 @@ class Trainer:
         array = outputs.cpu().numpy()
         if not np.isfinite(array).all():
             raise self._diverged("The outputs for validation rows became infinite.")
-        return array, float(loss)
+        n_rows = len(array)
+        return array, self.world.mean(float(loss), n_rows, "validation losses")
 
     def record_validation(self, score: float, loss: float) -> None:
         """Add a score and a loss of the held-out rows to the history."""
@@ -358,7 +369,7 @@ class Trainer:
         return make_rows(
             sample.view,
             self.targets.encode(sample.y),
-            sample.training_weights(),
+            sample.training_weights(self.world),
             self.affine,
             self.settings.device,
         )
@@ -436,9 +447,8 @@ class Trainer:
     def _run(self, rows: Rows, epochs: range, hooks: Sequence[Hook]) -> bool:
         """Run epochs of a phase; return whether they were stopped early."""
         self.epochs = epochs
-        batch_size = self.settings.rows_per_step(len(rows))
         self.validation_score = None
-        self.step, self.n_steps = 0, len(epochs) * -(-len(rows) // batch_size)
+        self.step, self.n_steps = 0, len(epochs) * self._deal(rows).n_steps
         self.net.before_step = self._before_step(hooks)
         self.net.begin_phase()
         stopped = False
@@ -451,12 +461,14 @@ class Trainer:
             self.settled = all(hook.settled for hook in hooks)
             # Every hook is called, whichever asks to stop.
             asked = [hook.on_epoch_end(self) for hook in hooks]
-            if stopped := self.net.stop_ or any(asked):
+            stopped = self.world.total(self.net.stop_ or any(asked), "decisions") > 0
+            if stopped:
                 break
         self._end_training()
         for hook in hooks:
             hook.on_phase_end(self)
         self.net.before_step = None
+        self._check_equal_networks()
         return stopped
 
     def _end_training(self) -> None:
@@ -482,15 +494,34 @@ class Trainer:
 
         return before_step
 
+    def _deal(self, rows: Rows) -> Deal:
+        """Deal the rows of all processes to the steps of an epoch."""
+        counts = self.world.gather(len(rows), "numbers of rows")
+        n_together = self.settings.rows_per_step(sum(counts))
+        return deal(counts, self.world.rank, n_together)
+
+    def _check_equal_networks(self) -> None:
+        """Check that all processes hold the same network, to the bit."""
+        if self.world.size > 1:
+            self.world.check_equal(
+                digest(self.network.state_dict().values()),
+                f"networks in the {self.phase}",
+                " Use the same versions of torch and NumPy everywhere; on processors "
+                "of several kinds, set ATEN_CPU_CAPABILITY=default.",
+            )
+
     def _epoch(self, rows: Rows, rate: float) -> None:
         net, settings = self.net, self.settings
         net.stop_, self.validation_score = False, None
+        net.world = self.world
         for group in net.optimizer_.param_groups:
             group["lr"], group["weight_decay"] = rate, settings.weight_decay
         n_before = len(self.history.losses)
-        batches = rows.batches(
-            settings.rows_per_step(len(rows)), (self.recipe.seeds.shuffle, n_before)
-        )
+        self.world.begin(f"the {self.phase}, epoch {n_before + 1}")
+        # Processes shuffle their rows differently.
+        of_process = (self.world.rank,) if self.world.size > 1 else ()
+        seed = (self.recipe.seeds.shuffle, n_before, *of_process)
+        batches = self._deal(rows).batches(rows, seed)
         held = None
         if settings.callbacks and self._held is not None:
             held = self._held.batches(PREDICTION_ROWS)
