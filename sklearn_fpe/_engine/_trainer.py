@@ -517,7 +517,7 @@ class Trainer:
         for group in net.optimizer_.param_groups:
             group["lr"], group["weight_decay"] = rate, settings.weight_decay
         n_before = len(self.history.losses)
-        self.world.begin(f"the {self.phase}, epoch {n_before + 1}")
+        self.world.begin(f"{self.phase}, epoch {n_before + 1}")
         # Processes shuffle their rows differently.
         of_process = (self.world.rank,) if self.world.size > 1 else ()
         seed = (self.recipe.seeds.shuffle, n_before, *of_process)

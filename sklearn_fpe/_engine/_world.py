@@ -92,7 +92,7 @@ class ProcessWorld(World):
     def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._default = dist.group.WORLD
-        self._stage, self._n_sums = "the preparation", 0
+        self._stage, self._n_sums = "preparation", 0
         self._nccl: Any = None
         try:
             self._group: Any = dist.new_group(backend="gloo", timeout=_timeout())
@@ -157,17 +157,19 @@ class ProcessWorld(World):
     def leave(self, error: BaseException) -> None:
         """End the calls of the other processes because this one failed."""
         if not isinstance(error, PeerError):
+            text = _first_line(error)
             with suppress(Exception):
-                text = f"process {self.rank} failed: {type(error).__name__}: {error}"
-                self._store().set("failure", text)
+                text = f"{type(error).__name__}: {text}" if text else repr(error)
+                self._store().set("failure", f"process {self.rank} failed: {text}")
         self.close()
 
     def close(self) -> None:
         """Close the connections of this world."""
         for group in (self._nccl, self._group):
-            # The user may have destroyed all groups meanwhile.
-            with suppress(Exception):
-                dist.destroy_process_group(group)
+            if group is not None:  # which would be the default group
+                # The user may have destroyed all groups meanwhile.
+                with suppress(Exception):
+                    dist.destroy_process_group(group)
         # Connections close when nothing refers to the group any more.
         self._nccl = self._group = group = None
 
@@ -182,7 +184,9 @@ class ProcessWorld(World):
 
     def _lost(self, what: str, error: RuntimeError) -> PeerError:
         """Return an error that says which process failed, and when."""
-        text = str(error).partition("\n")[0]
+        # Without the place in torch's source, and its advice.
+        text = _first_line(error).rpartition(".cc:")[2].partition("] ")[2] or str(error)
+        text = text.partition(". This is")[0]
         reason = None
         with suppress(Exception):
             if self._store().check(["failure"]):
@@ -197,8 +201,8 @@ class ProcessWorld(World):
             )
         step = f", step {self._n_sums}" if self._n_sums else ""
         return PeerError(
-            f"Process {self.rank} of {self.size} stopped while {what} in "
-            f"{self._stage}{step}, because {reason}. Nothing was learned in this call."
+            f"Process {self.rank} of {self.size} stopped while {what} ({self._stage}"
+            f"{step}), because {reason.rstrip('.')}. Nothing was learned in this call."
         )
 
 
@@ -271,7 +275,7 @@ def _meet() -> ProcessWorld:
     while _worlds:
         world = _worlds[0]
         if world.is_open:
-            world.begin("the preparation")
+            world.begin("preparation")
             try:
                 world.gather(None, "greetings")
                 return world
@@ -295,6 +299,10 @@ def _timeout() -> timedelta | None:
         device = "cpu" if "gloo" in dist.get_backend_config() else "cuda"
         return group._get_backend(torch.device(device)).options._timeout
     return None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]
 
 
 def digest(arrays: Iterable[Any]) -> str:
