@@ -220,6 +220,7 @@ class Trainer:
                     self.expand()
             rows = self._rows(sample)
             self._arrange(rows)
+            self._dealt = self._deal(rows)
             self.history = self.history.without_validation()
             self.net.notify("on_train_begin", X=None, y=None)
             self._epoch(rows, self.settings.learning_rate_init)
@@ -448,7 +449,8 @@ class Trainer:
         """Run epochs of a phase; return whether they were stopped early."""
         self.epochs = epochs
         self.validation_score = None
-        self.step, self.n_steps = 0, len(epochs) * self._deal(rows).n_steps
+        self._dealt = self._deal(rows)
+        self.step, self.n_steps = 0, len(epochs) * self._dealt.n_steps
         self.net.before_step = self._before_step(hooks)
         self.net.begin_phase()
         stopped = False
@@ -521,7 +523,7 @@ class Trainer:
         # Processes shuffle their rows differently.
         of_process = (self.world.rank,) if self.world.size > 1 else ()
         seed = (self.recipe.seeds.shuffle, n_before, *of_process)
-        batches = self._deal(rows).batches(rows, seed)
+        batches = self._dealt.batches(rows, seed)
         held = None
         if settings.callbacks and self._held is not None:
             held = self._held.batches(PREDICTION_ROWS)

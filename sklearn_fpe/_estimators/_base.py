@@ -518,7 +518,7 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         if n_held < targets.rows_to_score:
             raise ValueError(
                 f"early_stopping needs at least {targets.rows_to_score} rows to "
-                f"validate on, got {n_held}: raise validation_fraction or give "
+                f"validate on, got {n_held:g}: raise validation_fraction or give "
                 f"X_val and y_val."
             )
         return train, held
