@@ -64,6 +64,7 @@ GRIDS = {
 """Values of every parameter that a search can vary on its own."""
 
 NOT_VARIED = {
+    "distributed": "refused",
     "feature_groups": 'only with split="groups"',
     "memory": "a folder; tested by itself",
     "skorch_callbacks": "tested by itself",
@@ -307,6 +308,15 @@ def test_an_interrupt_ends_the_search(monkeypatch):
 def test_other_estimators_are_refused(estimator):
     with pytest.raises(TypeError, match="GridSearchCV"):
         FPESearchCV(estimator, {}).fit(X, Y)
+
+
+def test_many_processes_are_refused():
+    model = FPEClassifier(**QUICK, distributed=True)
+    with pytest.raises(ValueError, match="one process"):
+        FPESearchCV(model, {"tol": [0.1]}).fit(X, Y)
+    model.set_params(distributed=False)
+    with pytest.raises(ValueError, match="one process"):
+        FPESearchCV(model, {"distributed": [True]}).fit(X, Y)
 
 
 def test_memory_and_callbacks(tmp_path):

@@ -7,6 +7,7 @@ import torch
 
 from sklearn_fpe._engine._device import chunk_bytes, is_accelerator, upload
 from sklearn_fpe._engine._views import View, as_double, chunks
+from sklearn_fpe._engine._world import SINGLE, World
 from sklearn_fpe.nn import Affine
 
 PLAIN_DEVIATIONS = (1e-100, 1e100)
@@ -70,6 +71,7 @@ class Moments:
         weights: np.ndarray,
         name: str = "X",
         device: torch.device | None = None,
+        world: World = SINGLE,
     ) -> Moments:
         """Add the rows of a view.
 
@@ -84,6 +86,8 @@ class Moments:
         device : torch.device, default=None
             Where to compute. Rows that are on another device than the CPU stay there.
             None: where the rows are.
+        world : World, default=SINGLE
+            The processes whose rows are added, each its own view.
 
         Returns
         -------
@@ -95,6 +99,11 @@ class Moments:
         ValueError
             If a column's spread is too large for float64; the message names it.
         """
+        if world.size > 1:
+            own = Moments(view.shape[1]).update(view, weights, name, device)
+            for state in world.gather(own.to_state(), f"moments of {name}"):
+                self.merge(Moments.from_state(state), name)
+            return self
         if isinstance(view.X, torch.Tensor) and is_accelerator(view.X.device):
             device = view.X.device
         if device is not None and is_accelerator(device):
@@ -153,6 +162,45 @@ class Moments:
         plain = (sizes >= small) & (sizes <= large) & (m2s <= large**2)
         plain |= sizes == 0
         return list(zip(totals, means, m2s, strict=True)) if plain.all() else None
+
+    def merge(self, other: Moments, name: str = "X") -> None:
+        """Add the rows that other moments have seen.
+
+        Parameters
+        ----------
+        other : Moments
+            Moments of the same columns.
+        name : str, default="X"
+            Name of the rows in messages.
+
+        Raises
+        ------
+        ValueError
+            If a column's spread is too large for float64; the message names it.
+        """
+        if self.weight == 0:
+            vars(self).update(vars(Moments.from_state(other.to_state())))
+            return
+        with np.errstate(over="ignore"):
+            shift = other.shift - self.shift
+        largest = np.maximum.reduce([np.abs(shift), self._size(), other._size()])
+        least, most = PLAIN_DEVIATIONS
+        extreme = (largest > 0) & ((largest < least) | (largest > most))
+        extreme &= np.isfinite(largest)
+        unit = np.ones_like(largest)
+        _, exponent = np.frexp(largest[extreme])
+        unit[extreme] = np.ldexp(1.0, exponent - 1)
+        with np.errstate(over="ignore", under="ignore"):
+            ratio = self.unit / unit
+            self.mean, self.m2 = self.mean * ratio, self.m2 * ratio * ratio
+            self.unit, ratio = unit, other.unit / unit
+            mean = shift / unit + other.mean * ratio
+            m2 = other.m2 * ratio * ratio
+        self._add(other.weight, mean, m2, name)
+
+    def _size(self) -> np.ndarray:
+        """Return the size of the deviations, (n_columns,): of mean and spread."""
+        return np.maximum(np.abs(self.mean), np.sqrt(self.m2 / self.weight)) * self.unit
 
     def _deviations(self, view: View, rows: slice) -> torch.Tensor:
         """Return some rows minus the first row seen."""

@@ -18,10 +18,12 @@ from sklearn_fpe._engine._recipe import Targets
 from sklearn_fpe._engine._step import (
     FlatParameters,
     VectorAdamW,
+    add_gradients,
     backpropagate,
     has_fast_step,
     mask_gradients,
 )
+from sklearn_fpe._engine._world import SINGLE, World
 from sklearn_fpe.nn import MLP
 
 
@@ -69,6 +71,7 @@ class Net(NeuralNet):
     targets_: Any = None
     records_ = False
     recorded_: RecordedSteps | None = None
+    world: World = SINGLE
 
     @property
     def _default_callbacks(self) -> list:
@@ -136,6 +139,7 @@ class Net(NeuralNet):
                 x,
                 lambda outputs: self.criterion_.loss.differentiate(outputs, *target),
             )
+            self.world.add_(self.flat_.gradient)
             if self.before_step is not None:
                 self.before_step()
             self.flat_.mask_gradients()
@@ -145,6 +149,8 @@ class Net(NeuralNet):
         outputs = self._outputs(x)
         loss = self.criterion_(outputs, target)
         loss.backward()
+        if self.world.size > 1:
+            add_gradients(self.module_, self.world)
         if self.callbacks_:
             self.notify(
                 "on_grad_computed",
@@ -183,7 +189,7 @@ class Net(NeuralNet):
         step_fn: Callable[[tuple], dict[str, Tensor]],
         **fit_params: Any,
     ) -> None:
-        """Run one epoch and record its mean loss."""
+        """Run one epoch and record its mean loss, that of all processes."""
         if iterator is None:
             return
         self._set_training(training)
@@ -193,7 +199,8 @@ class Net(NeuralNet):
             losses, sizes = self._run_batches(iterator, training, prefix, step_fn)
         values = losses.cpu().double()
         weights = torch.tensor(sizes, dtype=torch.float64, device="cpu")
-        self.history.record(f"{prefix}_loss", float(values @ weights / weights.sum()))
+        total = self.world.total(float(values @ weights), "training losses")
+        self.history.record(f"{prefix}_loss", total / float(weights.sum()))
 
     def _run_batches(
         self,
@@ -215,6 +222,7 @@ class Net(NeuralNet):
                 self.history.record_batch(f"{prefix}_loss", float(step["loss"]))
                 self.history.record_batch(f"{prefix}_batch_size", sizes[-1])
                 self.notify("on_batch_end", batch=seen, training=training, **step)
+        sizes = list(getattr(iterator, "sizes", sizes))
         return torch.stack(losses), sizes
 
     def _run_recorded(self, batches: Any) -> tuple[Tensor, list[int]]:

@@ -12,6 +12,7 @@ import torch
 
 from sklearn_fpe._engine._loss import Loss
 from sklearn_fpe._engine._moments import Moments
+from sklearn_fpe._engine._world import World
 from sklearn_fpe.nn import MLP, Activation, Affine, PruneRule, Shape, SplitRule
 from sklearn_fpe.nn._activation import ACTIVATIONS
 from sklearn_fpe.nn._prune import PRUNES
@@ -206,8 +207,8 @@ class Targets(Protocol):
     def probabilities(self, outputs: np.ndarray) -> np.ndarray:
         """Turn raw outputs into probabilities."""
 
-    def learn_scale(self, y: np.ndarray, weights: np.ndarray) -> None:
-        """Learn location and scale of more targets."""
+    def learn_scale(self, y: np.ndarray, weights: np.ndarray, world: World) -> None:
+        """Learn location and scale of more targets, those of all processes."""
 
     def output_affine(self) -> Affine:
         """Return the standardisation of the targets."""

@@ -36,7 +36,8 @@ def shape_of(epoch: Epoch) -> tuple | None:
     """
     trainer = epoch.trainer
     maps = trainer.network.maps
-    if trainer.net.flat_ is None or any(isinstance(m, BlockLinear) for m in maps):
+    alone = trainer.net.flat_ is None or trainer.world.size > 1
+    if alone or any(isinstance(layer, BlockLinear) for layer in maps):
         return None
     n_rows = len(epoch.rows)
     batch_size = trainer.settings.rows_per_step(n_rows)

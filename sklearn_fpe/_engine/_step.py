@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sklearn_fpe._engine._world import World
 from sklearn_fpe.nn import MLP
 
 ALIGNMENT = 16
@@ -91,11 +92,16 @@ class FlatParameters:
         self.trainable = trainable
         self.follow_masks()
 
+    @property
+    def gradient(self) -> Tensor:
+        """The gradients of all parameters, a tensor of shape (n,)."""
+        assert self.vector.grad is not None
+        return self.vector.grad
+
     def mask_gradients(self) -> None:
         """Set the gradients of pruned weights to zero."""
         if self.trainable is not None:
-            assert self.vector.grad is not None
-            self.vector.grad.mul_(self.trainable)
+            self.gradient.mul_(self.trainable)
 
 
 def mask_gradients(network: MLP) -> None:
@@ -103,6 +109,16 @@ def mask_gradients(network: MLP) -> None:
     for layer in network.maps:
         if layer.mask is not None and layer.weight.grad is not None:
             layer.weight.grad.mul_(layer.mask)
+
+
+def add_gradients(network: MLP, world: World) -> None:
+    """Add up the gradients that every process has computed, as one vector."""
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    vector = torch.cat([gradient.flatten() for gradient in gradients])
+    world.add_(vector)
+    parts = vector.split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 class VectorAdamW(torch.optim.AdamW):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sklearn_fpe._engine._cache import StoppedError, Warm, WarmUpCache
 from sklearn_fpe._engine._context import training_context
+from sklearn_fpe._engine._deal import Deal, deal
 from sklearn_fpe._engine._graph import may_record
 from sklearn_fpe._engine._hooks import Hook
 from sklearn_fpe._engine._moments import Moments
@@ -22,6 +23,7 @@ from sklearn_fpe._engine._recipe import History, Learned, Recipe, Settings, Targ
 from sklearn_fpe._engine._rows import Rows, make_rows
 from sklearn_fpe._engine._shared import MAX_ARRANGED_BYTES, Shared
 from sklearn_fpe._engine._views import Sample
+from sklearn_fpe._engine._world import SINGLE, World, digest
 from sklearn_fpe.nn import MLP, Affine, BlockLinear
 from sklearn_fpe.nn._expand import expand_to
 from sklearn_fpe.nn._prune import PRUNES
@@ -79,6 +81,8 @@ class Trainer:
         What to continue from; None: a fresh network.
     shared : Shared, default=None
         What it has in common with other trainings; None: nothing.
+    world : World, default=SINGLE
+        The processes that train the same network, each on its own rows.
 
     Attributes
     ----------
@@ -112,8 +116,10 @@ class Trainer:
         targets: Targets,
         learned: Learned | None = None,
         shared: Shared | None = None,
+        world: World = SINGLE,
     ) -> None:
         self.recipe, self.settings, self._shared = recipe, settings, shared
+        self.world = world
         self.targets = copy.deepcopy(targets)
         n_inputs = recipe.shape.n_inputs
         if learned is None:
@@ -182,7 +188,7 @@ class Trainer:
                 self.network.change_input(Affine(self.affine.mean, scale), affine)
             self.moments, self.affine = moments, affine
         before = self.targets.output_affine()
-        self.targets.learn_scale(sample.y, sample.weights)
+        self.targets.learn_scale(sample.y, sample.weights, self.world)
         if trained:
             self.network.change_output(before, self.targets.output_affine())
         else:
@@ -197,17 +203,26 @@ class Trainer:
         if self.moments is not None:
             moments = copy.deepcopy(self.moments)
             return moments.update(
-                sample.view, sample.weights, device=self.settings.device
+                sample.view,
+                sample.weights,
+                device=self.settings.device,
+                world=self.world,
             )
         moments = Moments(sample.view.shape[1])
         if self._shared is None:
             return moments.update(
-                sample.view, sample.weights, device=self.settings.device
+                sample.view,
+                sample.weights,
+                device=self.settings.device,
+                world=self.world,
             )
         return self._shared.get(
             ("moments", id(sample)),
             lambda: moments.update(
-                sample.view, sample.weights, device=self.settings.device
+                sample.view,
+                sample.weights,
+                device=self.settings.device,
+                world=self.world,
             ),
         )
 
@@ -292,11 +307,13 @@ class Trainer:
                     self.expand()
             rows = self._rows(sample)
             self._arrange(rows)
+            self._dealt = self._deal(rows)
             self.history = self.history.without_validation()
             self.net.notify("on_train_begin", X=None, y=None)
             self.run_epoch(Epoch(self, rows, self.settings.learning_rate_init))
             self._check_loss()
             self.net.notify("on_train_end", X=None, y=None)
+            self._check_equal_networks()
             return self.learned()
 
     def learned(self) -> Learned:
@@ -329,6 +346,7 @@ class Trainer:
         self.network = self._expanded()
         self.net.swap(self.network)
         self.phase = "fine-tune"
+        self._check_equal_networks()
 
     # ----------------------------------------------------------------------------------
     # What hooks call
@@ -343,6 +361,8 @@ class Trainer:
         self, reduce: Callable[[Tensor], Tensor] | None = None
     ) -> tuple[np.ndarray, float]:
         """Return outputs and mean loss of the held-out rows.
+
+        The loss is that of the rows of all processes, the outputs those of this one.
 
         Parameters
         ----------
@@ -375,7 +395,8 @@ class Trainer:
                 value, finite = float(copied[-2]), bool(copied[-1])
         if not finite:
             raise self._diverged("The outputs for validation rows became infinite.")
-        return array, value
+        n_rows = len(self._held)
+        return array, self.world.mean(value, n_rows, "validation losses")
 
     def record_validation(self, score: float, loss: float) -> None:
         """Add a score and a loss of the held-out rows to the history."""
@@ -467,7 +488,7 @@ class Trainer:
             return make_rows(
                 sample.view,
                 self.targets.encode(sample.y),
-                sample.training_weights(),
+                sample.training_weights(self.world),
                 self.affine,
                 self.settings.device,
             )
@@ -568,12 +589,14 @@ class Trainer:
     def _run(self, rows: Rows, epochs: range, hooks: Sequence[Hook]) -> Training:
         """Yield the epochs of a phase; return whether they were stopped early."""
         self.epochs = epochs
-        batch_size = self.settings.rows_per_step(len(rows))
         self.validation_score = None
-        self.step, self.n_steps = 0, len(epochs) * -(-len(rows) // batch_size)
+        self._dealt = self._deal(rows)
+        self.step, self.n_steps = 0, len(epochs) * self._dealt.n_steps
         self.net.before_step = self._before_step(hooks)
-        self.net.records_ = not self.settings.callbacks and may_record(
-            self.settings.device, self.n_steps, rows.resident
+        self.net.records_ = (
+            not self.settings.callbacks
+            and self.world.size == 1
+            and may_record(self.settings.device, self.n_steps, rows.resident)
         )
         self.net.begin_phase()
         stopped = False
@@ -587,12 +610,14 @@ class Trainer:
             self.settled = all(hook.settled for hook in hooks)
             # Every hook is called, whichever asks to stop.
             asked = [hook.on_epoch_end(self) for hook in hooks]
-            if stopped := self.net.stop_ or any(asked):
+            stopped = self.world.total(self.net.stop_ or any(asked), "decisions") > 0
+            if stopped:
                 break
         self._end_training()
         for hook in hooks:
             hook.on_phase_end(self)
         self.net.before_step, self.net.records_ = None, False
+        self._check_equal_networks()
         return stopped
 
     def _end_training(self) -> None:
@@ -610,18 +635,33 @@ class Trainer:
         wanted = [h for h in hooks if type(h).before_step is not Hook.before_step]
         return _StepHooks(self, wanted) if wanted else None
 
+    def _deal(self, rows: Rows) -> Deal:
+        """Deal the rows of all processes to the steps of an epoch."""
+        counts = self.world.gather(len(rows), "numbers of rows")
+        n_together = self.settings.rows_per_step(sum(counts))
+        return deal(counts, self.world.rank, n_together)
+
+    def _check_equal_networks(self) -> None:
+        """Check that all processes hold the same network, to the bit."""
+        if self.world.size > 1:
+            self.world.check_equal(
+                digest(self.network.state_dict().values()),
+                f"networks in the {self.phase}",
+                " Use the same versions of torch and NumPy everywhere; on processors "
+                "of several kinds, set ATEN_CPU_CAPABILITY=default.",
+            )
+
     def run_epoch(self, epoch: Epoch) -> None:
         """Run an epoch of this network alone."""
         net, rows = self.net, epoch.rows
+        net.world = self.world
         self.begin_epoch(epoch)
+        self.world.begin(f"{self.phase}, epoch {len(self.history.losses) + 1}")
         held = None
         if self.settings.callbacks and self._held is not None:
             held = self._held.batches(PREDICTION_ROWS)
-        batches = rows.batches(
-            self.settings.rows_per_step(len(rows)),
-            self.order_seed,
-            None if net.flat_ is None else self.settings.loss.shares,
-        )
+        shares = None if net.flat_ is None else self.settings.loss.shares
+        batches = self._dealt.batches(rows, self.order_seed, shares)
         net.fit_loop(batches, held, epochs=1)
         self.end_epoch(net.history[-1, "train_loss"])
 
@@ -642,9 +682,11 @@ class Trainer:
         )
 
     @property
-    def order_seed(self) -> tuple[int, int]:
+    def order_seed(self) -> tuple[int, ...]:
         """The seed of the order of the rows in the next epoch."""
-        return self.recipe.seeds.shuffle, len(self.history.losses)
+        # Processes shuffle their rows differently.
+        of_process = (self.world.rank,) if self.world.size > 1 else ()
+        return (self.recipe.seeds.shuffle, *of_process, len(self.history.losses))
 
     def _check_loss(self) -> None:
         if not math.isfinite(self.loss):

@@ -19,6 +19,7 @@ from sklearn_fpe._engine._device import (
     upload,
     uploaded,
 )
+from sklearn_fpe._engine._world import SINGLE, World
 
 STREAM_ABOVE = 2**29
 """Bytes, as float32, above which a memory map is streamed instead of loaded."""
@@ -189,9 +190,14 @@ class Sample:
         """Return the rows of positive weight."""
         return self.take(np.flatnonzero(self.weights))
 
-    def training_weights(self) -> np.ndarray:
-        """Return weights of mean 1, so that their scale does not change the step."""
+    def training_weights(self, world: World = SINGLE) -> np.ndarray:
+        """Return weights of mean 1, so that their scale does not change the step.
+
+        The mean is that of the rows of all processes of a world.
+        """
         weights = self.weights
         if self.entry_weights is not None:
             weights = weights[:, None] * self.entry_weights
-        return weights / weights.mean()
+        own = np.array([weights.sum(), weights.size])
+        total, n_weights = world.total(own, "sums of weights")
+        return weights / (total / n_weights)

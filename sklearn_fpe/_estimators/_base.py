@@ -34,7 +34,8 @@ from sklearn_fpe._engine._recipe import Learned, Recipe, Seeds, Settings
 from sklearn_fpe._engine._shared import Shared
 from sklearn_fpe._engine._trainer import Trainer, Training, run_alone
 from sklearn_fpe._engine._views import Sample, View
-from sklearn_fpe._estimators import _consistency, _inputs, _parameters
+from sklearn_fpe._engine._world import SINGLE, World, open_world
+from sklearn_fpe._estimators import _consistency, _inputs, _parameters, _together
 from sklearn_fpe._estimators._compat import fit_context
 from sklearn_fpe._estimators._fitted import COLUMNS, FITTED, Fitted
 from sklearn_fpe._estimators._progress import Progress
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 NOT_OF_WARM_UP = {
     *("expansion", "split", "feature_groups", "prune", "budget"),
     *("early_stopping", "validation_fraction", "n_iter_no_change", "tol", "scoring"),
-    *("refit", "warm_start", "verbose", "memory", "skorch_callbacks"),
+    *("refit", "warm_start", "verbose", "memory", "skorch_callbacks", "distributed"),
     # These act on the warm-up through the data, or stand in the key as resolved.
     *("class_weight", "task", "hidden_layer_sizes", "warmup", "batch_size", "device"),
 }
@@ -117,6 +118,7 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         "skorch_callbacks": [list, None],
         "memory": [str, HasMethods("cache"), HasMethods("__fspath__"), None],
         "random_state": ["random_state"],
+        "distributed": ["boolean"],
         "verbose": ["boolean", Interval(Integral, 0, None, closed="left")],
     }
 
@@ -177,6 +179,8 @@ class BaseFPE(CallbackSupportMixin, Fitted):
             If the parameters and the data do not fit; nothing has been trained then.
         FloatingPointError
             If the training loss stops being finite.
+        RuntimeError
+            If `distributed` and another process fails or does not answer.
         MemoryError
             If the memory of the device does not suffice.
 
@@ -187,11 +191,11 @@ class BaseFPE(CallbackSupportMixin, Fitted):
             rounding only and counts as constant.
         """
         validation = (X_val, y_val, sample_weight_val)
-        with _as_before():
-            return self._fit(X, y, sample_weight, *validation)
+        with _as_before(), open_world(self.distributed) as world:
+            return self._fit(world, X, y, sample_weight, *validation)
 
-    def _fit(self, X, y, sample_weight, *validation):
-        job = self._prepare(X, y, sample_weight, *validation)
+    def _fit(self, world, X, y, sample_weight, *validation):
+        job = self._prepare(X, y, sample_weight, *validation, world=world)
         with (
             self._computing(job.recipe, job.settings),
             training_context(job.settings.device),
@@ -200,26 +204,51 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         return job.end(learned)
 
     def _prepare(
-        self, X, y, sample_weight, X_val, y_val, sample_weight_val, shared=None
+        self,
+        X,
+        y,
+        sample_weight,
+        X_val,
+        y_val,
+        sample_weight_val,
+        *,
+        shared=None,
+        world: World = SINGLE,
     ) -> Job:
         """Check parameters and data; return what is left of the fit."""
         device, n_warmup = self._check_parameters()
         _parameters.check_schedule(n_warmup, self.max_iter)
         self._check_validation(X_val, y_val)
         learned = self._learned if self.warm_start and self._is_fitted() else None
+        _together.check_alike(
+            self, world, device, learned, given={"X_val": X_val is not None}
+        )
+        world.use(device)
         draft = self._draft(learned)
         targets = draft._targets_for(learned)
         rows = draft._check_data(
-            X, y, sample_weight, targets, learn=learned is None, shared=shared
+            X,
+            y,
+            sample_weight,
+            targets,
+            learn=learned is None,
+            shared=shared,
+            world=world,
         )
-        recipe = draft._resolve(rows.view.shape[1], targets, learned)
+        recipe = draft._resolve(rows.view.shape[1], targets, learned, world=world)
         held = None
         if X_val is not None:
             held = draft._check_data(
-                X_val, y_val, sample_weight_val, targets, suffix="_val", shared=shared
+                X_val,
+                y_val,
+                sample_weight_val,
+                targets,
+                suffix="_val",
+                shared=shared,
+                world=world,
             ).used()
         used = rows.used()
-        train, held = draft._hold_out(used, held, targets, recipe.seeds)
+        train, held = draft._hold_out(used, held, targets, recipe.seeds, world)
         if shared is not None:
             train = shared.sample(train)
             held = None if held is None else shared.sample(held)
@@ -237,22 +266,35 @@ class BaseFPE(CallbackSupportMixin, Fitted):
             (used, train, held),
             progress,
             shared,
+            world,
         )
 
     def _partial_fit(self, X, y, sample_weight, classes=None):
-        with _as_before():
-            return self._train_epoch(X, y, sample_weight, classes)
+        with _as_before(), open_world(self.distributed) as world:
+            return self._train_epoch(world, X, y, sample_weight, classes)
 
-    def _train_epoch(self, X, y, sample_weight, classes):
+    def _train_epoch(self, world, X, y, sample_weight, classes):
         device, n_warmup = self._check_parameters()
         self._check_partial()
         learned = self._learned if self._is_fitted() else None
+        _together.check_alike(
+            self, world, device, learned, given={"classes": classes is not None}
+        )
+        world.use(device)
         draft = self._draft(learned)
         targets = draft._targets_for(learned)
         rows = draft._check_data(
-            X, y, sample_weight, targets, learn=learned is None, classes=classes
+            X,
+            y,
+            sample_weight,
+            targets,
+            learn=learned is None,
+            classes=classes,
+            world=world,
         ).used()
-        recipe = draft._resolve(rows.view.shape[1], targets, learned, in_pieces=True)
+        recipe = draft._resolve(
+            rows.view.shape[1], targets, learned, in_pieces=True, world=world
+        )
         settings = self._settings(targets, device, n_warmup)
         # Taken off: if training fails, the next call starts from what was learned.
         trainer, result = vars(self).pop("_trainer", (None, None))
@@ -262,13 +304,15 @@ class BaseFPE(CallbackSupportMixin, Fitted):
             trainer = None
         with self._computing(recipe, settings):
             if trainer is None:
-                trainer = Trainer(recipe, settings, targets, learned)
-            trainer.settings = settings
+                trainer = Trainer(recipe, settings, targets, learned, world=world)
+            trainer.settings, trainer.world = settings, world
             result = trainer.partial_fit(rows)
         if result.phase == "fine-tune" and (not learned or learned.phase == "warm-up"):
             _consistency.warn_constant(draft, trainer)
-        if self.verbose:
+        if self.verbose and world.rank == 0:
             print(f"{result.phase}, epoch {trainer.n_iter}: loss {trainer.loss:.6f}")
+        world.gather(None, "ends")  # because no process learns what another did not
+        trainer.world = SINGLE  # because connections do not outlive the call
         self._accept(draft, result, (trainer, result))
         return self
 
@@ -276,6 +320,8 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         """Check what does not depend on data; return the device and the warm-up."""
         _parameters.resolve_hidden(self.hidden_layer_sizes)
         _parameters.resolve_expansion(self.expansion)
+        if self.distributed:
+            _together.check_supported(self)
         if self.memory is not None:
             _parameters.check_cache(self)
         _parameters.check_skorch_callbacks(
@@ -292,7 +338,7 @@ class BaseFPE(CallbackSupportMixin, Fitted):
                 "the second training, too: set skorch_callbacks=None or refit=False."
             )
         return (
-            _parameters.resolve_device(self.device),
+            _parameters.resolve_device(self.device, self.distributed),
             _parameters.resolve_warmup(self.warmup, self.max_iter),
         )
 
@@ -350,6 +396,7 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         classes=None,
         suffix="",
         shared=None,
+        world: World = SINGLE,
     ) -> Sample:
         """Check arrays; return rows, targets and weights, rows of weight 0 included."""
 
@@ -370,9 +417,13 @@ class BaseFPE(CallbackSupportMixin, Fitted):
             (X, y), columns = shared.get(("checked", id(X), id(y)), check)
             vars(self).update(columns)
         weights = _inputs.check_weights(sample_weight, X, "sample_weight" + suffix)
-        y = targets.check(y, weights, learn=learn, classes=classes, name="y" + suffix)
-        entries = targets.entry_weights(y, weights)
-        return Sample(View(X), y, targets.row_weights(y, weights), entries)
+        if learn:
+            _together.check_columns(self, world)
+        y = targets.check(
+            y, weights, learn=learn, classes=classes, name="y" + suffix, world=world
+        )
+        entries = targets.entry_weights(y, weights, world)
+        return Sample(View(X), y, targets.row_weights(y, weights, world), entries)
 
     def _rules(self, learned: Learned | None, in_pieces: bool):
         """Resolve `split` and `prune`, of which ``"auto"`` stands for several."""
@@ -400,7 +451,12 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         return get_split(split), prune
 
     def _resolve(
-        self, n_features, targets, learned: Learned | None, in_pieces: bool = False
+        self,
+        n_features,
+        targets,
+        learned: Learned | None,
+        in_pieces: bool = False,
+        world: World = SINGLE,
     ) -> Recipe:
         """Resolve shape, expansion, budget and seeds; raise if they conflict."""
         hidden = _parameters.resolve_hidden(self.hidden_layer_sizes)
@@ -426,7 +482,10 @@ class BaseFPE(CallbackSupportMixin, Fitted):
             prune,
             self.feature_groups,
             get_activation(self.activation),
-            self._seeds() if learned is None else learned.recipe.seeds,
+            # Those of process 0, because others may have drawn other seeds.
+            world.gather(self._seeds(), "seeds")[0]
+            if learned is None
+            else learned.recipe.seeds,
         )
         if learned is not None:
             standardized = learned.moments is not None
@@ -472,20 +531,28 @@ class BaseFPE(CallbackSupportMixin, Fitted):
             yield
 
     def _trainer_for(
-        self, recipe, settings, targets, learned, train, shared=None
+        self, recipe, settings, targets, learned, train, shared=None, world=SINGLE
     ) -> Trainer:
         """Make a trainer that knows location and scale of the rows."""
-        trainer = Trainer(recipe, settings, targets, learned, shared)
+        trainer = Trainer(recipe, settings, targets, learned, shared, world)
         if learned is None:
             trainer.learn_scale(train)
             _consistency.warn_constant(self, trainer)
         return trainer
 
-    def _hold_out(self, train: Sample, held: Sample | None, targets, seeds: Seeds):
+    def _hold_out(self, train: Sample, held: Sample | None, targets, seeds, world):
         """Return the rows to train on and those to validate on, or None."""
         if not self.early_stopping:
             return train, None
-        if held is None:
+        if held is None and world.size > 1:
+            parts = _together.split_off(
+                len(train),
+                self.validation_fraction,
+                targets.strata(train.y),
+                (seeds.validation, world.rank),
+            )
+            train, held = (train.take(part) for part in parts)
+        elif held is None:
             try:
                 parts = train_test_split(
                     np.arange(len(train)),
@@ -499,10 +566,11 @@ class BaseFPE(CallbackSupportMixin, Fitted):
                     f"rows cannot be held out for early_stopping: {error}"
                 ) from error
             train, held = (train.take(np.sort(part)) for part in parts)
-        if len(held) < targets.rows_to_score:
+        n_held = world.total(len(held), "numbers of held-out rows")
+        if n_held < targets.rows_to_score:
             raise ValueError(
                 f"early_stopping needs at least {targets.rows_to_score} rows to "
-                f"validate on, got {len(held)}: raise validation_fraction or give "
+                f"validate on, got {n_held:g}: raise validation_fraction or give "
                 f"X_val and y_val."
             )
         return train, held
@@ -524,7 +592,9 @@ class BaseFPE(CallbackSupportMixin, Fitted):
 
             def score(trainer, outputs):
                 decode = trainer.targets.decode if there else trainer.targets.decide
-                return targets.score(held.y, decode(outputs), held.weights)
+                return targets.score(
+                    held.y, decode(outputs), held.weights, trainer.world
+                )
 
         else:
             score = self._scorer(held)
@@ -554,7 +624,7 @@ class BaseFPE(CallbackSupportMixin, Fitted):
                     f"rows: raise validation_fraction, or choose a score that is "
                     f"defined for them."
                 )
-            return value
+            return trainer.world.mean(value, held.weights.sum(), "scores")
 
         return score
 
@@ -622,6 +692,8 @@ class Job:
         Tells callbacks of the training.
     shared : Shared or None
         What the fit has in common with others.
+    world : World
+        The processes that fit together.
     """
 
     def __init__(
@@ -635,11 +707,13 @@ class Job:
         samples: tuple[Sample, Sample, Sample | None],
         progress: Progress,
         shared: Shared | None,
+        world: World,
     ):
         self.estimator, self._draft = estimator, draft
         self.recipe, self.settings, self._targets = recipe, settings, targets
         self._learned, self._shared, self._progress = learned, shared, progress
         self._all, self._train, self._held = samples
+        self._world = world
 
     def trainer(self, sample: Sample) -> Trainer:
         """Return a trainer that knows location and scale of the rows of a sample."""
@@ -650,6 +724,7 @@ class Job:
             self._learned,
             sample,
             self._shared,
+            self._world,
         )
 
     def training(self, warm: Warm | None = None) -> Training:
@@ -659,7 +734,7 @@ class Job:
         """
         estimator, draft = self.estimator, self._draft
         hooks: list[Hook] = [self._progress]
-        if estimator.verbose:
+        if estimator.verbose and self._world.rank == 0:
             hooks.insert(0, Verbose())
         cache: Any = None
         if warm is not None:
@@ -713,6 +788,8 @@ class Job:
     def end(self, learned: Learned) -> BaseFPE:
         """Accept what was learned at the end of the training; return the estimator."""
         self._progress.end(lambda: self._draft._as_fitted(learned))
+        # No process learns what another one did not.
+        self._world.gather(None, "ends")
         return self.accept(learned)
 
 
@@ -741,6 +818,11 @@ def prepare_fit(estimator: BaseFPE, X, y, shared: Shared, **keywords) -> Job:
         raise TypeError(
             f"{type(estimator).__name__}.fit takes {', '.join(names)} beside X and y, "
             f"got {sorted(unknown)}."
+        )
+    if estimator.distributed:
+        raise ValueError(
+            "A search trains in one process: set distributed=False, and divide its "
+            "candidates among processes by n_jobs."
         )
     estimator._validate_params()
     with _as_before():

@@ -13,10 +13,18 @@ from sklearn.utils.validation import check_memory
 from skorch.callbacks import Callback, InputShapeSetter, LRScheduler
 
 
-def resolve_device(device):
-    """Turn "auto", a name or a torch.device into a device that is there."""
+def resolve_device(device, distributed=False):
+    """Turn "auto", a name or a torch.device into a device that is there.
+
+    If `distributed`, "auto" is the GPU of this process where torchrun started it.
+    """
     if isinstance(device, str) and device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        local_rank = os.environ.get("LOCAL_RANK", "")
+        if distributed and local_rank.isdigit():
+            return torch.device("cuda", int(local_rank) % torch.cuda.device_count())
+        return torch.device("cuda")
     try:
         resolved = torch.device(device)
         # Double precision is needed where the standardisation is folded.

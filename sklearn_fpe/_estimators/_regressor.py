@@ -186,6 +186,13 @@ class FPERegressor(RegressorMixin, BaseFPE):
         Source of the initial weights, the split, the shuffling and the hold-out, as
         independent streams. The global generators are not touched.
 
+    distributed : bool, default=False
+        Whether this is one of several processes that fit one model together, each on
+        its own rows. All of them call `fit` with the same parameters, and all end with
+        the same model. The processes are those of torch's default process group; where
+        there is none, it is made as torchrun's environment variables say. Not with
+        `skorch_callbacks` or `memory`.
+
     verbose : bool or int, default=False
         Whether to print a line per epoch.
 
@@ -328,6 +335,7 @@ class FPERegressor(RegressorMixin, BaseFPE):
         skorch_callbacks=None,
         memory=None,
         random_state=None,
+        distributed=False,
         verbose=False,
     ):
         self.hidden_layer_sizes = hidden_layer_sizes
@@ -357,6 +365,7 @@ class FPERegressor(RegressorMixin, BaseFPE):
         self.skorch_callbacks = skorch_callbacks
         self.memory = memory
         self.random_state = random_state
+        self.distributed = distributed
         self.verbose = verbose
 
     @fit_context(prefer_skip_nested_validation=True)

@@ -263,6 +263,11 @@ class FPESearchCV(BaseSearchCV):
                 f"that ends with one, got {self.estimator!r}. Search others by "
                 f"sklearn.model_selection.GridSearchCV."
             )
+        if last.distributed:
+            raise ValueError(
+                "A search trains in one process: set distributed=False, and divide its "
+                "candidates among processes by n_jobs."
+            )
 
     def _evaluate(self, plan, context):
         """Train and score the candidates; return what becomes `cv_results_`."""

@@ -12,6 +12,8 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 
 from sklearn_fpe._engine._moments import Moments
 from sklearn_fpe._engine._views import View
+from sklearn_fpe._engine._world import SINGLE
+from sklearn_fpe._estimators import _together
 from sklearn_fpe._estimators._inputs import LARGEST, NUMBERS, check_classes, check_range
 from sklearn_fpe.nn import Affine
 
@@ -95,8 +97,11 @@ class ClassTargets:
         """Columns of the network's output."""
         return 1 if self.kind == "binary" else len(self.classes)
 
-    def check(self, y, weights, *, learn, classes=None, name="y"):
-        """Check targets and, if `learn`, learn the classes of positive weight."""
+    def check(self, y, weights, *, learn, classes=None, name="y", world=SINGLE):
+        """Check targets and, if `learn`, learn the classes of positive weight.
+
+        The classes are those of all processes of a world.
+        """
         y_type = _type_of(y, name)
         if y_type == "multiclass-multioutput":
             raise ValueError(
@@ -119,7 +124,14 @@ class ClassTargets:
         if classes is not None:
             classes = check_classes(classes)
         if learn:
-            self._learn(seen if classes is None else classes, multilabel)
+            labels = seen if classes is None else classes
+            world.check_equal(
+                f"{len(seen)} columns of 0 and 1" if multilabel else "labels",
+                f"kinds of {name}",
+            )
+            if not multilabel:
+                labels = _together.all_labels(world, labels)
+            self._learn(labels, multilabel)
         elif classes is not None and not np.array_equal(classes, self.classes):
             raise ValueError(
                 f"classes must be those of the first call, {self.classes}, got "
@@ -151,10 +163,11 @@ class ClassTargets:
         else:
             self.kind = "binary" if len(classes) == 2 else "multiclass"
 
-    def row_weights(self, y, weights):
+    def row_weights(self, y, weights, world=SINGLE):
         """Multiply sample weights by the weights of the rows' classes.
 
-        Those of an indicator matrix belong to entries, see :meth:`entry_weights`.
+        ``"balanced"`` counts the rows of all processes of a world. The weights of an
+        indicator matrix belong to entries, see :meth:`entry_weights`.
         """
         if self.class_weight is None or self.kind == "multilabel":
             return weights
@@ -169,9 +182,17 @@ class ClassTargets:
         present = np.unique(y[used])
         # A dict must name classes. Frequencies exist for the classes in y only.
         classes = self.classes if isinstance(self.class_weight, dict) else present
-        of_class = compute_class_weight(
-            self.class_weight, classes=classes, y=y[used], sample_weight=weights[used]
-        )
+        if world.size > 1 and not isinstance(self.class_weight, dict):
+            classes = self.classes
+            codes = np.searchsorted(classes, y[used])
+            of_class = _together.balanced_weights(world, classes, codes, weights[used])
+        else:
+            of_class = compute_class_weight(
+                self.class_weight,
+                classes=classes,
+                y=y[used],
+                sample_weight=weights[used],
+            )
         factor = np.zeros(len(y))
         factor[used] = of_class[np.searchsorted(classes, y[used])]
         if not factor.any():
@@ -189,7 +210,7 @@ class ClassTargets:
             )
         return factor
 
-    def label_weights(self, y, weights):
+    def label_weights(self, y, weights, world=SINGLE):
         """Return the weights of the entries 0 and 1 of an indicator matrix, by column.
 
         Parameters
@@ -198,6 +219,8 @@ class ClassTargets:
             Checked targets.
         weights : ndarray of shape (n_samples,)
             Sample weights; ``"balanced"`` counts every row as often as they say.
+        world : World, default=SINGLE
+            The processes whose rows ``"balanced"`` counts.
 
         Returns
         -------
@@ -210,9 +233,11 @@ class ClassTargets:
         table = np.ones((n_labels, 2))
         if isinstance(self.class_weight, str):
             counts = np.stack([weights @ (y == 0), weights @ (y == 1)], axis=1)
+            counts = world.total(counts, "frequencies of labels")
+            total = world.total(weights.sum(), "sums of weights")
             # The weight is 1 where a column holds one class only, as it is for labels.
             both = (counts > 0).all(axis=1)
-            table[both] = weights.sum() / (2 * counts[both])
+            table[both] = total / (2 * counts[both])
             return table
         for column, of_column in self._by_column(n_labels):
             self._check_numbers(of_column)
@@ -230,7 +255,7 @@ class ClassTargets:
             )
         return table
 
-    def entry_weights(self, y, weights):
+    def entry_weights(self, y, weights, world=SINGLE):
         """Return a weight for every entry of an indicator matrix, or None.
 
         The loss must multiply the binary cross-entropy of every entry by its weight
@@ -244,7 +269,7 @@ class ClassTargets:
         -------
         entry_weights : ndarray of float32 of shape (n_samples, n_labels) or None
         """
-        table = self.label_weights(y, weights)
+        table = self.label_weights(y, weights, world)
         if table is None:
             return None
         table = table.astype(np.float32)
@@ -283,7 +308,7 @@ class ClassTargets:
                     f"{label!r}."
                 )
 
-    def learn_scale(self, y, weights):
+    def learn_scale(self, y, weights, world=SINGLE):
         """Do nothing: labels have no scale."""
 
     def constant(self):
@@ -354,9 +379,10 @@ class ClassTargets:
         resolution = torch.finfo(log_p.dtype).eps
         return log_p.masked_fill_(log_p > -resolution, 0.0)
 
-    def score(self, y, predicted, weights):
-        """Return the accuracy of predicted targets."""
-        return accuracy_score(y, predicted, sample_weight=weights)
+    def score(self, y, predicted, weights, world=SINGLE):
+        """Return the accuracy, over the rows of all processes of a world."""
+        score = accuracy_score(y, predicted, sample_weight=weights)
+        return world.mean(score, weights.sum(), "scores")
 
     def output_affine(self):
         """Return location and scale of the targets: labels have none."""
@@ -449,7 +475,7 @@ class RealTargets:
             "moments": None if self.moments is None else self.moments.to_state(),
         }
 
-    def check(self, y, weights, *, learn, classes=None, name="y"):
+    def check(self, y, weights, *, learn, classes=None, name="y", world=SINGLE):
         """Check targets and, if `learn`, learn their shape."""
         if classes is not None:
             raise ValueError(f"classes must be None for real targets, got {classes!r}.")
@@ -458,6 +484,7 @@ class RealTargets:
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
         if learn:
+            world.check_equal(y.shape[1:], f"shapes of the rows of {name}")
             self.one_dimensional = y.ndim == 1
             self.n_columns = 1 if y.ndim == 1 else y.shape[1]
             self.moments = Moments(self.n_columns)
@@ -469,17 +496,17 @@ class RealTargets:
             )
         return y
 
-    def row_weights(self, y, weights):
+    def row_weights(self, y, weights, world=SINGLE):
         """Return the sample weights."""
         return weights
 
-    def entry_weights(self, y, weights):
+    def entry_weights(self, y, weights, world=SINGLE):
         """Return None: the weights of a row hold for all its targets."""
 
-    def learn_scale(self, y, weights):
-        """Learn location and scale of more targets."""
+    def learn_scale(self, y, weights, world=SINGLE):
+        """Learn location and scale of more targets, those of all processes."""
         if self.moments is not None:
-            self.moments.update(View(y.reshape(len(y), -1)), weights, name="y")
+            self.moments.update(View(y.reshape(len(y), -1)), weights, "y", world=world)
             self.affine = self.moments.affine()
 
     def constant(self):
@@ -527,8 +554,10 @@ class RealTargets:
         fit = (mean / MAX_SINGLE_OFFSET <= scale) & (scale >= least)
         return bool((fit & (scale <= most)).all())
 
-    def score(self, y, predicted, weights):
-        """Return the coefficient of determination of predicted targets."""
+    def score(self, y, predicted, weights, world=SINGLE):
+        """Return the coefficient of determination, over the rows of all processes."""
+        if world.size > 1:
+            return _together.r2_of_all(world, y, predicted, weights)
         return r2(y, predicted, weights)
 
     def output_affine(self):
