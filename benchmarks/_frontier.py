@@ -1,6 +1,5 @@
 """The tasks and methods of :mod:`benchmarks.frontier`, and one measurement."""
 
-import math
 import time
 import warnings
 from functools import lru_cache
@@ -12,12 +11,6 @@ from sklearn.model_selection import train_test_split
 
 from sklearn_fpe import FPEClassifier
 from sklearn_fpe.datasets import make_dnf
-
-TUNING_ROWS = 10_000
-"""Most rows that a network is trained on to choose its rate and decay."""
-
-ON_ALL_ROWS = ("dense", "dense, 2x parameters")
-"""Methods whose settings are chosen on all rows: fewer mislead dense networks most."""
 
 FORMULA = {"n_clauses": 8, "clause_size": 4, "n_variables": 64, "density": 0.4}
 BOOLEAN_ROWS = 10_000, 5_000
@@ -87,17 +80,10 @@ def load(task, path, seed):
 
 
 @lru_cache(maxsize=2)
-def hold_out(task, path, n_most):
-    """Split the training rows of the first seed into rows to train and to choose on."""
-    X, _, y, _ = load(task, path, 0)
-    X, X_held, y, y_held = train_test_split(
-        X, y, test_size=0.2, random_state=0, stratify=y
-    )
-    if len(X) > n_most:
-        X, _, y, _ = train_test_split(
-            X, y, train_size=n_most, random_state=0, stratify=y
-        )
-    return X, X_held, y, y_held
+def hold_out(task, path, seed):
+    """Split the training rows of a seed into rows to train and to choose on."""
+    X, _, y, _ = load(task, path, seed)
+    return train_test_split(X, y, test_size=0.2, random_state=0, stratify=y)
 
 
 def parameters(task, method, h, n_inputs, n_classes):
@@ -119,12 +105,8 @@ def parameters(task, method, h, n_inputs, n_classes):
 def measure(job, path):
     """Fit once; return accuracy in percent, log loss, non-zeros and CPU seconds."""
     seed = job["seed"]
-    if job["tune"]:
-        n_most = math.inf if job["method"] in ON_ALL_ROWS else TUNING_ROWS
-        rows = hold_out(job["task"], path, n_most)
-    else:
-        rows = load(job["task"], path, seed)
-    X, X_test, y, y_test = rows
+    load_rows = hold_out if job["tune"] else load
+    X, X_test, y, y_test = load_rows(job["task"], path, seed)
     params = parameters(
         job["task"], job["method"], job["h"], X.shape[1], len(np.unique(y))
     )
@@ -141,4 +123,5 @@ def measure(job, path):
         "loss": log_loss(y_test, chances, labels=model.classes_),
         "n_nonzero": int(model.n_nonzero_),
         "seconds": seconds,
+        "n_rows": len(X),
     }
