@@ -25,7 +25,7 @@ TASKS = {
     },
     "boolean": {
         "hidden": (8,),
-        "seeds": 4,
+        "seeds": 10,
         "expansion": 2,
         "fit": {"max_iter": 60, "batch_size": 128},
     },
@@ -44,7 +44,10 @@ TASKS = {
 }
 
 FULL_PROBE, PRUNED_PROBE = "linear probe, full", "linear probe, pruned"
-DENSE, DEFAULTS = "dense", "defaults"
+DENSE, DEFAULTS, DEFAULTS_SKIP = "dense", "defaults", "defaults + skip"
+NOT_TUNED = (DEFAULTS, DEFAULTS_SKIP)
+"""Methods that are the estimator as it is."""
+
 METHODS = {
     FULL_PROBE: {"hidden_layer_sizes": ()},
     PRUNED_PROBE: {"hidden_layer_sizes": (), "prune": "gradual"},
@@ -59,6 +62,7 @@ METHODS = {
     "shared + skip": {"prune": "gradual", "split": "shared", "skip_connection": True},
     "learned + skip": {"prune": "gradual", "split": "learned", "skip_connection": True},
     DEFAULTS: {},
+    DEFAULTS_SKIP: {"skip_connection": True},
 }
 """Parameters of the estimator that make the methods."""
 
@@ -91,7 +95,7 @@ def parameters(task, method, h, n_inputs, n_classes):
     n_outputs = 1 if n_classes == 2 else n_classes
     own = METHODS[method]
     params = {"hidden_layer_sizes": (2 * h if "2x" in method else h,), **own}
-    if method == DEFAULTS:
+    if method in NOT_TUNED:
         return params
     params |= TASKS[task]["fit"]
     if "hidden_layer_sizes" not in own:

@@ -13,6 +13,9 @@ accuracy and, among equals, by log loss, after training on the other four fifths
 network is then trained on all training rows, once per seed, and scored on the test
 rows. "defaults" is the estimator as it is, with its own epochs, batches, rate and
 decay: nothing was chosen for it here; see NOTES for how the defaults came about.
+
+With ``--keep-settings``, a row that the file has keeps its rate and decay, and only the
+networks of all seeds are trained anew.
 """
 
 import argparse
@@ -24,9 +27,9 @@ from pathlib import Path
 from joblib import Parallel, delayed, parallel_config
 
 from benchmarks._frontier import (
-    DEFAULTS,
     FULL_PROBE,
     METHODS,
+    NOT_TUNED,
     PRUNED_PROBE,
     TASKS,
     measure,
@@ -41,9 +44,9 @@ NOTES = (
     "The default learning rate (0.05) and weight decay (0.2) of the estimators were "
     "chosen after test scores on these data sets had been seen, so the rows 'defaults' "
     "are somewhat optimistic.",
-    "A row without 'tuning_rows' was measured before tuning was made equal: its grid "
-    "is that of its 'tuning', and it was tuned on at most 10 000 rows, but for dense "
-    "networks, which were tuned on all.",
+    "'tuning_rows' are the rows that a method was trained on for every setting of its "
+    "'tuning', 0 where nothing was chosen. Where they are missing, the row was measured "
+    "before tuning was made equal: on at most 10 000 rows, dense networks on all.",
 )
 
 KEPT = ("accuracy", "loss", "seconds", "n_rows")
@@ -55,8 +58,8 @@ AT_32 = (PRUNED_PROBE, "dense + skip", "shared + skip", "learned + skip")
 
 def settings_of(method, quick):
     """Return the learning rates and weight decays to choose from."""
-    if method == DEFAULTS:
-        return [{}]
+    if method in NOT_TUNED:
+        return []
     rates, decays = (RATES[2:3], DECAYS[:2]) if quick else (RATES, DECAYS)
     return [
         {"learning_rate_init": rate, "weight_decay": decay}
@@ -84,26 +87,32 @@ def run(jobs, paths, n_jobs):
         )
 
 
-def choose(cases, paths, args):
-    """Return (setting, tries) of every case, the best on rows held out."""
+def choose(cases, paths, args, known):
+    """Return (setting, tries) of every case, the best on rows held out.
+
+    Settings of the rows that are `known` stay.
+    """
+    found = [known.get(position(case), {}).get("tuning") for case in cases]
     tries = [
-        case | {"setting": setting, "seed": 0, "tune": True}
-        for case in cases
+        (i, setting)
+        for i, case in enumerate(cases)
+        if found[i] is None
         for setting in settings_of(case["method"], args.quick)
-        if setting
     ]
-    measured = iter(run(tries, paths, args.jobs))
-    found = []
-    for case in cases:
-        of_case = [
-            setting | {k: round(v, 4) for k, v in next(measured).items() if k in KEPT}
-            for setting in settings_of(case["method"], args.quick)
-            if setting
-        ]
-        best = max(of_case, key=lambda t: (t["accuracy"], -t["loss"]), default={})
-        names = ("learning_rate_init", "weight_decay")
-        found.append(({name: best[name] for name in names if best}, of_case))
-    return found
+    jobs = [
+        cases[i] | {"setting": setting, "seed": 0, "tune": True} for i, setting in tries
+    ]
+    for (i, setting), measured in zip(tries, run(jobs, paths, args.jobs), strict=True):
+        kept = {name: round(measured[name], 4) for name in KEPT}
+        found[i] = [*(found[i] or []), setting | kept]
+    return [_setting(of_case or []) for of_case in found]
+
+
+def _setting(tries):
+    """Return the best of the settings that were tried, and all of them."""
+    best = max(tries, key=lambda t: (t["accuracy"], -t["loss"]), default={})
+    names = ("learning_rate_init", "weight_decay")
+    return {name: best[name] for name in names if best}, tries
 
 
 def summarize(case, setting, tries, measured):
@@ -117,18 +126,18 @@ def summarize(case, setting, tries, measured):
         "seconds": round(statistics.median(m["seconds"] for m in measured), 3),
         "scores": scores,
         "tuning": tries,
-        "tuning_rows": tries[0]["n_rows"] if tries else 0,
+        "tuning_rows": tries[0].get("n_rows") if tries else 0,
     }
 
 
-def measure_cases(task, h, paths, args):
+def measure_cases(task, h, paths, args, known):
     """Choose the settings of every method at a width, and measure the methods."""
     cases = [
         case
         for case in cases_of(task, args.quick)
         if case["h"] == h and case["method"] in args.methods
     ]
-    chosen = choose(cases, paths, args)
+    chosen = choose(cases, paths, args, known)
     n_seeds = 1 if args.quick else TASKS[task]["seeds"]
     finals = [
         case | {"setting": setting, "seed": seed, "tune": False}
@@ -166,6 +175,7 @@ def main(arguments=None):
     add("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     add("--hidden", nargs="+", type=int, help="only these numbers of neurons")
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    add("--keep-settings", action="store_true", help="choose no settings anew")
     add("--quick", action="store_true", help="one seed, one width, two settings")
     add("--jobs", type=int, default=2, help="processes (default: 2)")
     add("--json", default="benchmarks/results/frontier.json")
@@ -177,7 +187,9 @@ def main(arguments=None):
     for task, h in [(name, width) for name in known for width in TASKS[name]["hidden"]]:
         if args.hidden and h not in args.hidden:
             continue
-        measured = measure_cases(task, h, paths, args)
+        measured = measure_cases(
+            task, h, paths, args, rows if args.keep_settings else {}
+        )
         if not measured:
             continue
         columns = ["task", "h", "method", "accuracy", "spread", "n_nonzero"]
