@@ -45,8 +45,9 @@ NOTES = (
     "chosen after test scores on these data sets had been seen, so the rows 'defaults' "
     "are somewhat optimistic.",
     "'tuning_rows' are the rows that a method was trained on for every setting of its "
-    "'tuning', 0 where nothing was chosen. Where they are missing, the row was measured "
-    "before tuning was made equal: on at most 10 000 rows, dense networks on all.",
+    "'tuning', 0 where nothing was chosen. Where they are missing, the row was "
+    "measured before tuning was made equal: on at most 10 000 rows, dense networks on "
+    "all, some methods over fewer settings.",
 )
 
 KEPT = ("accuracy", "loss", "seconds", "n_rows")
