@@ -284,7 +284,13 @@ def check_y(y, *, numeric, name="y", estimator=None):
     if y is None:
         raise ValueError(f"{name} must be given, got None.")
     y = to_host(y, name)
-    if not sparse.issparse(y):
+    if sparse.issparse(y):
+        if y.ndim != 2:
+            raise ValueError(
+                f"{name} must be an array, or a sparse indicator matrix of shape "
+                f"(n_samples, n_labels), got a sparse array of shape {y.shape}."
+            )
+    else:
         _check_none_is_missing(y, name)
         y = _as_real(y, name) if numeric else y
         _check_kind(y, name, NUMBERS if numeric else NUMBERS + "UOSMm")
