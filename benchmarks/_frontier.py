@@ -5,10 +5,13 @@ import warnings
 from functools import lru_cache
 
 import numpy as np
+import torch
 from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score, log_loss
 from sklearn.model_selection import train_test_split
 
+from benchmarks.experiments import _peers
+from benchmarks.experiments._tasks import Task
 from sklearn_fpe import FPEClassifier
 from sklearn_fpe.datasets import make_dnf
 
@@ -64,7 +67,22 @@ METHODS = {
     DEFAULTS: {},
     DEFAULTS_SKIP: {"skip_connection": True},
 }
-"""Parameters of the estimator that make the methods."""
+"""Parameters of the estimator that make the methods; peers are networks of PEERS."""
+
+PEERS = {
+    "SET": (_peers.static_mask, {"rewire": "SET"}),
+    "RigL": (_peers.static_mask, {"rewire": "RigL"}),
+    "RigL, whole output": (
+        _peers.static_mask,
+        {"rewire": "RigL", "whole_output": True},
+    ),
+    "wide, pruned once": (_peers.train_wide_then_prune, {}),
+    "wide, pruned gradually": (_peers.train_wide_then_prune, {"gradual": True}),
+    "DropConnect": (_peers.dropconnect, {}),
+}
+"""Functions and options of the methods that are not the estimator's."""
+
+METHODS |= dict.fromkeys(PEERS)
 
 
 @lru_cache(maxsize=2)
@@ -111,21 +129,59 @@ def measure(job, path):
     seed = job["seed"]
     load_rows = hold_out if job["tune"] else load
     X, X_test, y, y_test = load_rows(job["task"], path, seed)
-    params = parameters(
-        job["task"], job["method"], job["h"], X.shape[1], len(np.unique(y))
-    )
-    model = FPEClassifier(**params, **job["setting"], random_state=seed, device="cpu")
+    fit = fit_peer if job["method"] in PEERS else fit_estimator
     start = time.process_time()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a smaller expansion than was asked for
-        model.fit(X, y)
+    network, predict = fit(job, X, y)
     seconds = time.process_time() - start
-    chances = model.predict_proba(X_test).astype(np.float64)
+    chances = predict(X_test).astype(np.float64)
     chances /= chances.sum(axis=1, keepdims=True)  # in float32 they sum to 1 roughly
+    labels = np.unique(y)
     return {
-        "accuracy": 100 * accuracy_score(y_test, model.classes_[chances.argmax(1)]),
-        "loss": log_loss(y_test, chances, labels=model.classes_),
-        "n_nonzero": int(model.n_nonzero_),
+        "accuracy": 100 * accuracy_score(y_test, labels[chances.argmax(1)]),
+        "loss": log_loss(y_test, chances, labels=labels),
+        "n_nonzero": network.n_nonzero,
         "seconds": seconds,
         "n_rows": len(X),
     }
+
+
+def fit_estimator(job, X, y):
+    """Fit the estimator; return its network and the function of probabilities."""
+    params = parameters(
+        job["task"], job["method"], job["h"], X.shape[1], len(np.unique(y))
+    )
+    model = FPEClassifier(
+        **params, **job["setting"], random_state=job["seed"], device="cpu"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a smaller expansion than was asked for
+        model.fit(X, y)
+    return model.module_, model.predict_proba
+
+
+def fit_peer(job, X, y):
+    """Train a peer; return its network and the function of probabilities."""
+    rows = torch.from_numpy(X.astype(np.float32)), torch.from_numpy(y.astype(np.int64))
+    task = Task(rows, rows, rows, len(np.unique(y)))
+    fit = TASKS[job["task"]]["fit"]
+    function, own = PEERS[job["method"]]
+    network = function(
+        task,
+        job["h"],
+        TASKS[job["task"]]["expansion"],
+        seed=job["seed"],
+        lr=job["setting"]["learning_rate_init"],
+        weight_decay=job["setting"]["weight_decay"],
+        epochs=fit["max_iter"],
+        batch_size=fit.get("batch_size", 64),  # as the estimator has on digits
+        **own,
+    )
+
+    @torch.inference_mode()
+    def predict_proba(X):
+        outputs = network(torch.from_numpy(X.astype(np.float32)))
+        if task.n_outputs == 1:
+            outputs = torch.cat([torch.zeros_like(outputs), outputs], dim=1)
+        return outputs.softmax(dim=1).numpy()
+
+    return network, predict_proba
