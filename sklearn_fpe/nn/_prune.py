@@ -87,6 +87,17 @@ class Splitter:
         Group label of every input of the network.
     rng : numpy.random.Generator
         Source of randomness, for what a prune rule draws as well.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_fpe.nn import SplitRule, Splitter
+    >>> def assign(weight, n_children, rng, groups):
+    ...     row = np.arange(weight.shape[1]) % n_children
+    ...     return np.tile(row, (len(weight), 1))
+    >>> splitter = Splitter(SplitRule("interleaved", assign), None, None)
+    >>> splitter.split(np.ones((1, 4)), n_children=2, level=0)
+    array([[0, 1, 0, 1]])
     """
 
     rule: SplitRule
@@ -94,9 +105,21 @@ class Splitter:
     rng: np.random.Generator
 
     def split(self, weight: np.ndarray, n_children: int, level: int) -> np.ndarray:
-        """Split a weight (n_parents, n_inputs) of hidden layer `level`, from 0.
+        """Split the neurons of a hidden layer.
 
-        Returns the partition, an int ndarray of the shape of `weight`.
+        Parameters
+        ----------
+        weight : ndarray of shape (n_parents, n_inputs)
+            Weight of the layer.
+        n_children : int
+            Children of every parent.
+        level : int
+            Number of the layer, from 0.
+
+        Returns
+        -------
+        children : int ndarray of shape (n_parents, n_inputs)
+            The partition.
         """
         rule = self.rule.at_level(level)
         return partition(weight, n_children, rule, groups=self.groups, rng=self.rng)
