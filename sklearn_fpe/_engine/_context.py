@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from threadpoolctl import ThreadpoolController
@@ -90,13 +91,34 @@ def threads_for(n_flops: float, device: torch.device) -> AbstractContextManager:
     n_threads = max(1, min(allowed, round(n_flops / FLOPS_PER_THREAD)))
     if device.type != "cpu" or n_threads == allowed:
         return nullcontext()
-    return _openmp().limit(limits=n_threads)
+    return _ThreadLimit(n_threads)
+
+
+class _ThreadLimit:
+    """Context with a limit on the OpenMP threads that the calling thread uses.
+
+    ``ThreadpoolController.limit`` does the same, but it describes every library twice,
+    which takes longer than the prediction of a single row.
+    """
+
+    def __init__(self, n_threads: int) -> None:
+        self.n_threads = n_threads
+
+    def __enter__(self) -> None:
+        libraries = _openmp()
+        self.before = [library.get_num_threads() for library in libraries]
+        for library in libraries:
+            library.set_num_threads(self.n_threads)
+
+    def __exit__(self, *_: object) -> None:
+        for library, n_threads in zip(_openmp(), self.before, strict=True):
+            library.set_num_threads(n_threads)
 
 
 @functools.cache
-def _openmp() -> ThreadpoolController:
+def _openmp() -> list[Any]:
     """Return the OpenMP libraries, whose limits belong to the calling thread.
 
     Unlike ``torch.set_num_threads``, which also changes the default of other threads.
     """
-    return ThreadpoolController().select(user_api="openmp")
+    return ThreadpoolController().select(user_api="openmp").lib_controllers

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from bisect import bisect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sklearn_fpe._engine._hooks import Hook
-from sklearn_fpe.nn import MLP, Plan, PruneRule, Shape, SplitRule
-from sklearn_fpe.nn._prune import PRUNES, split_layers
+from sklearn_fpe.nn import MLP, Plan, PruneRule, Shape, Splitter
+from sklearn_fpe.nn._prune import PRUNES
 
 if TYPE_CHECKING:
     from sklearn_fpe._engine._recipe import Recipe
@@ -50,16 +50,6 @@ class Gradual(PruneRule):
         self.begin, self.end, self.interval = begin, end, interval
         self.skip_factor = skip_factor
 
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and vars(other) == vars(self)
-
-    def __repr__(self) -> str:
-        fields = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
-        return f"{type(self).__name__}({fields})"
-
-    def __hash__(self) -> int:
-        return hash((type(self), *vars(self).values()))
-
     def least_budget(self, shape: Shape) -> int:
         """Return the cost of one path of edges with its biases."""
         return 2 * len(shape.hidden) + 1 + shape.n_outputs
@@ -69,16 +59,10 @@ class Gradual(PruneRule):
         return self.least_budget(shape.parent())
 
     def plan(
-        self,
-        weights: list[np.ndarray],
-        shape: Shape,
-        split: SplitRule,
-        groups: Any,
-        budget: int,
-        rng: np.random.Generator,
+        self, weights: list[np.ndarray], shape: Shape, splitter: Splitter, budget: int
     ) -> Plan:
         """Split all layers and keep everything."""
-        _, children = split_layers(weights, shape, split, groups, rng)
+        _, children = splitter.split_layers(weights, shape)
         return Plan.keep_all(shape, children)
 
     def hook(self, recipe: Recipe) -> GradualPruning:

@@ -398,14 +398,8 @@ LOG_PROBABILITIES = Link(
 
 def _type_of(y, name):
     """Return scikit-learn's name of the type of labels, after its checks."""
-    try:
-        check_classification_targets(y)
-        return type_of_target(y, input_name=name)
-    except UnboundLocalError as error:  # in scikit-learn 1.9, of a sparse array
-        raise ValueError(
-            f"{name} must be labels of shape (n_samples,) or a 0/1 indicator matrix of "
-            f"shape (n_samples, n_labels), got shape {y.shape}."
-        ) from error
+    check_classification_targets(y)
+    return type_of_target(y, input_name=name)
 
 
 def _are_among(labels, classes):
@@ -435,14 +429,16 @@ def r2(y, predicted, weights):
     """Return the coefficient of determination, for any size that float64 holds.
 
     Both are divided by a power of two, which changes no digit, because the squares of
-    large values would overflow.
+    large values would overflow. It is -inf where the errors are too large beside the
+    variance of y for float64.
     """
     # As Python's float, because 1e100 is too large for NumPy's float32.
     size = float(max(np.abs(y).max(initial=0.0), np.abs(predicted).max(initial=0.0)))
     unit = 1.0
     if not PLAIN_SIZES[0] < size < PLAIN_SIZES[1] and 0 < size < np.inf:
         unit = 2.0 ** (np.frexp(size)[1] - 1)
-    return r2_score(y / unit, predicted / unit, sample_weight=weights)
+    with np.errstate(over="ignore"):
+        return float(r2_score(y / unit, predicted / unit, sample_weight=weights))
 
 
 class RealTargets:

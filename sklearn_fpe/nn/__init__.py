@@ -9,7 +9,7 @@ from sklearn_fpe.nn._blocks import BlockLinear
 from sklearn_fpe.nn._expand import check_expansion, expand
 from sklearn_fpe.nn._layers import DenseLinear, MaskedLinear
 from sklearn_fpe.nn._mlp import MLP
-from sklearn_fpe.nn._prune import Plan, PruneRule
+from sklearn_fpe.nn._prune import Plan, PruneRule, Splitter
 from sklearn_fpe.nn._shape import Shape
 from sklearn_fpe.nn._split import SplitRule, is_shared, partition
 
@@ -24,6 +24,7 @@ __all__ = [
     "PruneRule",
     "Shape",
     "SplitRule",
+    "Splitter",
     "check_expansion",
     "expand",
     "is_shared",
