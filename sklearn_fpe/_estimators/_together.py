@@ -202,8 +202,11 @@ def r2_of_all(world, y, predicted, weights):
     The mean over columns, as ``sklearn.metrics.r2_score`` returns it.
     """
     y, predicted = y.reshape(len(y), -1), predicted.reshape(len(y), -1)
+    # Divided by a power of two, because the squares of large values overflow.
+    largest = max(world.gather(max(np.abs(y).max(), np.abs(predicted).max()), "sizes"))
+    unit = 2.0 ** (np.frexp(largest)[1] - 1) if 0 < largest < np.inf else 1.0
+    y, predicted = y / unit, predicted / unit
     moments = Moments(y.shape[1]).update(View(y), weights, "y", world)
-    # In the unit of the moments, because squares of large values overflow.
     missed = weights @ ((y - predicted) / moments.unit) ** 2
     missed = world.total(missed, "squared errors")
     with np.errstate(divide="ignore", invalid="ignore"):
