@@ -325,8 +325,8 @@ def scaling_estimate(report):
         f"for each process, so that an epoch has {assumed['rows']:.0e} / ({batch} × "
         f"processes) steps; steps as long as the mean of one process here, with one "
         f"thread; {assumed['network']} as above; numbers of "
-        f"{assumed['bytes_per_number']} bytes read once an epoch, by every process from "
-        f"a disk of its own, at {assumed['disk_bytes_per_s'] / 1e6:.0f} MB/s; no "
+        f"{assumed['bytes_per_number']} bytes read once an epoch, by every process "
+        f"from a disk of its own, at {assumed['disk_bytes_per_s'] / 1e6:.0f} MB/s; no "
         f"process slower than the others."
     )
     header = ["inputs – parents – classes", "network", "processes"]
