@@ -383,7 +383,7 @@ def failures(rank, n_processes):
     before = outcome(model)["digest"]
     bad = X.copy()
     bad[2, 3] = np.nan
-    found = {}
+    found = {"failed": last}
 
     def fit(X, y, **changed):
         model.set_params(**settings | changed).fit(X, y)
@@ -504,11 +504,13 @@ def main():
         world_size=n_processes,
         timeout=datetime.timedelta(seconds=TIMEOUT),
     )
-    found = {}
+    found, seconds = {}, {}
     for case in SUITES[suite]:
         arguments = (folder,) if case is memory_map else ()
+        start = time.monotonic()
         found[case.__name__] = case(rank, n_processes, *arguments)
-    Path(folder, f"{rank}.pkl").write_bytes(pickle.dumps(found))
+        seconds[case.__name__] = round(time.monotonic() - start, 1)
+    Path(folder, f"{rank}.pkl").write_bytes(pickle.dumps(found | {"seconds": seconds}))
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ AFTER_WARM_UP = {
 }
 """Parameters that do not act on the warm-up, with other values."""
 
-BESIDE = {"early_stopping", "memory", "refit", "skorch_callbacks"}
+BESIDE = {"distributed", "early_stopping", "memory", "refit", "skorch_callbacks"}
 """Parameters that act through the rows, or that a cache cannot be used with."""
 
 

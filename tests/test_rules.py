@@ -404,6 +404,7 @@ OTHER = {
 }
 NOT_VARIED = {
     "skorch_callbacks": "is an error with memory",
+    "distributed": "is an error with memory",
     "memory": "is where the cache lies",
     "verbose": "prints",
     "task": "is checked with the transformer",

@@ -1,8 +1,9 @@
 """Tables of what the benchmarks measured, read from their JSON at every build.
 
-``.. measured:: accuracy``, ``frontier``, ``cost``, ``engine``, ``cells``, ``memory`` or
-``caches`` shows the figures of ``benchmarks/results``. No figure stands in the pages
-themselves, and where a file is missing the table says which command makes it.
+``.. measured:: accuracy``, ``frontier``, ``cost``, ``engine``, ``cells``, ``memory``,
+``caches`` or ``scaling`` shows the figures of ``benchmarks/results``. No figure stands
+in the pages themselves, and where a file is missing the table says which command makes
+it.
 """
 
 import json
@@ -248,6 +249,91 @@ def _spanned(runs, **of):
     return [f"{r:.3g}" for r in (statistics.median(ratios), ratios[0], ratios[-1])]
 
 
+def _size(row):
+    return f"{row['d']} – {row['h']} – {row['C']}", row["network"]
+
+
+def scaling(report):
+    """Rows per second of fits on several processes, and the share of messages."""
+    rows = [
+        [
+            *_size(row),
+            str(row["processes"]),
+            str(row["batch_size"]),
+            f"{row['step_ms']:.2f}",
+            f"{row['rows_per_s']:.0f}",
+            f"{100 * row['all_reduce_share']:.0f} %",
+        ]
+        for row in report["rows"]
+        if row["batch"] in ("together", "each")
+    ]
+    header = ["inputs – parents – classes", "network", "processes", "batch_size"]
+    header += ["step, ms", "rows per second", "all-reduce"]
+    hardware = report["hardware"]
+    caption = (
+        f"Fits on {hardware['cpu']} with {hardware['cores']} cores, one thread a "
+        f"process, {report['settings']['rows']} rows each, gloo on one machine. When "
+        f"the measurement began, {report['load_before']:.0f} processes ran or waited "
+        f"for these cores. The last column is the share of the all-reduce in the time, "
+        f"waiting for the slower process included."
+    )
+    return caption, header, rows
+
+
+def scaling_simulated(report):
+    """Speedup of larger worlds over one process, simulated."""
+    sizes = sorted({row["processes"] for row in report["simulated"]})
+    found = {}
+    for row in report["simulated"]:
+        key = (*_size(row), row["link"])
+        found.setdefault(key, {})[row["processes"]] = row["speedup"]
+    rows = [[*key, *(f"{of[size]:.1f}" for size in sizes)] for key, of in found.items()]
+    links = report["links"]
+    described = ", ".join(
+        f"{name}: {1e6 * link['latency_s']:.0f} µs and "
+        f"{link['bytes_per_s'] / 1e9:.3g} GB/s"
+        for name, link in links.items()
+    )
+    caption = (
+        f"Rows per second relative to one process, with a batch of "
+        f"{report['settings']['batch_size']} rows for each process, by number of "
+        f"processes. Latency and bandwidth of a message: {described}; those of this "
+        f"machine are fitted to the all-reduce of two processes, the others assumed."
+    )
+    header = ["inputs – parents – classes", "network", "link", *map(str, sizes)]
+    return caption, header, rows
+
+
+def scaling_estimate(report):
+    """Hours of an epoch over very many rows, by arithmetic."""
+    assumed = report["estimate"]["assumptions"]
+    rows = [
+        [
+            *_size(row),
+            str(row["processes"]),
+            f"{row['compute_h']:.2f}",
+            f"{row['messages_h']:.2f}",
+            f"{row['reading_h']:.2f}",
+            f"{row['GB_on_disk']:.1f}",
+            f"{row['GB_sent']:.0f}",
+        ]
+        for row in report["estimate"]["rows"]
+    ]
+    batch = report["settings"]["batch_size"]
+    caption = (
+        f"One epoch over {assumed['rows']:.0e} rows. Assumed: batches of {batch} rows "
+        f"for each process, so that an epoch has {assumed['rows']:.0e} / ({batch} × "
+        f"processes) steps; steps as long as the mean of one process here, with one "
+        f"thread; {assumed['network']} as above; numbers of "
+        f"{assumed['bytes_per_number']} bytes read once an epoch, by every process "
+        f"from a disk of its own, at {assumed['disk_bytes_per_s'] / 1e6:.0f} MB/s; no "
+        f"process slower than the others."
+    )
+    header = ["inputs – parents – classes", "network", "processes"]
+    header += ["computing, h", "messages, h", "reading, h"]
+    return caption, [*header, "GB read, each", "GB sent, each"], rows
+
+
 TABLES = {
     "accuracy": (accuracy, "accuracy"),
     "frontier": (frontier, "frontier"),
@@ -257,6 +343,9 @@ TABLES = {
     "cells": (cells, "speed"),
     "memory": (memory, "memory"),
     "caches": (caches, "cache", "embedding_cache"),
+    "scaling": (scaling, "scaling"),
+    "scaling_simulated": (scaling_simulated, "scaling"),
+    "scaling_estimate": (scaling_estimate, "scaling"),
 }
 """Functions, and the benchmarks whose files they take."""
 

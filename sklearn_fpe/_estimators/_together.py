@@ -49,12 +49,13 @@ def check_alike(estimator, world, device, learned, given):
         return
     facts = {"class": type(estimator).__name__, "device type": device.type}
     facts |= {f"argument {name}": is_given for name, is_given in given.items()}
-    for name, value in estimator.get_params(deep=False).items():
-        if name not in OF_PROCESS:
-            facts[f"parameter {name}"] = _described(name, value)
     facts["model to continue from"] = None
     if learned is not None:
         facts["model to continue from"] = digest(learned.network.state_dict().values())
+    facts = {name: (fact, repr(fact)) for name, fact in facts.items()}
+    for name, value in estimator.get_params(deep=False).items():
+        if name not in OF_PROCESS:
+            facts[f"parameter {name}"] = _described(name, value)
     check_equal_facts(world, facts)
 
 
@@ -63,39 +64,46 @@ def check_columns(estimator, world):
     if world.size == 1:
         return
     names = vars(estimator).get("feature_names_in_")
+    names = None if names is None else list(names)
+    n_columns = estimator.n_features_in_
     facts = {
-        "number of columns of X": estimator.n_features_in_,
-        "names of the columns of X": None if names is None else list(names),
+        "number of columns of X": (n_columns, n_columns),
+        "names of the columns of X": (names, reprlib.repr(names)),
     }
     check_equal_facts(world, facts)
 
 
 def check_equal_facts(world, facts):
-    """Compare dicts of facts with those of process 0; name the first that differs."""
+    """Compare facts with those of process 0; name the first that differs.
+
+    Parameters
+    ----------
+    world : World
+        The processes.
+    facts : dict
+        Pairs of a value to compare and a text to show, by name.
+    """
     everyone = world.gather(facts, "parameters and arguments")
     for rank, others in enumerate(everyone):
-        for name, fact in everyone[0].items():
-            if others.get(name) != fact:
+        for name, (value, text) in everyone[0].items():
+            other, other_text = others.get(name, (None, "none"))
+            if other != value:
                 raise ValueError(
                     f"All processes must make the same call, but the {name} differs: "
-                    f"process 0 has {_shown(fact)}, process {rank} has "
-                    f"{_shown(others.get(name))}."
+                    f"process 0 has {text}, process {rank} has {other_text}."
                 )
 
 
 def _described(name, value):
-    """Return a text and a hash that are equal where values of a parameter are."""
-    if name == "random_state" and not isinstance(value, (int, np.integer)):
-        return "not an int", ""  # the seeds are drawn by process 0
+    """Return a hash that is equal where values of a parameter are, and a text."""
     value = plain(value)
+    text = reprlib.repr(value)
+    if name == "random_state" and not isinstance(value, int):
+        return "not an integer", text  # the seeds are those of process 0
     try:
-        return reprlib.repr(value), joblib.hash(value)
+        return joblib.hash(value), text
     except Exception:  # what cannot be pickled, such as a lambda, is not compared
-        return type(value).__name__, ""
-
-
-def _shown(fact):
-    return fact[0] if isinstance(fact, tuple) else repr(fact)
+        return type(value).__name__, text
 
 
 def all_labels(world, seen):
@@ -202,8 +210,11 @@ def r2_of_all(world, y, predicted, weights):
     The mean over columns, as ``sklearn.metrics.r2_score`` returns it.
     """
     y, predicted = y.reshape(len(y), -1), predicted.reshape(len(y), -1)
+    # Divided by a power of two, because the squares of large values overflow.
+    largest = max(world.gather(max(np.abs(y).max(), np.abs(predicted).max()), "sizes"))
+    unit = 2.0 ** (np.frexp(largest)[1] - 1) if 0 < largest < np.inf else 1.0
+    y, predicted = y / unit, predicted / unit
     moments = Moments(y.shape[1]).update(View(y), weights, "y", world=world)
-    # In the unit of the moments, because squares of large values overflow.
     missed = weights @ ((y - predicted) / moments.unit) ** 2
     missed = world.total(missed, "squared errors")
     with np.errstate(divide="ignore", invalid="ignore"):
