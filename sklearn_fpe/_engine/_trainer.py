@@ -187,7 +187,7 @@ class Trainer:
             What was learned.
         """
         settings = self.settings
-        with training_context(settings.device):
+        with training_context(settings.device, settings.tf32):
             rows = self._rows(train)
             self._held = None if held is None else self._rows(held)
             self.history = replace(self.history, n_iter=0)
@@ -209,7 +209,7 @@ class Trainer:
 
     def partial_fit(self, sample: Sample) -> Learned:
         """Run one epoch on some rows at a constant learning rate."""
-        with training_context(self.settings.device):
+        with training_context(self.settings.device, self.settings.tf32):
             if self.phase == "warm-up":
                 self.learn_scale(sample)
                 if len(self.history.losses) >= self.settings.n_warmup:

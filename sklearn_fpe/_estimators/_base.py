@@ -107,7 +107,7 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         "refit": ["boolean"],
         "warm_start": ["boolean"],
         "device": [str, torch.device],
-        "precision": [StrOptions({"float32", "bfloat16"})],
+        "precision": [StrOptions({"float32", "tf32", "bfloat16"})],
         "skorch_callbacks": [list, None],
         "memory": [str, HasMethods("cache"), HasMethods("__fspath__"), None],
         "random_state": ["random_state"],
@@ -185,7 +185,7 @@ class BaseFPE(CallbackSupportMixin, Fitted):
             return self._fit(X, y, sample_weight, *validation)
 
     def _fit(self, X, y, sample_weight, X_val, y_val, sample_weight_val):
-        device, n_warmup = self._check_parameters()
+        n_warmup = self._check_parameters()
         _parameters.check_schedule(n_warmup, self.max_iter)
         self._check_validation(X_val, y_val)
         learned = self._learned if self.warm_start and self._is_fitted() else None
@@ -199,6 +199,8 @@ class BaseFPE(CallbackSupportMixin, Fitted):
                 X_val, y_val, sample_weight_val, targets, suffix="_val"
             ).used()
         train, held = draft._hold_out(rows.used(), held, targets, recipe.seeds)
+        n_parameters = recipe.shape.n_parameters()
+        device = _parameters.device_of_fit(self.device, rows.view.X, n_parameters)
         settings = self._settings(targets, device, n_warmup)
         n_phases = 1 if learned and learned.phase == "fine-tune" else 2
         progress = Progress(
@@ -231,7 +233,7 @@ class BaseFPE(CallbackSupportMixin, Fitted):
             return self._train_epoch(X, y, sample_weight, classes)
 
     def _train_epoch(self, X, y, sample_weight, classes):
-        device, n_warmup = self._check_parameters()
+        n_warmup = self._check_parameters()
         self._check_partial()
         learned = self._learned if self._is_fitted() else None
         draft = self._draft(learned)
@@ -240,6 +242,12 @@ class BaseFPE(CallbackSupportMixin, Fitted):
             X, y, sample_weight, targets, learn=learned is None, classes=classes
         ).used()
         recipe = draft._resolve(rows.view.shape[1], targets, learned, in_pieces=True)
+        device = _parameters.device_of_fit(
+            self.device,
+            rows.view.X,
+            recipe.shape.n_parameters(),
+            learned and learned.network.device,
+        )
         settings = self._settings(targets, device, n_warmup)
         # Taken off: if training fails, the next call starts from what was learned.
         trainer, result = vars(self).pop("_trainer", (None, None))
@@ -259,8 +267,8 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         self._accept(draft, result, (trainer, result))
         return self
 
-    def _check_parameters(self) -> tuple[torch.device, int]:
-        """Check what does not depend on data; return the device and the warm-up."""
+    def _check_parameters(self) -> int:
+        """Check what does not depend on data; return the epochs of the warm-up."""
         _parameters.resolve_hidden(self.hidden_layer_sizes)
         _parameters.resolve_expansion(self.expansion)
         if self.memory is not None:
@@ -278,10 +286,8 @@ class BaseFPE(CallbackSupportMixin, Fitted):
                 "refit=True trains twice, and skorch_callbacks could stop or change "
                 "the second training, too: set skorch_callbacks=None or refit=False."
             )
-        return (
-            _parameters.resolve_device(self.device),
-            _parameters.resolve_warmup(self.warmup, self.max_iter),
-        )
+        _parameters.resolve_device(self.device)
+        return _parameters.resolve_warmup(self.warmup, self.max_iter)
 
     def _check_validation(self, X_val, y_val):
         if (X_val is None) != (y_val is None):
@@ -423,6 +429,7 @@ class BaseFPE(CallbackSupportMixin, Fitted):
             weight_decay=self.weight_decay,
             standardize=self.standardize,
             bfloat16=self.precision == "bfloat16",
+            tf32=self.precision == "tf32",
             device=device,
             callbacks=tuple(self.skorch_callbacks or ()),
         )
@@ -430,10 +437,7 @@ class BaseFPE(CallbackSupportMixin, Fitted):
     @contextmanager
     def _computing(self, recipe: Recipe, settings: Settings, device: torch.device):
         """Train with as many threads as pay; explain a lack of memory."""
-        remedy = (
-            f"Lower batch_size (it is {self.batch_size!r}), pass X as a memory map or "
-            f"in pieces by partial_fit if X itself does not fit"
-        )
+        remedy = f"Lower batch_size (it is {self.batch_size!r})"
         # Two products of a multiplication and an addition backward, one forward.
         n_flops = 6 * recipe.shape.n_parameters() * settings.rows_per_step(2**20)
         with threads_for(n_flops, device), readable_memory_errors(device, remedy):
