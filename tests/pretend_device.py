@@ -78,6 +78,7 @@ class Counts:
 
 _counts = Counts()
 _pinned = {}
+_is_there = 0
 
 
 def is_possible():
@@ -96,6 +97,8 @@ def in_use():
     from sklearn_fpe._engine import _device
 
     _register()
+    global _is_there
+    _is_there += 1
     before = torch.inference_mode, _device.empty_pinned, _device.PINNING
     torch.inference_mode = _without_gradients
     _device.empty_pinned = _empty_pinned
@@ -104,6 +107,7 @@ def in_use():
         yield torch.device(NAME, 0)
     finally:
         torch.inference_mode, _device.empty_pinned, _device.PINNING = before
+        _is_there -= 1
         _pinned.clear()
 
 
@@ -366,13 +370,21 @@ def _run_flat(function, *args):
 
 
 def _empty(size, *, dtype=None, device=None, **others):
+    _check_is_there()
     inner = torch.empty(size, dtype=dtype, device="cpu")
     return PretendTensor(inner, torch.device(device).index or 0)
 
 
 def _empty_strided(size, stride, *, dtype=None, device=None, **others):
+    _check_is_there()
     inner = torch.empty_strided(size, stride, dtype=dtype, device="cpu")
     return PretendTensor(inner, torch.device(device).index or 0)
+
+
+def _check_is_there():
+    """Let the device be missing for tests that do not use it."""
+    if not _is_there:
+        raise RuntimeError("the pretend device is not in use")
 
 
 def _copy_from(source, target, non_blocking=False):

@@ -105,3 +105,9 @@ def test_nothing_is_left_behind():
     with pretend_device.in_use():
         assert torch.inference_mode is not torch.autograd.grad_mode.inference_mode
     assert torch.inference_mode is before
+
+
+def test_the_device_is_missing_where_it_is_not_in_use(monkeypatch):
+    monkeypatch.setattr(pretend_device, "_is_there", 0)
+    with pytest.raises(RuntimeError, match="not in use"):
+        torch.ones(3, device=pretend_device.NAME)

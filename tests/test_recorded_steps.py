@@ -261,3 +261,14 @@ def test_the_rate_is_a_tensor_where_steps_are_recorded(recording, monkeypatch):
     monkeypatch.setattr(Net, "set_rate", set_rate)
     make(learning_rate="cosine").fit(X, y)
     assert len(set(rates)) == 8
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("prune", PRUNES)
+def test_cuda_graphs_train_as_launched_steps_do(prune, monkeypatch):
+    models = []
+    for n_steps in (4, np.inf):
+        monkeypatch.setattr(_graph, "MIN_RECORDED_STEPS", n_steps)
+        models.append(make(prune=prune, device="cuda").fit(X, y))
+    for recorded, launched in zip(*(m.loss_curve_ for m in models), strict=True):
+        assert recorded == pytest.approx(launched, rel=1e-3)

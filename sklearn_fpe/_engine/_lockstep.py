@@ -88,6 +88,7 @@ class Lockstep:
             epochs = [due[number] for number in numbers]
             try:
                 with (
+                    training_context(self._device, epochs[0].trainer.settings.tf32),
                     threads_for(_flops(epochs), self._device),
                     readable_memory_errors(self._device, REMEDY),
                 ):

@@ -150,6 +150,8 @@ class Settings:
         Where to train.
     callbacks : tuple
         skorch callbacks.
+    tf32 : bool
+        Whether matrix products on CUDA are in TF32.
     """
 
     loss: Loss
@@ -163,6 +165,7 @@ class Settings:
     bfloat16: bool
     device: torch.device
     callbacks: tuple = ()
+    tf32: bool = False
 
     def rate_at(self, epoch: int) -> float:
         """Return the learning rate of an epoch.

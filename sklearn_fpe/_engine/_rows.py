@@ -20,13 +20,14 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from sklearn_fpe._engine._context import readable_memory_errors
 from sklearn_fpe._engine._device import (
     chunk_bytes,
     host_buffer,
     is_accelerator,
     upload,
 )
-from sklearn_fpe._engine._views import View, as_double, chunks
+from sklearn_fpe._engine._views import STREAM_ABOVE, View, as_double, chunks
 from sklearn_fpe.nn import MLP, Affine
 
 SHUFFLE_BLOCK = 1024
@@ -35,6 +36,13 @@ SHUFFLE_BLOCK = 1024
 SHUFFLE_BYTES = 2**26
 """Bytes, as float32, of the blocks whose rows are shuffled among one another."""
 
+
+NO_ROOM = (
+    f"The rows do not fit. Pass X as a memory map of more than "
+    f"{STREAM_ABOVE // 2**20} MB, np.load(path, mmap_mode='r'), or as a sparse matrix, "
+    f"which are read in pieces, call partial_fit with pieces of X"
+)
+"""What to do if the rows do not fit into the memory of the device."""
 
 Shares = Callable[[Tensor, int], tuple[Tensor, ...]]
 """Maps weights of rows and the size of their batches to what a loss needs of them."""
@@ -138,8 +146,12 @@ class Rows:
         return True
 
     def _load(self) -> Tensor:
-        if self.x is not None:
-            return self.x
+        if self.x is None:
+            with readable_memory_errors(self.device, NO_ROOM):
+                self.x = self._loaded()
+        return self.x
+
+    def _loaded(self) -> Tensor:
         x = None
         slices = list(chunks(*self.view.shape, chunk_bytes(self.device)))
         parts: Iterator[Tensor]
@@ -155,7 +167,6 @@ class Rows:
                 x = part.new_empty(len(self), part.shape[1])
             x[rows] = part
         assert x is not None
-        self.x = x
         return x
 
     def batches(

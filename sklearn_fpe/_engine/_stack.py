@@ -47,6 +47,7 @@ def shape_of(epoch: Epoch) -> tuple | None:
         trainer.network.activation,
         trainer.settings.loss,
         trainer.settings.device,
+        trainer.settings.tf32,
         batch_size,
         -(-n_rows // batch_size),
     )

@@ -228,7 +228,7 @@ class Trainer:
 
     def fit(self, *args: Any, **kwargs: Any) -> Learned:
         """Run the phases that are left; takes what :meth:`training` takes."""
-        with training_context(self.settings.device):
+        with training_context(self.settings.device, self.settings.tf32):
             return run_alone(self.training(*args, **kwargs))
 
     def training(
@@ -300,7 +300,7 @@ class Trainer:
 
     def partial_fit(self, sample: Sample) -> Learned:
         """Run one epoch on some rows at a constant learning rate."""
-        with training_context(self.settings.device):
+        with training_context(self.settings.device, self.settings.tf32):
             if self.phase == "warm-up":
                 self.learn_scale(sample)
                 if len(self.history.losses) >= self.settings.n_warmup:

@@ -114,7 +114,7 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         "refit": ["boolean"],
         "warm_start": ["boolean"],
         "device": [str, torch.device],
-        "precision": [StrOptions({"float32", "bfloat16"})],
+        "precision": [StrOptions({"float32", "tf32", "bfloat16"})],
         "skorch_callbacks": [list, None],
         "memory": [str, HasMethods("cache"), HasMethods("__fspath__"), None],
         "random_state": ["random_state"],
@@ -198,7 +198,7 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         job = self._prepare(X, y, sample_weight, *validation, world=world)
         with (
             self._computing(job.recipe, job.settings),
-            training_context(job.settings.device),
+            training_context(job.settings.device, job.settings.tf32),
         ):
             learned = run_alone(job.training())
         return job.end(learned)
@@ -216,14 +216,11 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         world: World = SINGLE,
     ) -> Job:
         """Check parameters and data; return what is left of the fit."""
-        device, n_warmup = self._check_parameters()
+        n_warmup = self._check_parameters()
         _parameters.check_schedule(n_warmup, self.max_iter)
         self._check_validation(X_val, y_val)
         learned = self._learned if self.warm_start and self._is_fitted() else None
-        _together.check_alike(
-            self, world, device, learned, given={"X_val": X_val is not None}
-        )
-        world.use(device)
+        self._meet(world, learned, {"X_val": X_val is not None})
         draft = self._draft(learned)
         targets = draft._targets_for(learned)
         rows = draft._check_data(
@@ -252,6 +249,7 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         if shared is not None:
             train = shared.sample(train)
             held = None if held is None else shared.sample(held)
+        device = self._device_for(rows, recipe, world)
         settings = self._settings(targets, device, n_warmup)
         n_phases = 1 if learned and learned.phase == "fine-tune" else 2
         context = self._init_callback_context(max_subtasks=n_phases)
@@ -274,13 +272,10 @@ class BaseFPE(CallbackSupportMixin, Fitted):
             return self._train_epoch(world, X, y, sample_weight, classes)
 
     def _train_epoch(self, world, X, y, sample_weight, classes):
-        device, n_warmup = self._check_parameters()
+        n_warmup = self._check_parameters()
         self._check_partial()
         learned = self._learned if self._is_fitted() else None
-        _together.check_alike(
-            self, world, device, learned, given={"classes": classes is not None}
-        )
-        world.use(device)
+        self._meet(world, learned, {"classes": classes is not None})
         draft = self._draft(learned)
         targets = draft._targets_for(learned)
         rows = draft._check_data(
@@ -294,6 +289,9 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         ).used()
         recipe = draft._resolve(
             rows.view.shape[1], targets, learned, in_pieces=True, world=world
+        )
+        device = self._device_for(
+            rows, recipe, world, learned and learned.network.device
         )
         settings = self._settings(targets, device, n_warmup)
         # Taken off: if training fails, the next call starts from what was learned.
@@ -316,8 +314,8 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         self._accept(draft, result, (trainer, result))
         return self
 
-    def _check_parameters(self) -> tuple[torch.device, int]:
-        """Check what does not depend on data; return the device and the warm-up."""
+    def _check_parameters(self) -> int:
+        """Check what does not depend on data; return the epochs of the warm-up."""
         _parameters.resolve_hidden(self.hidden_layer_sizes)
         _parameters.resolve_expansion(self.expansion)
         if self.distributed:
@@ -337,9 +335,23 @@ class BaseFPE(CallbackSupportMixin, Fitted):
                 "refit=True trains twice, and skorch_callbacks could stop or change "
                 "the second training, too: set skorch_callbacks=None or refit=False."
             )
-        return (
-            _parameters.resolve_device(self.device, self.distributed),
-            _parameters.resolve_warmup(self.warmup, self.max_iter),
+        _parameters.resolve_device(self.device)
+        return _parameters.resolve_warmup(self.warmup, self.max_iter)
+
+    def _meet(self, world: World, learned: Learned | None, given: dict) -> None:
+        """Check that all processes make the same call."""
+        device = _parameters.resolve_device(self.device, of_process=world.size > 1)
+        _together.check_alike(self, world, device, learned, given=given)
+        world.use(device)
+
+    def _device_for(
+        self, rows: Sample, recipe: Recipe, world: World, before=None
+    ) -> torch.device:
+        """Return the device to train on; `before` is that of an earlier call."""
+        if world.size > 1:
+            return _parameters.resolve_device(self.device, of_process=True)
+        return _parameters.device_of_fit(
+            self.device, rows.view.X, recipe.shape.n_parameters(), before
         )
 
     def _check_validation(self, X_val, y_val):
@@ -513,6 +525,7 @@ class BaseFPE(CallbackSupportMixin, Fitted):
             weight_decay=self.weight_decay,
             standardize=self.standardize,
             bfloat16=self.precision == "bfloat16",
+            tf32=self.precision == "tf32",
             device=device,
             callbacks=tuple(self.skorch_callbacks or ()),
         )
@@ -520,10 +533,7 @@ class BaseFPE(CallbackSupportMixin, Fitted):
     @contextmanager
     def _computing(self, recipe: Recipe, settings: Settings):
         """Train with as many threads as pay; explain a lack of memory."""
-        remedy = (
-            f"Lower batch_size (it is {self.batch_size!r}), pass X as a memory map or "
-            f"in pieces by partial_fit if X itself does not fit"
-        )
+        remedy = f"Lower batch_size (it is {self.batch_size!r})"
         # Two products of a multiplication and an addition backward, one forward.
         n_flops = 6 * recipe.shape.n_parameters() * settings.rows_per_step(2**20)
         device = settings.device

@@ -181,12 +181,16 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         were fitted first.
 
     device : str or torch.device, default="auto"
-        Where to compute. ``"auto"``: on a CUDA device if there is one, else on the
-        CPU.
+        Where to compute. ``"auto"``: on a CUDA device if there is one and if X is on
+        it or rows times parameters of the expanded network are at least 2**28, else
+        on the CPU, which has finished smaller fits before a GPU is set up.
 
-    precision : {"float32", "bfloat16"}, default="float32"
-        Precision of the matrix products in training; with ``"bfloat16"`` by
-        autocast, the weights stay float32.
+    precision : {"float32", "tf32", "bfloat16"}, default="float32"
+        Precision of the matrix products in training. ``"tf32"`` rounds factors to 10
+        bits after the point on CUDA devices that can, which is several times faster
+        for wide layers; on the CPU it means ``"float32"``. The setting of torch is
+        restored at the end, but holds for all threads of the process meanwhile. With
+        ``"bfloat16"`` by autocast. The weights stay float32.
 
     skorch_callbacks : list of skorch callbacks, default=None
         Callbacks for the skorch net that trains; they cost a synchronisation per

@@ -339,6 +339,10 @@ class Fitted(BaseEstimator):
         state = super().__getstate__().copy()
         state.pop("_trainer", None)
         if "_learned" in state:
+            if self._chooses_device():
+                # To predict on the same kind of device, with the same bits.
+                on_cpu = state["_learned"].network.device.type == "cpu"
+                state["_on_accelerator"] = not on_cpu
             state["_learned"] = state["_learned"].to_state()
             state["_fpe_version"] = __version__
         return state
@@ -347,6 +351,7 @@ class Fitted(BaseEstimator):
         """Put the network on the device that `device` means here."""
         state = dict(state)
         version, learned = state.pop("_fpe_version", None), state.get("_learned")
+        on_accelerator = state.pop("_on_accelerator", None)
         if learned is not None:
             state["_learned"] = Learned.from_state(learned, targets_from_state)
         super().__setstate__(state)
@@ -360,8 +365,15 @@ class Fitted(BaseEstimator):
                 stacklevel=_parameters.stack_level(),
             )
         self.device = _parameters.usable_device(self.device)
-        device = _parameters.resolve_device(self.device)
+        work = _parameters.LOADED_ROWS * self._learned.recipe.shape.n_parameters()
+        if on_accelerator is not None and self._chooses_device():
+            work = math.inf if on_accelerator else 0
+        device = _parameters.resolve_device(self.device, work)
         self._learned.network.to(device)
+
+    def _chooses_device(self) -> bool:
+        """Tell whether the parameter `device` leaves the choice to the library."""
+        return isinstance(self.device, str) and self.device == "auto"
 
 
 def make_unfitted(kind: type, parameters: dict[str, Any]):
