@@ -143,20 +143,31 @@ class EarlyStopping(Hook):
 
 
 class Verbose(Hook):
-    """Print a line per epoch."""
+    """Print a line per epoch.
+
+    Parameters
+    ----------
+    start : str, default=""
+        What every line starts with.
+    """
+
+    def __init__(self, start: str = "") -> None:
+        self.start = start
 
     def on_phase_begin(self, trainer: Trainer) -> None:
         """Print what the training starts from."""
         if trainer.from_cache:
-            print(f"{trainer.phase}: {len(trainer.epochs)} epochs taken from memory")
-        if trainer.phase == "fine-tune" and trainer.validation_score is not None:
-            print(f"warm start: validation score {trainer.validation_score:.6f}")
+            n_epochs = len(trainer.epochs)
+            print(f"{self.start}{trainer.phase}: {n_epochs} epochs taken from memory")
+        score = trainer.validation_score
+        if trainer.phase == "fine-tune" and score is not None:
+            print(f"{self.start}warm start: validation score {score:.6f}")
 
     def on_epoch_end(self, trainer: Trainer) -> None:
         """Print loss and validation score."""
         message = (
-            f"{trainer.phase}, epoch {trainer.epoch + 1}/{trainer.n_epochs}: "
-            f"loss {trainer.loss:.6f}"
+            f"{self.start}{trainer.phase}, epoch {trainer.epoch + 1}/"
+            f"{trainer.n_epochs}: loss {trainer.loss:.6f}"
         )
         if trainer.validation_score is not None:
             message += f", validation score {trainer.validation_score:.6f}"

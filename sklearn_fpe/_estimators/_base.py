@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from sklearn_fpe._engine._context import (
 )
 from sklearn_fpe._engine._device import is_accelerator
 from sklearn_fpe._engine._hooks import EarlyStopping, Hook, Verbose
+from sklearn_fpe._engine._lockstep import run_together
 from sklearn_fpe._engine._loss import LOSSES
 from sklearn_fpe._engine._recipe import Learned, Recipe, Seeds, Settings
 from sklearn_fpe._engine._shared import Shared
@@ -53,6 +55,7 @@ NOT_OF_WARM_UP = {
     *("expansion", "split", "feature_groups", "prune", "budget"),
     *("early_stopping", "validation_fraction", "n_iter_no_change", "tol", "scoring"),
     *("refit", "warm_start", "verbose", "memory", "skorch_callbacks", "distributed"),
+    "n_estimators",
     # These act on the warm-up through the data, or stand in the key as resolved.
     *("class_weight", "task", "hidden_layer_sizes", "warmup", "batch_size", "device"),
 }
@@ -195,13 +198,25 @@ class BaseFPE(CallbackSupportMixin, Fitted):
             return self._fit(world, X, y, sample_weight, *validation)
 
     def _fit(self, world, X, y, sample_weight, *validation):
-        job = self._prepare(X, y, sample_weight, *validation, world=world)
-        with (
-            self._computing(job.recipe, job.settings),
-            training_context(job.settings.device, job.settings.tf32),
-        ):
-            learned = run_alone(job.training())
-        return job.end(learned)
+        # Networks of an ensemble read the same rows.
+        shared = Shared() if self._n_networks > 1 and world.size == 1 else None
+        job = self._prepare(
+            X, y, sample_weight, *validation, shared=shared, world=world
+        )
+        device = job.settings.device
+        with self._computing(job.recipe, job.settings):
+            if self._n_networks == 1:
+                (training,) = job.trainings()
+                with training_context(device, job.settings.tf32):
+                    results = [run_alone(training)]
+            else:
+                results = run_together(job.trainings(), device)
+        return job.end(results)
+
+    @property
+    def _n_networks(self) -> int:
+        """Networks whose predictions are averaged."""
+        return getattr(self, "n_estimators", 1)
 
     def _prepare(
         self,
@@ -252,6 +267,7 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         device = self._device_for(rows, recipe, world)
         settings = self._settings(targets, device, n_warmup)
         n_phases = 1 if learned and learned.phase == "fine-tune" else 2
+        n_phases *= self._n_networks
         context = self._init_callback_context(max_subtasks=n_phases)
         progress = Progress(context, self, train, sample_weight, draft._as_fitted)
         return Job(
@@ -295,24 +311,38 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         )
         settings = self._settings(targets, device, n_warmup)
         # Taken off: if training fails, the next call starts from what was learned.
-        trainer, result = vars(self).pop("_trainer", (None, None))
-        if trainer and (
-            result is not learned or trainer.settings.net() != settings.net()
+        trainers, result = vars(self).pop("_trainer", (None, None))
+        if trainers and (
+            result is not learned or trainers[0].settings.net() != settings.net()
         ):
-            trainer = None
+            trainers = None
         with self._computing(recipe, settings):
-            if trainer is None:
-                trainer = Trainer(recipe, settings, targets, learned, world=world)
-            trainer.settings, trainer.world = settings, world
-            result = trainer.partial_fit(rows)
+            if trainers is None:
+                trainers = [
+                    Trainer(recipe.of_member(k), settings, targets, part, world=world)
+                    for k, part in enumerate(self._parts(learned))
+                ]
+            for trainer in trainers:
+                trainer.settings, trainer.world = settings, world
+            result = Learned.join([trainer.partial_fit(rows) for trainer in trainers])
+        trainer = trainers[0]
         if result.phase == "fine-tune" and (not learned or learned.phase == "warm-up"):
             _consistency.warn_constant(draft, trainer)
         if self.verbose and world.rank == 0:
-            print(f"{result.phase}, epoch {trainer.n_iter}: loss {trainer.loss:.6f}")
+            loss = sum(trainer.loss for trainer in trainers) / len(trainers)
+            print(f"{result.phase}, epoch {trainer.n_iter}: loss {loss:.6f}")
         world.gather(None, "ends")  # because no process learns what another did not
-        trainer.world = SINGLE  # because connections do not outlive the call
-        self._accept(draft, result, (trainer, result))
+        for trainer in trainers:
+            trainer.world = SINGLE  # because connections do not outlive the call
+        self._accept(draft, result, (trainers, result))
         return self
+
+    def _parts(self, learned: Learned | None) -> list[Learned | None]:
+        """Return what every network has learned; None: nothing."""
+        if learned is None:
+            return [None] * self._n_networks
+        _consistency.check_same("n_estimators", len(learned.members), self._n_networks)
+        return list(learned.members)
 
     def _check_parameters(self) -> int:
         """Check what does not depend on data; return the epochs of the warm-up."""
@@ -650,9 +680,11 @@ class BaseFPE(CallbackSupportMixin, Fitted):
             if name not in NOT_OF_WARM_UP
         }
 
-    def _cache(self, recipe: Recipe, settings: Settings):
+    def _cache(self, recipe: Recipe, settings: Settings, member: int = 0):
         """Return a function from what a trainer knows of a warm-up to its cache."""
         parameters = self._of_warm_up()
+        if member:
+            parameters["member"] = member
 
         def cache(known):
             sample = known.pop("sample")
@@ -723,42 +755,51 @@ class Job:
         self.recipe, self.settings, self._targets = recipe, settings, targets
         self._learned, self._shared, self._progress = learned, shared, progress
         self._all, self._train, self._held = samples
+        self._parts = estimator._parts(learned)
         self._world = world
 
-    def trainer(self, sample: Sample) -> Trainer:
-        """Return a trainer that knows location and scale of the rows of a sample."""
+    def trainer(self, sample: Sample, member: int = 0) -> Trainer:
+        """Return a trainer that knows location and scale of the rows of a sample.
+
+        `member` is the number of the network in an ensemble.
+        """
         return self._draft._trainer_for(
-            self.recipe,
+            self.recipe.of_member(member),
             self.settings,
             self._targets,
-            self._learned,
+            self._parts[member],
             sample,
             self._shared,
             self._world,
         )
 
-    def training(self, warm: Warm | None = None) -> Training:
-        """Train, yielding epochs; return what was learned.
+    def trainings(self, warm: Warm | None = None) -> list[Training]:
+        """Return the training of every network.
 
-        `warm` is the result of the warm-up, if it is known.
+        Each yields its epochs and returns what was learned. `warm` is the result of
+        the warm-up, if it is known.
         """
+        return [self._training(k, warm) for k in range(len(self._parts))]
+
+    def _training(self, member: int, warm: Warm | None) -> Training:
         estimator, draft = self.estimator, self._draft
-        hooks: list[Hook] = [self._progress]
+        hooks: list[Hook] = [self._progress.of_member()]
         if estimator.verbose and self._world.rank == 0:
-            hooks.insert(0, Verbose())
+            several = len(self._parts) > 1
+            hooks.insert(0, Verbose(f"network {member + 1}, " if several else ""))
         cache: Any = None
         if warm is not None:
             cache = lambda known: lambda compute: warm  # noqa: E731
         elif estimator.memory is not None:
-            cache = draft._cache(self.recipe, self.settings)
-        trainer = self.trainer(self._train)
+            cache = draft._cache(self.recipe.of_member(member), self.settings, member)
+        trainer = self.trainer(self._train, member)
         stopping = draft._stopping(self._targets, self._held, self.settings.device)
         result = yield from trainer.training(
             self._train, self._held, hooks=[*stopping, *hooks], cache=cache
         )
         if estimator.refit and stopping:
             best = result.history.best_iter
-            again = self.trainer(self._all)
+            again = self.trainer(self._all, member)
             refitted = yield from again.training(self._all, n_epochs=best)
             result = refitted.with_validation(result)
         return result
@@ -770,7 +811,8 @@ class Job:
         callbacks = estimator.skorch_callbacks or getattr(
             estimator, "_skl_callbacks", None
         )
-        if callbacks or estimator.memory is not None or self._learned or not n_epochs:
+        trained = self._learned or not n_epochs or len(self._parts) > 1
+        if callbacks or estimator.memory is not None or trained:
             return None
         seeds, shape = self.recipe.seeds, self.recipe.shape
         return joblib.hash(
@@ -795,8 +837,15 @@ class Job:
         self.estimator._accept(self._draft, learned)
         return self.estimator
 
-    def end(self, learned: Learned) -> BaseFPE:
-        """Accept what was learned at the end of the training; return the estimator."""
+    def end(self, results: Sequence[Any]) -> BaseFPE:
+        """Accept the results of the trainings; return the estimator.
+
+        The first result that is an exception is raised.
+        """
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        learned = Learned.join(results)
         self._progress.end(lambda: self._draft._as_fitted(learned))
         # No process learns what another one did not.
         self._world.gather(None, "ends")

@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import product
+from itertools import pairwise, product
 from numbers import Number
 from traceback import format_exception
 from typing import Any
@@ -17,6 +17,7 @@ from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
 from sklearn_fpe._engine._lockstep import Lockstep, run_together
+from sklearn_fpe._engine._recipe import Learned
 from sklearn_fpe._engine._shared import Shared
 from sklearn_fpe._estimators._base import BaseFPE, Job, prepare_fit
 from sklearn_fpe._estimators._compat import (
@@ -151,7 +152,7 @@ class Fold:
         return score_on(fit.estimator, X, y, plan.scorers, params, plan.error_score)
 
 
-@dataclass
+@dataclass(eq=False)
 class Fit:
     """A candidate on a split.
 
@@ -173,27 +174,72 @@ class Fit:
     seconds: float = 0.0
     result: dict = field(default_factory=dict)
 
-    def accept(self, learned) -> None:
+    def accept_so_far(self, results: list) -> None:
+        """Let the estimator have learned what its networks have learned so far."""
+        errors = [result for result in results if isinstance(result, Exception)]
+        if errors:
+            self.error = errors[0]
+        else:
+            self.accept(Learned.join(results))
+
+    def accept(self, learned: Learned) -> None:
         """Let the estimator have learned this."""
         assert self.job is not None
         self.job.accept(learned)
         if self.steps is not None:
             self.steps.put_into(self.estimator)
 
-    def accept_from(self, lockstep: Lockstep, number: int) -> None:
-        """Let the estimator have learned what a training has learned so far."""
-        if number in lockstep.waiting:
-            self.accept(lockstep.waiting[number].trainer.learned())
-        elif isinstance(lockstep.results[number], Exception):
-            self.error = lockstep.results[number]
-        else:
-            self.accept(lockstep.results[number])
-
-    def end(self, learned) -> None:
-        """Accept what was learned at the end of the training."""
+    def end(self, results: list) -> None:
+        """Accept the results of the trainings at their end."""
         assert self.job is not None
-        self.job.end(learned)
-        self.accept(learned)
+        self.accept(self.job.end(results).learned_)
+
+
+class FitsInLockstep:
+    """The trainings of fits, of which an ensemble has several.
+
+    Parameters
+    ----------
+    fits : list of Fit
+        The fits.
+    trainings : list of list of Training
+        The trainings of every fit.
+    device : torch.device
+        Where all of them train.
+    """
+
+    def __init__(self, fits: list[Fit], trainings: list[list], device):
+        self.fits = fits
+        ends = np.cumsum([0, *map(len, trainings)])
+        self._numbers = [range(*pair) for pair in pairwise(ends.tolist())]
+        flat = [training for of_fit in trainings for training in of_fit]
+        self._lockstep = Lockstep(flat, device)
+
+    def advance(self, n_epochs: float = math.inf) -> None:
+        """Train until all have ended or have trained so many epochs."""
+        self._lockstep.advance(n_epochs)
+
+    def results(self) -> list[tuple[Fit, list]]:
+        """Return the results of every fit, see :class:`Lockstep`."""
+        found = self._lockstep.results
+        return [
+            (fit, [found[number] for number in numbers])
+            for fit, numbers in zip(self.fits, self._numbers, strict=True)
+        ]
+
+    def learned(self, fit: Fit) -> list:
+        """Return what the networks of a fit have learned so far, or exceptions."""
+        numbers = self._numbers[self.fits.index(fit)]
+        waiting, results = self._lockstep.waiting, self._lockstep.results
+        return [
+            waiting[number].trainer.learned() if number in waiting else results[number]
+            for number in numbers
+        ]
+
+    def drop(self, fit: Fit) -> None:
+        """End the trainings of a fit where they are."""
+        for number in self._numbers[self.fits.index(fit)]:
+            self._lockstep.drop(number)
 
 
 class Group:
@@ -234,15 +280,15 @@ class Group:
     def _devices(self) -> list:
         return list(dict.fromkeys(f.job.settings.device for f in self._together()))
 
-    def locksteps(self) -> list[tuple[list[Fit], Lockstep]]:
+    def locksteps(self) -> list[FitsInLockstep]:
         """Return the trainings, begun but not run, for every device."""
         found = []
         for device in self._devices():
             fits = [f for f in self._together() if f.job.settings.device == device]
             trainings = [
-                fit.job.training(self._warm.get(fit.job.warm_up_key())) for fit in fits
+                fit.job.trainings(self._warm.get(fit.job.warm_up_key())) for fit in fits
             ]
-            found.append((fits, Lockstep(trainings, device)))
+            found.append(FitsInLockstep(fits, trainings, device))
         return found
 
     def run(self) -> list[Fit]:
@@ -251,23 +297,17 @@ class Group:
         for fit in self.fits:
             fit.context.call_on_fit_task_begin(estimator=self.plan.caller)
         self.prepare()
-        for fits, lockstep in self.locksteps():
+        for lockstep in self.locksteps():
             lockstep.advance()
-            self.accept(fits, lockstep)
+            for fit, results in lockstep.results():
+                self.accept_results(fit, results)
         self.end(start)
         return self.fits
 
-    def accept(self, fits: list[Fit], lockstep: Lockstep) -> None:
-        """Let the estimators have learned the results."""
-        for fit, result in zip(fits, lockstep.results, strict=True):
-            self.accept_result(fit, result)
-
-    def accept_result(self, fit: Fit, result) -> None:
-        """Let an estimator have learned the result of its training, or note why not."""
+    def accept_results(self, fit: Fit, results: list) -> None:
+        """Let an estimator have learned the results, or note why not."""
         with _Attempt(self.plan, fit):
-            if isinstance(result, Exception):
-                raise result
-            fit.end(result)
+            fit.end(results)
 
     def end(self, start: float) -> None:
         """Fit those that train alone; score all."""

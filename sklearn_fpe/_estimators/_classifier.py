@@ -1,6 +1,6 @@
 """FPEClassifier."""
 
-from numbers import Real
+from numbers import Integral, Real
 from typing import ClassVar
 
 from sklearn.base import ClassifierMixin
@@ -8,6 +8,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from sklearn_fpe._estimators._base import BaseFPE
 from sklearn_fpe._estimators._compat import fit_context
+from sklearn_fpe._estimators._fitted import Averaged
 from sklearn_fpe._estimators._targets import (
     LABELS,
     LOG_PROBABILITIES,
@@ -16,7 +17,7 @@ from sklearn_fpe._estimators._targets import (
 )
 
 
-class FPEClassifier(ClassifierMixin, BaseFPE):
+class FPEClassifier(ClassifierMixin, Averaged, BaseFPE):
     """Multi-layer perceptron classifier with Fixed Parameter Expansion.
 
     Fixed Parameter Expansion trains an MLP with hidden layers
@@ -89,6 +90,11 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         the budget of the network without it: more weights to choose from, not more
         parameters. It and the output layer start from zero. Not with
         ``prune="structured"`` or ``"rewired"``, which keep dense blocks only.
+
+    n_estimators : int, default=1
+        Networks whose probabilities are averaged. They differ in their initial weights
+        and random splits, read the same batches, and train as one stacked network,
+        which takes less time than one after another. `budget` is that of each of them.
 
     warmup : int or float in [0, 1], default=0.1
         Epochs before the split: a number, or a fraction of `max_iter`; 1 is one epoch,
@@ -233,17 +239,23 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         of inputs and targets, the recipe and the history of the training. A fit
         replaces it at once.
 
-    module_ : sklearn_fpe.nn.MLP
-        The fitted network, acting on X as it is.
+    module_ : sklearn_fpe.nn.MLP or sklearn_fpe.nn.Ensemble
+        The fitted network, or with several `n_estimators` all of them as one, acting
+        on X as it is.
+
+    estimators_ : list
+        The `n_estimators` networks, each as a fitted estimator of its own. Weights,
+        such as `coefs_`, and the record of the validation belong to one network: with
+        several, they are attributes of these estimators only.
 
     expansion_ : tuple of int
         Children per parent neuron of each hidden layer, as done.
 
     budget_ : int
-        Non-zero parameters allowed, biases included.
+        Non-zero parameters allowed, biases included, in all networks together.
 
     n_nonzero_ : int
-        Kept parameters, biases included; never above `budget_`.
+        Kept parameters of all networks, biases included; never above `budget_`.
 
     coefs_ : list of scipy.sparse.csr_array
         Weight matrices of shape (n_inputs, n_units), made on demand.
@@ -256,7 +268,8 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         Biases, made on demand.
 
     loss_curve_ : list of float
-        Mean training loss of every epoch, those before a warm start included.
+        Mean training loss of every epoch, those before a warm start included. The
+        mean over the networks that were trained for so long.
 
     best_loss_ : float
         Least of `loss_curve_`.
@@ -332,6 +345,7 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
     _parameter_constraints: ClassVar[dict] = {
         **BaseFPE._parameter_constraints,
         "skip_connection": ["boolean"],
+        "n_estimators": [Interval(Integral, 1, None, closed="left")],
         "class_weight": [dict, list, StrOptions({"balanced"}), None],
         "label_smoothing": [Interval(Real, 0, 1, closed="left")],
     }
@@ -345,6 +359,7 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         feature_groups=None,
         prune="auto",
         skip_connection=False,
+        n_estimators=1,
         warmup=0.1,
         budget=None,
         activation="relu",
@@ -377,6 +392,7 @@ class FPEClassifier(ClassifierMixin, BaseFPE):
         self.feature_groups = feature_groups
         self.prune = prune
         self.skip_connection = skip_connection
+        self.n_estimators = n_estimators
         self.warmup = warmup
         self.budget = budget
         self.activation = activation

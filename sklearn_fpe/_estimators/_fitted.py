@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from sklearn_fpe._engine._views import View, as_tensor, chunks
 from sklearn_fpe._estimators import _inputs, _parameters
 from sklearn_fpe._estimators._targets import Link, targets_from_state
 from sklearn_fpe._version import __version__
-from sklearn_fpe.nn import MLP
+from sklearn_fpe.nn import MLP, Ensemble
 
 COLUMNS = ("n_features_in_", "feature_names_in_")
 """The names under which an estimator holds what it knows of the columns of X."""
@@ -113,13 +114,11 @@ class Fitted(BaseEstimator):
         link: Link | None,
     ) -> np.ndarray | None:
         """Compute in pieces; None if an output is not finite."""
-        network = learned.network
-        layers, device = list(network.layers), network.device
-        width = sum(layer.in_features for layer in layers)
+        network = learned.predictor
+        width, device = network.n_values, network.device
         n_bytes = prediction_bytes(device)
         pieces = list(chunks(len(view), width, n_bytes, dtype.itemsize))
-        n_weights = sum(layer.weight.numel() for layer in layers)
-        n_flops = 2 * n_weights * min(len(view), n_bytes // (4 * width))
+        n_flops = 2 * network.n_weights * min(len(view), n_bytes // (4 * width))
         with (
             torch.inference_mode(),
             torch.autocast(device.type, enabled=False),
@@ -131,7 +130,7 @@ class Fitted(BaseEstimator):
                 if link is not None:
                     function = partial(_apply_link, network, link, learned.targets)
                 return self._compute_on_device(function, view, pieces, dtype, device)
-            n_columns = layers[-1].in_features if hidden else layers[-1].out_features
+            n_columns = network.n_units if hidden else network.n_outputs
             outputs = torch.empty(len(view), n_columns, dtype=dtype, device="cpu")
             for rows in pieces:
                 part = view.read(rows)
@@ -177,9 +176,19 @@ class Fitted(BaseEstimator):
         return self._learned
 
     @property
-    def module_(self) -> MLP:
-        """The fitted network, acting on X as it is."""
-        return self.learned_.network
+    def module_(self) -> MLP | Ensemble:
+        """The fitted network, or networks as one, acting on X as it is."""
+        return self.learned_.predictor
+
+    def _single(self, name: str) -> Learned:
+        """Return what was learned, of which an attribute exists for one network."""
+        learned = self.learned_
+        if learned.others:
+            raise AttributeError(
+                f"{name} belongs to one network, and this {type(self).__name__} has "
+                f"{len(learned.members)}: see {name} of each of its estimators_."
+            )
+        return learned
 
     @property
     def expansion_(self) -> tuple[int, ...]:
@@ -189,7 +198,7 @@ class Fitted(BaseEstimator):
     @property
     def budget_(self) -> int:
         """Non-zero parameters allowed, biases included."""
-        return self.learned_.recipe.budget
+        return sum(member.recipe.budget for member in self.learned_.members)
 
     @property
     def phase_(self) -> str:
@@ -199,12 +208,12 @@ class Fitted(BaseEstimator):
     @property
     def n_nonzero_(self) -> int:
         """Kept parameters of the fitted network, biases included."""
-        return self.learned_.network.n_nonzero
+        return sum(member.network.n_nonzero for member in self.learned_.members)
 
     @property
     def n_iter_(self) -> int:
         """Epochs of the last fit, and calls of ``partial_fit`` since."""
-        return self.learned_.history.n_iter
+        return max(member.history.n_iter for member in self.learned_.members)
 
     @property
     def n_layers_(self) -> int:
@@ -219,15 +228,19 @@ class Fitted(BaseEstimator):
     @property
     def loss_curve_(self) -> list[float]:
         """Mean training loss of every epoch."""
-        return list(self.learned_.history.losses)
+        curves = [member.history.losses for member in self.learned_.members]
+        if len(curves) == 1:
+            return list(curves[0])
+        epochs = zip_longest(*curves)
+        return [_mean([v for v in losses if v is not None]) for losses in epochs]
 
     @property
     def best_loss_(self) -> float:
         """Least of `loss_curve_`."""
-        return min(self.learned_.history.losses, default=math.inf)
+        return min(self.loss_curve_, default=math.inf)
 
     def _validated(self, name: str):
-        history = self.learned_.history
+        history = self._single(name).history
         if history.best_iter is None:
             raise AttributeError(
                 f"{name} exists after a fit with early_stopping=True only."
@@ -259,7 +272,7 @@ class Fitted(BaseEstimator):
     @property
     def coefs_(self) -> list[sparse.csr_array]:
         """Weights, a SciPy CSR array of shape (n_inputs, n_units) per layer."""
-        learned = self.learned_
+        learned = self._single("coefs_")
         output, affine = learned.targets.output_affine(), learned.network.input_affine
         weights = [
             layer.dense_weight().cpu().numpy().T for layer in learned.network.layers
@@ -274,7 +287,7 @@ class Fitted(BaseEstimator):
     @property
     def skip_coef_(self) -> sparse.csr_array:
         """Weights of the skip connection, a SciPy CSR array (n_inputs, n_outputs)."""
-        learned = self.learned_
+        learned = self._single("skip_coef_")
         skip = learned.network.skip
         if skip is None:
             raise AttributeError(
@@ -291,7 +304,7 @@ class Fitted(BaseEstimator):
     @property
     def intercepts_(self) -> list[np.ndarray]:
         """Biases, an ndarray of shape (n_units,) per layer."""
-        learned = self.learned_
+        learned = self._single("intercepts_")
         network, affine = learned.network, learned.network.input_affine
         biases = [layer.dense_bias().cpu().numpy() for layer in network.layers]
         if self._is_double(learned):
@@ -369,11 +382,27 @@ class Fitted(BaseEstimator):
         if on_accelerator is not None and self._chooses_device():
             work = math.inf if on_accelerator else 0
         device = _parameters.resolve_device(self.device, work)
-        self._learned.network.to(device)
+        for member in self._learned.members:
+            member.network.to(device)
 
     def _chooses_device(self) -> bool:
         """Tell whether the parameter `device` leaves the choice to the library."""
         return isinstance(self.device, str) and self.device == "auto"
+
+
+class Averaged(Fitted):
+    """What an estimator has whose predictions several networks may share."""
+
+    @property
+    def estimators_(self) -> list:
+        """The networks, each as a fitted estimator of its own."""
+        found = []
+        for learned in self.learned_.members:
+            model = object.__new__(type(self))
+            model.__dict__ = {**vars(self), "_learned": learned, "n_estimators": 1}
+            vars(model).pop("_trainer", None)
+            found.append(model)
+        return found
 
 
 def make_unfitted(kind: type, parameters: dict[str, Any]):
@@ -435,7 +464,11 @@ def make_fitted(estimator, learned: dict[str, Any], feature_names, version: str)
     return estimator
 
 
-def _apply_link(network: MLP, link: Link, targets, x: torch.Tensor):
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _apply_link(network: MLP | Ensemble, link: Link, targets, x: torch.Tensor):
     """Return raw outputs, and what a link makes of them."""
     outputs = network(x)
     return outputs, link.on_device(targets, outputs)

@@ -46,30 +46,30 @@ def run_halving(
     locksteps = group.locksteps()
     alive = set(range(n_candidates))
     for now in rungs(max_iter, n_candidates, factor):
-        for fits, lockstep in locksteps:
+        for lockstep in locksteps:
             lockstep.advance(now)
-            for number, fit in enumerate(fits):
+            for fit in lockstep.fits:
                 if fit.candidate in alive:
-                    fit.accept_from(lockstep, number)
+                    fit.accept_so_far(lockstep.learned(fit))
         for fit in group.fits:
             if fit.candidate in alive:
                 fit.seconds = (time.time() - start) / len(group.fits)
                 group.score(fit)
         best = _best(group, alive, metric, math.ceil(len(alive) / factor))
-        for fits, lockstep in locksteps:
-            for number, fit in enumerate(fits):
+        for lockstep in locksteps:
+            for fit in lockstep.fits:
                 if fit.candidate in alive - best:
                     n_epochs[fit.candidate] = now
-                    lockstep.drop(number)
+                    lockstep.drop(fit)
         for fit in group.fits:
             if fit.candidate in alive - best:
                 group.close(fit)
         alive = best
-    for fits, lockstep in locksteps:
+    for lockstep in locksteps:
         lockstep.advance()
-        for number, fit in enumerate(fits):
+        for fit, results in lockstep.results():
             if fit.candidate in alive:
-                group.accept_result(fit, lockstep.results[number])
+                group.accept_results(fit, results)
     for fit in group.fits:
         if fit.candidate in alive:
             fit.seconds = (time.time() - start) / len(group.fits)

@@ -84,6 +84,11 @@ class ClassTargets:
         return "softmax" if self.kind == "multiclass" else "sigmoid"
 
     @property
+    def link(self):
+        """Name of what maps outputs to probabilities."""
+        return self.loss
+
+    @property
     def default_scoring(self):
         """What early stopping watches: accuracy, or the loss for several labels.
 
@@ -462,6 +467,7 @@ class RealTargets:
     y_numeric = True
     rows_to_score = 2  # the variance of one row is zero
     loss = "squared"
+    link = "identity"
 
     def to_state(self):
         """Return the attributes by name, as plain values, dicts and arrays."""

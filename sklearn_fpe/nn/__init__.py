@@ -6,6 +6,7 @@ This package uses tensors and modules and imports nothing from scikit-learn.
 from sklearn_fpe.nn._activation import Activation
 from sklearn_fpe.nn._affine import Affine
 from sklearn_fpe.nn._blocks import BlockLinear
+from sklearn_fpe.nn._ensemble import Ensemble
 from sklearn_fpe.nn._expand import check_expansion, expand
 from sklearn_fpe.nn._layers import DenseLinear, MaskedLinear
 from sklearn_fpe.nn._mlp import MLP
@@ -19,6 +20,7 @@ __all__ = [
     "Affine",
     "BlockLinear",
     "DenseLinear",
+    "Ensemble",
     "MaskedLinear",
     "Plan",
     "PruneRule",

@@ -208,6 +208,26 @@ class MLP(ArrayModule):
         return sum(layer.n_nonzero for layer in self.maps)
 
     @property
+    def n_weights(self) -> int:
+        """Weights of the layers, pruned ones included."""
+        return sum(layer.weight.numel() for layer in self.layers)
+
+    @property
+    def n_units(self) -> int:
+        """Columns of what :meth:`transform` returns."""
+        return self.layers[-1].in_features
+
+    @property
+    def n_outputs(self) -> int:
+        """Columns of the outputs."""
+        return self.layers[-1].out_features
+
+    @property
+    def n_values(self) -> int:
+        """Values that a prediction holds at a time for a row: inputs, activations."""
+        return sum(layer.in_features for layer in self.layers)
+
+    @property
     def maps(self) -> list[Layer]:
         """All layers, and after them the skip connection if there is one."""
         return [*self.layers, *([] if self.skip is None else [self.skip])]
