@@ -528,6 +528,7 @@ class Trainer:
         if settings.callbacks and self._held is not None:
             held = self._held.batches(PREDICTION_ROWS)
         net.fit_loop(batches, held, epochs=1)
+        net.world = SINGLE  # because connections do not outlive a call
         self.loss = net.history[-1, "train_loss"]
         if not math.isfinite(self.loss):
             raise self._diverged(f"The training loss became {self.loss}.")

@@ -273,7 +273,7 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         if self.verbose and world.rank == 0:
             print(f"{result.phase}, epoch {trainer.n_iter}: loss {trainer.loss:.6f}")
         world.gather(None, "ends")  # because no process learns what another did not
-        trainer.world = SINGLE  # because connections do not outlive the call
+        trainer.world = SINGLE
         self._accept(draft, result, (trainer, result))
         return self
 
