@@ -1,5 +1,6 @@
 """One fit on several processes is the fit of one process on all rows."""
 
+import pickle
 import re
 
 import numpy as np
@@ -14,7 +15,9 @@ from distributed_cases import (
     run_processes,
     small_batches,
 )
+from sklearn.base import clone
 
+import sklearn_fpe
 from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer
 
 pytestmark = pytest.mark.skipif(
@@ -157,6 +160,7 @@ def check_failures(found):
         assert_raised(of_process["step"], (OSError, RuntimeError), "disk is gone")
         assert of_process["model is as it was"]
         assert of_process["again"]
+        assert of_process["after a failure of one"]
 
 
 def check_killed(found):
@@ -202,6 +206,18 @@ def test_a_group_of_one_process_is_no_group(group_of_one):
     many = FPEClassifier(**settings, distributed=True).fit(X, y)
     assert many.loss_curve_ == one.loss_curve_
     assert many.predict_proba(X).tobytes() == one.predict_proba(X).tobytes()
+
+
+def test_the_parameter_is_cloned_stored_and_loaded(group_of_one, tmp_path):
+    X, y = np.random.default_rng(0).normal(size=(60, 5)), np.arange(60) % 3
+    model = FPEClassifier((4,), max_iter=2, distributed=True).fit(X, y)
+    path = tmp_path / "model.safetensors"
+    sklearn_fpe.save(model, path)
+    copies = [sklearn_fpe.load(path), pickle.loads(pickle.dumps(model))]
+    for copy in (*copies, clone(model)):
+        assert copy.distributed is True
+    for copy in copies:
+        np.testing.assert_array_equal(copy.predict_proba(X), model.predict_proba(X))
 
 
 @pytest.mark.parametrize(

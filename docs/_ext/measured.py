@@ -261,6 +261,8 @@ def scaling(report):
             str(row["processes"]),
             str(row["batch_size"]),
             f"{row['step_ms']:.2f}",
+            f"{row['cpu_ms']:.2f}",
+            f"{row['message_ms']:.2f}" if row["processes"] > 1 else "–",
             f"{row['rows_per_s']:.0f}",
             f"{100 * row['all_reduce_share']:.0f} %",
         ]
@@ -268,14 +270,16 @@ def scaling(report):
         if row["batch"] in ("together", "each")
     ]
     header = ["inputs – parents – classes", "network", "processes", "batch_size"]
-    header += ["step, ms", "rows per second", "all-reduce"]
+    header += ["step, ms", "CPU, ms", "message, ms", "rows per second", "all-reduce"]
     hardware = report["hardware"]
     caption = (
         f"Fits on {hardware['cpu']} with {hardware['cores']} cores, one thread a "
-        f"process, {report['settings']['rows']} rows each, gloo on one machine. When "
-        f"the measurement began, {report['load_before']:.0f} processes ran or waited "
-        f"for these cores. The last column is the share of the all-reduce in the time, "
-        f"waiting for the slower process included."
+        f"process, {report['settings']['rows']} rows each, gloo on one machine, the "
+        f"fastest of {report['settings']['repeats']} rounds. When they began, "
+        f"{report['load_before']:.0f} processes ran or waited for these cores. Medians "
+        f"of the time and of the CPU time of a step; the time "
+        f"of the all-reduce alone, where processes begin it together; and its share of "
+        f"the whole time, waiting for the slower process included."
     )
     return caption, header, rows
 
@@ -323,8 +327,8 @@ def scaling_estimate(report):
     caption = (
         f"One epoch over {assumed['rows']:.0e} rows. Assumed: batches of {batch} rows "
         f"for each process, so that an epoch has {assumed['rows']:.0e} / ({batch} × "
-        f"processes) steps; steps as long as the mean of one process here, with one "
-        f"thread; {assumed['network']} as above; numbers of "
+        f"processes) steps; steps as long as the mean CPU time of one process here, "
+        f"with one thread; {assumed['network']} as above; numbers of "
         f"{assumed['bytes_per_number']} bytes read once an epoch, by every process "
         f"from a disk of its own, at {assumed['disk_bytes_per_s'] / 1e6:.0f} MB/s; no "
         f"process slower than the others."

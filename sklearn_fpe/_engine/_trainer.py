@@ -663,6 +663,7 @@ class Trainer:
         shares = None if net.flat_ is None else self.settings.loss.shares
         batches = self._dealt.batches(rows, self.order_seed, shares)
         net.fit_loop(batches, held, epochs=1)
+        net.world = SINGLE  # because connections do not outlive a call
         self.end_epoch(net.history[-1, "train_loss"])
 
     def begin_epoch(self, epoch: Epoch) -> None:

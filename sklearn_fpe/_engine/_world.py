@@ -234,6 +234,11 @@ _worlds: list[ProcessWorld] = []
 """The world that is open, if there is one: a call takes over that of the last one."""
 
 
+def current() -> ProcessWorld | None:
+    """Return the world that the last call has left open."""
+    return _worlds[0] if _worlds else None
+
+
 @contextmanager
 def open_world(distributed: bool) -> Iterator[World]:
     """Meet the other processes; tell them if the code inside fails.
@@ -296,8 +301,8 @@ def _destroy(group: Any) -> None:
 
 def _meet() -> ProcessWorld:
     """Return the open world, or a new one where that does not answer."""
-    while _worlds:
-        world = _worlds[0]
+    world = current()
+    if world is not None:
         if world.is_open:
             world.begin("preparation")
             try:
