@@ -201,14 +201,16 @@ class Rows:
         n_full = n - n % batch_size
         for first, last in ((0, n_full), (n_full, n)):
             size = min(batch_size, last - first)
+            if not size:
+                continue
             weights = epoch.weights[first:last]
-            parts = () if shares is None or not size else shares(weights, size)
-            for start in range(first, last, max(1, size)):
-                rows = slice(start, start + size)
-                own = slice(start - first, start - first + size)
-                x = epoch.x.index_select(0, epoch.order[rows])
-                of_rows = (part[own] for part in parts)
-                yield x, (epoch.targets[rows], epoch.weights[rows], *of_rows)
+            parts = [epoch.order[first:last], epoch.targets[first:last], weights]
+            if shares is not None:
+                parts += shares(weights, size)
+            # Split at once, because slicing batch by batch takes longer.
+            batches = zip(*(part.split(size) for part in parts), strict=True)
+            for order, *target in batches:
+                yield epoch.x.index_select(0, order), tuple(target)
 
 
 class StreamedRows(Rows):
