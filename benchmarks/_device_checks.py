@@ -32,7 +32,8 @@ def make_data(n_rows, n_columns, n_classes, seed=0):
     """Draw clusters with noise, float32 rows and their class numbers."""
     rng = np.random.default_rng(seed)
     y = rng.integers(0, n_classes, n_rows)
-    y[:n_classes] = np.arange(n_classes)
+    n_first = min(n_rows, n_classes)
+    y[:n_first] = np.arange(n_first)
     X = rng.standard_normal((n_rows, n_columns), dtype=np.float32)
     centres = 0.5 * rng.standard_normal((n_classes, n_columns), dtype=np.float32)
     return X + centres[y], y

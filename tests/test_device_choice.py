@@ -51,7 +51,11 @@ def test_auto_is_the_cpu_where_there_is_no_gpu(monkeypatch):
     assert _parameters.resolve_device("auto") == torch.device("cpu")
 
 
-def test_a_small_fit_stays_on_the_cpu(with_cuda):
+def test_a_small_fit_stays_on_the_cpu_and_sets_up_no_gpu(with_cuda, monkeypatch):
+    def current_device():
+        raise AssertionError("this would set up CUDA")
+
+    monkeypatch.setattr(torch.cuda, "current_device", current_device)
     model = make().fit(X, y)
     assert model.module_.device.type == "cpu"
     loaded = pickle.loads(pickle.dumps(model))

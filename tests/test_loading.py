@@ -8,7 +8,7 @@ import torch
 from pretend_device import counting
 from scipy import sparse
 
-from sklearn_fpe._engine import _device, _moments, _rows, _views
+from sklearn_fpe._engine import _device, _moments, _orders, _rows, _views
 from sklearn_fpe._engine._moments import Moments
 from sklearn_fpe._engine._views import View
 from sklearn_fpe.nn import Affine
@@ -211,13 +211,13 @@ def test_an_order_is_drawn_ahead(pretend, monkeypatch):
     view, affine = View(X), Affine.identity(N_COLUMNS)
     rows = _rows.make_rows(view, torch.arange(N_ROWS), WEIGHTS, affine, pretend)
     drawn = []
-    real = _rows.permutation
+    real = _orders.permutation
 
     def permutation(n, seed, out=None):
         drawn.append((seed, threading.current_thread() is threading.main_thread()))
         return real(n, seed, out)
 
-    monkeypatch.setattr(_rows, "permutation", permutation)
+    monkeypatch.setattr(_orders, "permutation", permutation)
     load(rows)
     with counting() as counts:
         for epoch in range(3):

@@ -54,6 +54,36 @@ class Hook:
         """Act after the epochs of a phase."""
 
 
+class StepHooks:
+    """The hooks of a training that act before steps, and the count of the steps.
+
+    Parameters
+    ----------
+    trainer : Trainer
+        The training.
+    hooks : list of Hook
+        The hooks.
+    """
+
+    def __init__(self, trainer: Trainer, hooks: list[Hook]) -> None:
+        self.trainer, self.hooks = trainer, hooks
+
+    def due(self) -> bool:
+        """Tell whether a hook has something to do at the running step."""
+        return any(hook.due(self.trainer) for hook in self.hooks)
+
+    def __call__(self) -> None:
+        """Let the hooks act, and count the step."""
+        for hook in self.hooks:
+            if hook.due(self.trainer):
+                hook.before_step(self.trainer)
+        self.trainer.step += 1
+
+    def skip(self) -> None:
+        """Count a step at which no hook is due."""
+        self.trainer.step += 1
+
+
 class EarlyStopping(Hook):
     """Stop the fine-tuning when a validation score stops rising; keep the best weights.
 

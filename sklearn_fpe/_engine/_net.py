@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sklearn_fpe._engine._device import is_accelerator
 from sklearn_fpe._engine._graph import CAPTURES, RecordedSteps
+from sklearn_fpe._engine._hooks import StepHooks
 from sklearn_fpe._engine._loss import Loss
 from sklearn_fpe._engine._recipe import Targets
 from sklearn_fpe._engine._step import (
@@ -37,19 +38,6 @@ class Criterion(nn.Module):
     def forward(self, outputs: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
         """Return the loss of outputs for (targets, weights)."""
         return self.loss(outputs, *target[:2])
-
-
-class StepHooks(Protocol):
-    """What is called before the optimizer's steps."""
-
-    def due(self) -> bool:
-        """Tell whether something is to be done at the running step."""
-
-    def __call__(self) -> None:
-        """Do it, and count the step."""
-
-    def skip(self) -> None:
-        """Count a step at which nothing is due."""
 
 
 class Net(NeuralNet):

@@ -16,7 +16,7 @@ from sklearn_fpe._engine._cache import StoppedError, Warm, WarmUpCache
 from sklearn_fpe._engine._context import training_context
 from sklearn_fpe._engine._deal import Deal, deal
 from sklearn_fpe._engine._graph import may_record
-from sklearn_fpe._engine._hooks import Hook
+from sklearn_fpe._engine._hooks import Hook, StepHooks
 from sklearn_fpe._engine._moments import Moments
 from sklearn_fpe._engine._net import Net, make_net
 from sklearn_fpe._engine._recipe import History, Learned, Recipe, Settings, Targets
@@ -630,10 +630,10 @@ class Trainer:
         for name, value in self.network.state_dict().items():
             self.loaded |= name in state and not torch.equal(value, state[name])
 
-    def _before_step(self, hooks: Iterable[Hook]) -> _StepHooks | None:
+    def _before_step(self, hooks: Iterable[Hook]) -> StepHooks | None:
         """Return what the net calls before a step; None if no hook wants it."""
         wanted = [h for h in hooks if type(h).before_step is not Hook.before_step]
-        return _StepHooks(self, wanted) if wanted else None
+        return StepHooks(self, wanted) if wanted else None
 
     def _deal(self, rows: Rows) -> Deal:
         """Deal the rows of all processes to the steps of an epoch."""
@@ -699,25 +699,3 @@ class Trainer:
             f"{self.settings.learning_rate_init:g}), keep standardize=True, and look "
             f"for extreme values in X or y."
         )
-
-
-class _StepHooks:
-    """The hooks that act before steps, and the count of the steps."""
-
-    def __init__(self, trainer: Trainer, hooks: list[Hook]) -> None:
-        self.trainer, self.hooks = trainer, hooks
-
-    def due(self) -> bool:
-        """Tell whether a hook has something to do at the running step."""
-        return any(hook.due(self.trainer) for hook in self.hooks)
-
-    def __call__(self) -> None:
-        """Let the hooks act, and count the step."""
-        for hook in self.hooks:
-            if hook.due(self.trainer):
-                hook.before_step(self.trainer)
-        self.trainer.step += 1
-
-    def skip(self) -> None:
-        """Count a step at which no hook is due."""
-        self.trainer.step += 1

@@ -365,7 +365,8 @@ class BaseFPE(CallbackSupportMixin, Fitted):
                 "refit=True trains twice, and skorch_callbacks could stop or change "
                 "the second training, too: set skorch_callbacks=None or refit=False."
             )
-        _parameters.resolve_device(self.device)
+        # Without setting up CUDA for "auto", which may choose the CPU.
+        _parameters.resolve_device(self.device, work=0)
         return _parameters.resolve_warmup(self.warmup, self.max_iter)
 
     def _meet(self, world: World, learned: Learned | None, given: dict) -> None:

@@ -104,7 +104,7 @@ def usable_device(device):
     its parameter `device`, so that it trains and clones without a further warning.
     """
     try:
-        resolve_device(device)
+        resolve_device(device, work=0)
     except ValueError as error:
         warnings.warn(
             f"{error} The model that was loaded is set to device='cpu'.",
