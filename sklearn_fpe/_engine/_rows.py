@@ -1,8 +1,8 @@
 """Training rows: standardised, on the device, in batches.
 
 Arrays in memory are standardised once, into a float32 tensor on the device, from which
-whole batches are selected. Memory maps above :data:`STREAM_ABOVE` and sparse matrices
-are never copied whole: their batches are made when they are asked for.
+whole batches are selected. Large arrays in files and sparse matrices are never copied
+whole: their batches are made when they are asked for.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sklearn_fpe._engine._views import View, as_double, chunks
 from sklearn_fpe.nn import MLP, Affine
 
 SHUFFLE_BLOCK = 1024
-"""Neighbouring rows of a streamed map that are read together."""
+"""Neighbouring rows of a streamed file that are read together."""
 
 SHUFFLE_BYTES = 2**26
 """Bytes, as float32, of the blocks whose rows are shuffled among one another."""
@@ -128,10 +128,10 @@ class Rows:
 class StreamedRows(Rows):
     """Training rows that stay where they are; batches are made on demand.
 
-    Rows of a sparse matrix are shuffled like rows in memory. Rows of a memory map are
-    shuffled by blocks: blocks of :data:`SHUFFLE_BLOCK` neighbouring rows are read in
-    random order, and :data:`SHUFFLE_BYTES` worth of them are shuffled among one another
-    at a time, so that the map is read in runs and not row by row.
+    Rows of a sparse matrix are shuffled like rows in memory. Rows in files are shuffled
+    by blocks: blocks of :data:`SHUFFLE_BLOCK` neighbouring rows are read in random
+    order, and :data:`SHUFFLE_BYTES` worth of them are shuffled among one another at a
+    time, so that the files are read in runs and not row by row.
     """
 
     def iterate(self, batch_size: int, seed: tuple[int, ...] | None) -> Iterator:
@@ -157,18 +157,52 @@ class StreamedRows(Rows):
             order = _permutation(n, seed)
             yield order, lambda part, rows: self.read(rows.numpy())
         else:
-            starts = torch.arange(0, n, SHUFFLE_BLOCK, device="cpu")
-            starts = starts[_permutation(len(starts), seed)]
-            together = SHUFFLE_BYTES // (4 * SHUFFLE_BLOCK * self.view.shape[1])
-            together = max(1, together, -(-batch_size // SHUFFLE_BLOCK))
-            for g, group in enumerate(starts.split(together)):
-                blocks = [slice(int(s), min(int(s) + SHUFFLE_BLOCK, n)) for s in group]
-                x = torch.cat([self.read(block) for block in blocks])
-                order = torch.cat(
-                    [torch.arange(b.start, b.stop, device="cpu") for b in blocks]
-                )
-                shuffle = _permutation(len(order), (*seed, g))
-                yield order[shuffle], partial(_select_rows, x, shuffle)
+            yield from self._shuffled_blocks(batch_size, seed)
+
+    def _shuffled_blocks(
+        self, batch_size: int, seed: tuple[int, ...]
+    ) -> Iterator[tuple[Tensor, Callable[[slice, Tensor], Tensor]]]:
+        """Yield :meth:`_pieces` of rows in files, each row once.
+
+        Rows that do not fill a batch are kept for the next piece, so that every batch
+        but the last is full.
+        """
+        order = torch.empty(0, dtype=torch.int64, device="cpu")
+        x, n_left = None, len(self)
+        for g, blocks in enumerate(self._groups(batch_size, seed)):
+            parts = [self.read(block) for block in blocks]
+            x = torch.cat(parts if x is None or not len(x) else [x, *parts])
+            del parts
+            new = [torch.arange(b.start, b.stop, device="cpu") for b in blocks]
+            order = torch.cat([order, *new])
+            shuffle = _permutation(len(order), (*seed, g))
+            n_left -= sum(map(len, new))
+            n_ready = len(order) - (len(order) % batch_size if n_left else 0)
+            yield order[shuffle[:n_ready]], partial(_select_rows, x, shuffle)
+            kept = shuffle[n_ready:]
+            x, order = x.index_select(0, kept.to(x.device)), order[kept]
+
+    def _groups(self, batch_size: int, seed: tuple[int, ...]) -> Iterator[list[slice]]:
+        """Yield blocks of rows that are shuffled among one another.
+
+        Runs are in random order. Each is cut into blocks, in the order of its rows.
+        """
+        together = SHUFFLE_BYTES // (4 * SHUFFLE_BLOCK * self.view.shape[1])
+        most = SHUFFLE_BLOCK * max(1, together, -(-batch_size // SHUFFLE_BLOCK))
+        starts = self.view.runs(SHUFFLE_BLOCK)
+        ends = np.append(starts[1:], len(self))
+        blocks: list[slice] = []
+        n_rows = 0
+        for run in _permutation(len(starts), seed).tolist():
+            end = int(ends[run])
+            for start in range(int(starts[run]), end, SHUFFLE_BLOCK):
+                block = slice(start, min(start + SHUFFLE_BLOCK, end))
+                if n_rows + block.stop - block.start > most:
+                    yield blocks
+                    blocks, n_rows = [], 0
+                blocks.append(block)
+                n_rows += block.stop - block.start
+        yield blocks
 
 
 def _select_rows(x: Tensor, shuffle: Tensor, part: slice, rows: Tensor) -> Tensor:
