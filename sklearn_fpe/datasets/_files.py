@@ -5,9 +5,6 @@ import threading
 from collections import OrderedDict
 from contextlib import contextmanager
 
-MAX_OPEN = 64
-"""Files of one array of shards that are open at a time."""
-
 
 class ShardError(ValueError):
     """A file of rows that cannot be used; the message names it."""
@@ -52,7 +49,11 @@ class OpenFiles:
         return len(self._readers)
 
     def get(self, file):
-        """Return the reader of a file, which is a key with a method ``open``."""
+        """Return the reader of a file.
+
+        A file is a key with a method ``open``, and ``most_open``, the number of readers
+        of its kind that are kept.
+        """
         with self._lock:
             if file in self._readers:
                 self._readers.move_to_end(file)
@@ -60,6 +61,6 @@ class OpenFiles:
         reader = file.open()
         with self._lock:
             reader = self._readers.setdefault(file, reader)
-            while len(self._readers) > MAX_OPEN:
+            while len(self._readers) > file.most_open:
                 self._readers.popitem(last=False)
         return reader

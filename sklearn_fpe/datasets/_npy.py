@@ -8,6 +8,9 @@ import numpy as np
 
 from sklearn_fpe.datasets._files import ShardError, naming
 
+MAX_OPEN = 64
+"""Files that are mapped at a time."""
+
 HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -41,6 +44,11 @@ class NpyFile:
     column_major: bool
 
     run_starts = None  # rows may be read in any order
+
+    @property
+    def most_open(self):
+        """Files that are open at a time."""
+        return MAX_OPEN
 
     @property
     def dtype(self):

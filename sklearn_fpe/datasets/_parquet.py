@@ -8,6 +8,9 @@ import numpy as np
 
 from sklearn_fpe.datasets._files import ShardError, import_pyarrow, naming
 
+MAX_OPEN = 4
+"""Files that are open at a time, few because readers hold decoded rows."""
+
 BATCH_BYTES = 2**23
 """Bytes of the rows that are decoded at a time."""
 
@@ -44,6 +47,11 @@ class ParquetFile:
     column: str
     run_starts: tuple
     n_bytes: int
+
+    @property
+    def most_open(self):
+        """Files that are open at a time."""
+        return MAX_OPEN
 
     def open(self):
         """Return a reader of the file."""
