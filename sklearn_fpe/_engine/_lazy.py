@@ -67,7 +67,13 @@ class LazyArray(ABC):
         """Return which row of which file a row is, for messages."""
 
     def digest(self) -> str:
-        """Return a digest of shape, type and numbers."""
+        """Read all rows for a digest of shape, type and numbers.
+
+        Returns
+        -------
+        digest : str
+            Hexadecimal SHA-1.
+        """
         digest = hashlib.sha1(usedforsecurity=False)
         digest.update(repr((self.shape, self.dtype.str)).encode())
         step = max(1, 2**22 // max(1, self.shape[1] * self.dtype.itemsize))

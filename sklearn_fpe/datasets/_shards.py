@@ -156,6 +156,25 @@ class Shards(LazyArray):
     See Also
     --------
     open_shards : Opens a folder of embeddings.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> from sklearn.model_selection import train_test_split
+    >>> from sklearn_fpe.datasets import Shards, open_shards
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> for i in range(3):
+    ...     np.save(Path(folder.name, f"{i}.npy"), np.full((20, 4), i, np.float16))
+    >>> X = open_shards(folder.name)
+    >>> train, test = train_test_split(X, random_state=0)
+    >>> isinstance(train, Shards), train.shape, test.shape
+    (True, (45, 4), (15, 4))
+    >>> test[:5].read(slice(0, 2))
+    array([[1., 1., 1., 1.],
+           [1., 1., 1., 1.]], dtype=float16)
+    >>> folder.cleanup()
     """
 
     def __init__(self, source, rows=None):
