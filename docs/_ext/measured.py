@@ -1,8 +1,9 @@
 """Tables of what the benchmarks measured, read from their JSON at every build.
 
 ``.. measured:: accuracy``, ``frontier``, ``cost``, ``engine``, ``cells``, ``memory``,
-``shards`` or ``caches`` shows the figures of ``benchmarks/results``. No figure stands in
-the pages themselves, and where a file is missing the table says which command makes it.
+``shards`` or ``caches`` shows the figures of ``benchmarks/results``. No figure stands
+in the pages themselves, and where a file is missing the table says which command makes
+it.
 """
 
 import json

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from sklearn_fpe._engine._lazy import LazyArray
-from sklearn_fpe.datasets._files import OpenFiles, ShardError
+from sklearn_fpe.datasets._files import ShardError
+from sklearn_fpe.datasets._index import split_key
 from sklearn_fpe.datasets._layout import find_shards, inspect_shards, pair_metadata
 from sklearn_fpe.datasets._parquet import column_names, read_column
+from sklearn_fpe.datasets._source import Source, as_slice
 
 COPY_BYTES = 2**24
 """Bytes that are read at a time where a whole array is made."""
@@ -73,55 +75,7 @@ def open_shards(path, *, column=None, metadata=None):
     """
     shards = inspect_shards(find_shards(path), column)
     pairs = pair_metadata(shards, metadata)
-    return Shards(_Source(shards, pairs))
-
-
-class _Source:
-    """The files behind lazy arrays, and those that are open."""
-
-    def __init__(self, shards, metadata):
-        self.shards, self.metadata = shards, metadata
-        sizes = [shard.n_rows for shard in shards]
-        self.starts = np.cumsum([0, *sizes])
-        known = [shard for shard in shards if shard.n_columns is not None]
-        first = known[0] if known else shards[0]
-        self.n_columns, self.dtype = first.n_columns or 0, first.dtype
-        self.files = OpenFiles()
-
-    def read_into(self, out, rows):
-        """Read rows that are given as a range of step 1 or increasing int array."""
-        for i, part, local in self.split(rows):
-            self.files.get(self.shards[i]).read_into(out[part], local)
-
-    def split(self, rows):
-        """Yield for every file its number, where its rows are in `rows`, and the rows.
-
-        The rows of a file are a slice if they are neighbours, else an int array.
-        """
-        if not len(rows):
-            return
-        first, last = np.searchsorted(self.starts, [rows[0], rows[-1]], side="right")
-        for i in range(int(first) - 1, int(last)):
-            begin, end = int(self.starts[i]), int(self.starts[i + 1])
-            if isinstance(rows, range):
-                low, high = max(begin, rows.start), min(end, rows.stop)
-                part = slice(low - rows.start, high - rows.start)
-                local = slice(low - begin, high - begin)
-            else:
-                part = slice(*np.searchsorted(rows, [begin, end]).tolist())
-                local = _as_slice(rows[part] - begin)
-            if part.stop > part.start:
-                yield i, part, local
-
-    def run_starts(self):
-        """Return first rows of what must be read in order, None if nothing must."""
-        if self.shards[0].run_starts is None:
-            return None
-        runs = [
-            np.array(shard.run_starts, dtype=np.int64) + start
-            for shard, start in zip(self.shards, self.starts, strict=False)
-        ]
-        return np.concatenate(runs)
+    return Shards(Source(shards, pairs))
 
 
 class Shards(LazyArray):
@@ -205,7 +159,7 @@ class Shards(LazyArray):
     # ----------------------------------------------------------------------------------
 
     def __getitem__(self, key):
-        rows, columns = _split_key(key)
+        rows, columns = split_key(key)
         try:
             i = operator.index(rows)
         except TypeError:
@@ -244,7 +198,7 @@ class Shards(LazyArray):
             index += self._rows.start
         else:
             index = self._rows[index]
-        found = _as_slice(index)
+        found = as_slice(index)
         return range(found.start, found.stop) if isinstance(found, slice) else index
 
     def _read_columns(self, columns):
@@ -448,35 +402,3 @@ class Shards(LazyArray):
                 f"metadata=)."
             )
         return read_column(path, name, shard.n_rows)
-
-
-def _split_key(key):
-    """Split an index into that of rows and that of columns."""
-    key = key if isinstance(key, tuple) else (key,)
-    places = [i for i, part in enumerate(key) if part is Ellipsis]
-    if len(places) > 1 or len(key) - len(places) > 2:
-        raise IndexError("Shards have two axes, got an index of more.")
-    if places:
-        fill = [slice(None)] * (3 - len(key))
-        key = (*key[: places[0]], *fill, *key[places[0] + 1 :])
-    rows, columns = (*key, slice(None), slice(None))[:2]
-    for part in (rows, columns):
-        if part is None or isinstance(part, bool | np.bool_):
-            raise IndexError(f"Shards cannot be indexed by {part}.")
-    if not isinstance(columns, slice):
-        try:
-            operator.index(columns)
-        except TypeError:
-            raise IndexError(
-                f"Columns are chosen by an integer or a slice, got {columns!r}: read "
-                f"the rows first, X.read(rows)[:, columns]."
-            ) from None
-    return rows, columns
-
-
-def _as_slice(index):
-    """Return a slice where an increasing int array is neighbours, else the array."""
-    n = len(index)
-    if n and index[-1] - index[0] == n - 1 and (index[1:] - index[:-1] == 1).all():
-        return slice(int(index[0]), int(index[-1]) + 1)
-    return index
