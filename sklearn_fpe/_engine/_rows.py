@@ -167,20 +167,24 @@ class StreamedRows(Rows):
         Rows that do not fill a batch are kept for the next piece, so that every batch
         but the last is full.
         """
+        width = self.view.shape[1]
+        x = torch.empty(0, width, device="cpu")
         order = torch.empty(0, dtype=torch.int64, device="cpu")
-        x, n_left = None, len(self)
+        n_left = len(self)
         for g, blocks in enumerate(self._groups(batch_size, seed)):
-            parts = [self.read(block) for block in blocks]
-            x = torch.cat(parts if x is None or not len(x) else [x, *parts])
-            del parts
+            stops = np.cumsum([len(x), *(b.stop - b.start for b in blocks)]).tolist()
+            # Filled block by block, because many blocks at once fragment the heap.
+            kept, x = x, torch.empty(stops[-1], width, device="cpu")
+            x[: len(kept)] = kept
+            for block, start, stop in zip(blocks, stops[:-1], stops[1:], strict=True):
+                x[start:stop] = self.read(block)
             new = [torch.arange(b.start, b.stop, device="cpu") for b in blocks]
             order = torch.cat([order, *new])
             shuffle = _permutation(len(order), (*seed, g))
-            n_left -= sum(map(len, new))
+            n_left -= stops[-1] - stops[0]
             n_ready = len(order) - (len(order) % batch_size if n_left else 0)
             yield order[shuffle[:n_ready]], partial(_select_rows, x, shuffle)
-            kept = shuffle[n_ready:]
-            x, order = x.index_select(0, kept.to(x.device)), order[kept]
+            x, order = x[shuffle[n_ready:]], order[shuffle[n_ready:]]
 
     def _groups(self, batch_size: int, seed: tuple[int, ...]) -> Iterator[list[slice]]:
         """Yield blocks of rows that are shuffled among one another.
