@@ -168,16 +168,20 @@ class StreamedRows(Rows):
         but the last is full.
         """
         width = self.view.shape[1]
+        # Used again and again: the losses of the steps between two pieces would land in
+        # the memory of blocks that were freed, so that it could not be used for others.
+        space = torch.empty(
+            SHUFFLE_BLOCK, width, dtype=torch.float64, device="cpu"
+        ).numpy()
         x = torch.empty(0, width, device="cpu")
         order = torch.empty(0, dtype=torch.int64, device="cpu")
         n_left = len(self)
         for g, blocks in enumerate(self._groups(batch_size, seed)):
             stops = np.cumsum([len(x), *(b.stop - b.start for b in blocks)]).tolist()
-            # Filled block by block, because many blocks at once fragment the heap.
             kept, x = x, torch.empty(stops[-1], width, device="cpu")
             x[: len(kept)] = kept
             for block, start, stop in zip(blocks, stops[:-1], stops[1:], strict=True):
-                x[start:stop] = self.read(block)
+                self._read_into(x[start:stop], block, space)
             new = [torch.arange(b.start, b.stop, device="cpu") for b in blocks]
             order = torch.cat([order, *new])
             shuffle = _permutation(len(order), (*seed, g))
@@ -185,6 +189,13 @@ class StreamedRows(Rows):
             n_ready = len(order) - (len(order) % batch_size if n_left else 0)
             yield order[shuffle[:n_ready]], partial(_select_rows, x, shuffle)
             x, order = x[shuffle[n_ready:]], order[shuffle[n_ready:]]
+
+    def _read_into(self, x: Tensor, block: slice, space: np.ndarray) -> None:
+        """Read a block standardised, like :meth:`Rows.read`, by way of `space`."""
+        space = space[: len(x)]
+        space[...] = self.view.read(block)
+        mean, scale = self.affine.tensors(x.device)
+        x.copy_(torch.from_numpy(space).sub_(mean).div_(scale))
 
     def _groups(self, batch_size: int, seed: tuple[int, ...]) -> Iterator[list[slice]]:
         """Yield blocks of rows that are shuffled among one another.
