@@ -1,9 +1,9 @@
 """Tables of what the benchmarks measured, read from their JSON at every build.
 
 ``.. measured:: accuracy``, ``frontier``, ``cost``, ``engine``, ``cells``, ``memory``,
-``caches`` or ``scaling`` shows the figures of ``benchmarks/results``. No figure stands
-in the pages themselves, and where a file is missing the table says which command makes
-it.
+``shards``, ``caches`` or ``scaling`` shows the figures of ``benchmarks/results``. No
+figure stands in the pages themselves, and where a file is missing the table says which
+command makes it.
 """
 
 import json
@@ -229,6 +229,32 @@ def memory(report):
     return caption, header, [cells]
 
 
+def shards(report):
+    """Growth of a process's own memory, and reads of a row, in a fit on shards."""
+    cells = [
+        [
+            f"{row['files']} {row['kind']}",
+            str(row["rows"]),
+            f"{row['data_MB']:.0f}",
+            f"{row['fit_peak_MB']:.0f}",
+            str(row["reads_before_epochs"]),
+            _span(row["least_reads_an_epoch"], row["most_reads_an_epoch"]),
+        ]
+        for row in report["rows"]
+    ]
+    caption = (
+        f"Fits on float16 shards of {report['settings']['columns']} columns: largest "
+        f"growth of the process's own memory, and how often a row is read, least and "
+        f"most over all rows and epochs if they differ."
+    )
+    header = ["files", "rows", "size, MB", "growth, MB"]
+    return caption, [*header, "reads before training", "reads an epoch"], cells
+
+
+def _span(least, most):
+    return str(least) if least == most else f"{least} to {most}"
+
+
 def caches(cache, embeddings):
     """Time with a cache in units of the time without."""
     sizes = dict.fromkeys(row["rows"] for row in cache["rows"])
@@ -346,6 +372,7 @@ TABLES = {
     "engine": (engine, "speed"),
     "cells": (cells, "speed"),
     "memory": (memory, "memory"),
+    "shards": (shards, "shards"),
     "caches": (caches, "cache", "embedding_cache"),
     "scaling": (scaling, "scaling"),
     "scaling_simulated": (scaling_simulated, "scaling"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,11 @@ from sklearn_fpe._engine._device import (
     upload,
     uploaded,
 )
+from sklearn_fpe._engine._lazy import LazyArray
 from sklearn_fpe._engine._world import SINGLE, World
 
 STREAM_ABOVE = 2**29
-"""Bytes, as float32, above which a memory map is streamed instead of loaded."""
+"""Bytes, as float32, above which rows in files are streamed instead of loaded."""
 
 NUMPY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
@@ -81,15 +82,28 @@ def is_users_memmap(X: Any) -> bool:
     return False
 
 
+def is_streamed(X: Any) -> bool:
+    """Tell whether training reads rows in pieces at every use, not loads them once.
+
+    It depends on what the user passes alone: sparse matrices are streamed, because they
+    may not fit as dense ones, and so are large arrays in files.
+    """
+    if sparse.issparse(X):
+        return True
+    in_files = isinstance(X, LazyArray) or is_users_memmap(X)
+    return in_files and X.size * 4 > STREAM_ABOVE
+
+
 class View:
     """Some rows of an array-like, read in pieces.
 
     Parameters
     ----------
-    X : ndarray, memory map, CSR matrix or tensor of shape (n, n_features)
+    X : ndarray, memory map, LazyArray, CSR matrix or tensor of shape (n, n_features)
         The array; it is never copied whole.
     index : int ndarray of shape (n_rows,), default=None
-        The rows, in increasing order; None: all of them.
+        The rows, in increasing order, or of a lazy array in the order of its files;
+        None: all of them.
     """
 
     def __init__(self, X: Any, index: np.ndarray | None = None) -> None:
@@ -104,9 +118,7 @@ class View:
     @property
     def streamed(self) -> bool:
         """Whether the rows are read in pieces at every use, not loaded once."""
-        if sparse.issparse(self.X):
-            return True
-        return is_users_memmap(self.X) and self.X.size * 4 > STREAM_ABOVE
+        return is_streamed(self.X)
 
     def read(self, rows: Any) -> Any:
         """Return the rows of a slice or an int array, dense; a tensor of a tensor."""
@@ -114,6 +126,8 @@ class View:
             if isinstance(self.X, Tensor) and is_accelerator(self.X.device):
                 return self.X.index_select(0, self._index_on_device()[rows])
             rows = self.index[rows]
+        if isinstance(self.X, LazyArray):
+            return self.X.read(rows)
         part = self.X[rows]
         return part.toarray() if sparse.issparse(part) else part
 
@@ -148,6 +162,28 @@ class View:
             return (upload(as_own(part), device) for part in parts)
         return uploaded(parts, device)
 
+    def file_order(self) -> np.ndarray | None:
+        """Return the order in which files have the rows, None if it is that of X."""
+        if isinstance(self.X, LazyArray) and self.index is None:
+            return self.X.file_order()
+        return None
+
+    def runs(self, length: int) -> np.ndarray:
+        """Return where runs begin whose rows must be read in their order.
+
+        These are blocks of `length` rows, unless the files ask for other ones.
+        """
+        starts = None
+        if isinstance(self.X, LazyArray):
+            starts = self.X.runs(self.index)
+        return np.arange(0, len(self), length) if starts is None else starts
+
+    def place(self, row: int) -> str:
+        """Return which row of which file a row is, "" if X is not lazy."""
+        if not isinstance(self.X, LazyArray):
+            return ""
+        return self.X.place(row if self.index is None else int(self.index[row]))
+
     def select(self, array: Any) -> Any:
         """Return the rows of an array that belong to those of the view."""
         return array if self.index is None else array[self.index]
@@ -181,10 +217,26 @@ class Sample:
         """Return some rows, given in increasing order, without copying X."""
         if len(rows) == len(self):
             return self
+        return self._select(rows)
+
+    def _select(self, rows: np.ndarray) -> Sample:
         index = rows if self.view.index is None else self.view.index[rows]
         entries = None if self.entry_weights is None else self.entry_weights[rows]
         view = View(self.view.X, index)
         return Sample(view, self.y[rows], self.weights[rows], entries)
+
+    def in_file_order(self) -> Sample:
+        """Return rows of a lazy array so that reading them does not jump.
+
+        Streamed rows come in the order of their files, because training shuffles them
+        anyway. Fewer rows are read here, and keep their order.
+        """
+        order = self.view.file_order()
+        if order is None:
+            return self
+        if self.view.streamed:
+            return self._select(order)
+        return replace(self, view=View(np.asarray(self.view.X)))
 
     def used(self) -> Sample:
         """Return the rows of positive weight."""

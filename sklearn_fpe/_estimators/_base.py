@@ -158,8 +158,8 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         Parameters
         ----------
         X : {array-like, sparse matrix} of shape (n_samples, n_features)
-            Training input. Large memory maps and sparse matrices are read in pieces,
-            tensors stay on their device.
+            Training input. Large memory maps, shards and sparse matrices are read in
+            pieces, tensors stay on their device.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Targets; on any device.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -466,7 +466,8 @@ class BaseFPE(CallbackSupportMixin, Fitted):
             y, weights, learn=learn, classes=classes, name="y" + suffix, world=world
         )
         entries = targets.entry_weights(y, weights, world)
-        return Sample(View(X), y, targets.row_weights(y, weights, world), entries)
+        row_weights = targets.row_weights(y, weights, world)
+        return Sample(View(X), y, row_weights, entries).in_file_order()
 
     def _rules(self, learned: Learned | None, in_pieces: bool):
         """Resolve `split` and `prune`, of which ``"auto"`` stands for several."""

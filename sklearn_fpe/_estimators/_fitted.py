@@ -83,6 +83,9 @@ class Fitted(BaseEstimator):
             check_is_fitted(self)  # slow: called only where it raises
         X = _inputs.check_X(state, X, reset=False, values=False)
         learned, view = state._learned, View(X)
+        order = view.file_order()
+        if order is not None:
+            view = View(X, order)
         dtype = _inputs.predict_dtype(X)
         outputs = state._compute(learned, view, dtype, hidden, link)
         if outputs is None:
@@ -92,6 +95,8 @@ class Fitted(BaseEstimator):
                     "Input X contains a value too large for float64: the outputs of "
                     "the network overflow."
                 )
+        if order is not None:
+            outputs = outputs[np.argsort(order)]
         return learned, outputs
 
     def _hidden(self, X) -> np.ndarray:
@@ -135,7 +140,7 @@ class Fitted(BaseEstimator):
             for rows in pieces:
                 part = view.read(rows)
                 if not isinstance(part, torch.Tensor):
-                    _inputs.check_values(self, view.X, part)
+                    _inputs.check_values(self, view, part, rows.start)
                 x = as_tensor(part, dtype).to(device)
                 if hidden:
                     outputs[rows] = network.transform(x)

@@ -1,4 +1,4 @@
-"""Tasks on which interference between features can be set by hand."""
+"""Boolean formulas, on which interference between features can be set by hand."""
 
 import math
 from dataclasses import dataclass
