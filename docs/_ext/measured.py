@@ -1,7 +1,7 @@
 """Tables of what the benchmarks measured, read from their JSON at every build.
 
 ``.. measured:: accuracy``, ``frontier``, ``cost``, ``engine``, ``cells``, ``memory``,
-``shards``, ``caches`` or ``scaling`` shows the figures of ``benchmarks/results``. No
+``shards``, ``caches``, ``search`` or ``scaling`` shows the figures of ``benchmarks/results``. No
 figure stands in the pages themselves, and where a file is missing the table says which
 command makes it.
 """
@@ -270,6 +270,34 @@ def caches(cache, embeddings):
     return caption, ["what", "median", "least", "most"], rows
 
 
+def search(report):
+    """CPU time of searches, in units of that of FPESearchCV."""
+    rows = [
+        [
+            str(row["h"]),
+            f"{row['seconds']['FPESearchCV']:.1f} s",
+            f"{row['ratio_grid']:.1f} × ({row['spread'][0]:.1f} to "
+            f"{row['spread'][1]:.1f})",
+            f"{row['ratio_memory']:.1f} ×",
+            f"{row['ratio_skorch']:.0f} ×",
+            f"{row['ratio_mlp_per_fit']:.1f} ×",
+        ]
+        for row in report["rows"]
+    ]
+    header = ["parents", "FPESearchCV", "GridSearchCV", "with memory="]
+    header += ["masked skorch net", "MLPClassifier"]
+    settings = report["settings"]
+    caption = (
+        f"CPU time of a search on {settings['rows']} rows of {settings['columns']} "
+        f"columns, {settings['classes']} classes and {settings['epochs']} epochs: in "
+        "seconds, then in units of it. Median and range of "
+        f"{settings['repeats']} runs in turn. MLPClassifier has no expansion: the "
+        "time is that of as many fits of the dense network. The skorch net's is that "
+        "of one fit for every expansion times the number of fits."
+    )
+    return caption, header, rows
+
+
 def _spanned(runs, **of):
     ratios = sorted(r["ratio"] for r in runs if of.items() <= r.items())
     return [f"{r:.3g}" for r in (statistics.median(ratios), ratios[0], ratios[-1])]
@@ -374,6 +402,7 @@ TABLES = {
     "memory": (memory, "memory"),
     "shards": (shards, "shards"),
     "caches": (caches, "cache", "embedding_cache"),
+    "search": (search, "search"),
     "scaling": (scaling, "scaling"),
     "scaling_simulated": (scaling_simulated, "scaling"),
     "scaling_estimate": (scaling_estimate, "scaling"),
