@@ -209,3 +209,18 @@ def test_a_check_that_does_not_fit(pretend, monkeypatch):
     monkeypatch.setattr(_inputs, "_what_is_not_finite", full)
     with pytest.raises(MemoryError, match="Pass X in pieces"):
         make(device=NAME).fit(rows, y)
+
+
+@pytest.mark.parametrize("kind", ["chunk_bytes", "prediction_bytes"])
+def test_pieces_fit_into_the_free_memory_of_a_gpu(monkeypatch, kind):
+    from sklearn_fpe._engine import _device
+
+    sizes = []
+    for free in (0, 2**29, 2**40):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda d, f=free: (f, 2**40))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda d: 2**30)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda d: 2**30 - 8)
+        sizes.append(getattr(_device, kind)(CUDA))
+    assert sizes == [2**24, 2**26 + 1, 2**28]
+    on_cpu = getattr(_device, kind)(torch.device("cpu"))
+    assert on_cpu < 2**24

@@ -138,7 +138,8 @@ def test_a_single_row_can_be_fitted():
 
 
 def test_score_of_float32_targets_warns_of_nothing():
-    X = np.linspace(0, 1, 60, dtype=np.float32).reshape(30, 2)
-    model = FPERegressor((4,), max_iter=3, random_state=0).fit(X, X[:, 0])
+    X = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    model = FPERegressor((4,), expansion=2, max_iter=20, random_state=0)
+    model.fit(X, X[:, 0])
     expected = model.score(X, X[:, 0].astype(float))
     assert model.score(X, X[:, 0]) == pytest.approx(expected, rel=1e-4)

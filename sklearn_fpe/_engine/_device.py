@@ -31,6 +31,9 @@ PREDICTION_BYTES = 2**22
 LARGE_PREDICTION_BYTES = 2**28
 """The same on every other kind of device."""
 
+LEAST_LARGE_BYTES = 2**24
+"""Bytes of a piece on a GPU at least, because each costs some launches."""
+
 PINNING = frozenset({"cuda"})
 """The kinds of device that copy from pinned memory while the host goes on."""
 
@@ -55,7 +58,12 @@ def _that_fit(device: torch.device, large: int, on_cpu: int) -> int:
     if device.type != "cuda":
         return large if is_accelerator(device) else on_cpu
     free, _ = torch.cuda.mem_get_info(device)
-    return max(on_cpu, min(large, free // 8))
+    # What torch holds without using it is free, too.
+    reserved, used = (
+        torch.cuda.memory_reserved(device),
+        torch.cuda.memory_allocated(device),
+    )
+    return max(LEAST_LARGE_BYTES, min(large, (free + reserved - used) // 8))
 
 
 def empty_pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
