@@ -263,6 +263,9 @@ class BaseFPE(CallbackSupportMixin, Fitted):
             result is not learned or trainer.settings.net() != settings.net()
         ):
             trainer = None
+        # All processes keep the state of the optimizer, or none does.
+        if world.total(trainer is None, "fresh starts"):
+            trainer = None
         with self._computing(recipe, settings, device):
             if trainer is None:
                 trainer = Trainer(recipe, settings, targets, learned, world)
