@@ -10,10 +10,12 @@ time of an epoch, the wait for the slowest process included.
 Larger worlds are simulated, not measured. A step takes as long as the slowest of the
 processes, and as a ring all-reduce: in a world of P processes, 2 (P - 1) messages of
 n / P numbers one after another, each of which takes a latency and its bytes divided by
-the bandwidth. The times of steps are drawn from the CPU times of those of one process,
-because others may have used the cores of this machine meanwhile. Latency and bandwidth
-are fitted to the measured all-reduce of two processes of this machine; for other
-networks they are assumptions, which the file names.
+the bandwidth. The time of a step is its median CPU time over the rounds of one process,
+because others may have used the cores of this machine meanwhile; every process of a
+simulated world multiplies it by a factor that is drawn from those of the rounds to the
+median of the same step. Latency and bandwidth are fitted to the measured all-reduce of
+two processes of this machine; for other networks they are assumptions, which the file
+names.
 """
 
 import argparse
@@ -203,7 +205,8 @@ def fastest(world):
         ]
         best = int(np.argmin(seconds))
         for process, of_process in zip(world, rounds, strict=True):
-            process["fits"].append(of_process[best][i])
+            cpu = [of_round[i]["cpu_s"] for of_round in of_process]
+            process["fits"].append({**of_process[best][i], "cpu_rounds": cpu})
     return world
 
 
@@ -249,10 +252,17 @@ def ring(numbers, size, network):
     return 2 * (size - 1) * (network["latency_s"] + message)
 
 
-def simulate(size, step_times, numbers, network, rng):
+def step_times(fit):
+    """Return the mean seconds of a step, and the factors of its rounds."""
+    rounds = np.array(fit["cpu_rounds"])
+    median = np.median(rounds, axis=0)
+    return float(median.mean()), (rounds / median).ravel()
+
+
+def simulate(size, seconds, factors, numbers, network, rng):
     """Return the mean seconds of a step of a world."""
-    draws = rng.choice(step_times, (SIMULATED_STEPS, size)).max(axis=1)
-    return float(draws.mean()) + ring(numbers, size, network)
+    slowest = rng.choice(factors, (SIMULATED_STEPS, size)).max(axis=1).mean()
+    return seconds * float(slowest) + ring(numbers, size, network)
 
 
 def simulations(one, numbers, networks, args):
@@ -263,16 +273,16 @@ def simulations(one, numbers, networks, args):
         if fit["batch"] != "together":
             continue
         n = numbers[tuple(fit["cell"]), fit["network"]]
-        times = np.array(fit["cpu_s"])
+        seconds, factors = step_times(fit)
         for name, network in networks.items():
             for size in WORLDS:
-                step = simulate(size, times, n, network, rng)
+                step = simulate(size, seconds, factors, n, network, rng)
                 d, h, c = fit["cell"]
                 rows.append(
                     {"d": d, "h": h, "C": c, "network": fit["network"]}
                     | {"link": name, "processes": size, "numbers": n}
                     | {"rows_per_s": size * args.batch_size / step}
-                    | {"speedup": size * times.mean() / step}
+                    | {"speedup": size * seconds / step}
                     | {"all_reduce_share": ring(n, size, network) / step}
                 )
     return rows
@@ -289,7 +299,7 @@ def estimates(one, numbers, networks, args):
         n = numbers[tuple(fit["cell"]), fit["network"]]
         for size in ESTIMATE["processes"]:
             n_steps = ESTIMATE["rows"] / (size * args.batch_size)
-            compute = n_steps * float(np.mean(fit["cpu_s"]))
+            compute = n_steps * step_times(fit)[0]
             part = ESTIMATE["rows"] / size * d * ESTIMATE["bytes_per_number"]
             rows.append(
                 {"d": d, "h": h, "C": c, "network": fit["network"], "processes": size}

@@ -309,6 +309,8 @@ def partial_fit(rank, n_processes):
     settings = SMALL | {"random_state": 0, "warmup": 2, "prune": "magnitude"}
     model = FPEClassifier(**settings, distributed=True)
     for epoch in range(10):
+        if epoch in (1, 7) and rank == 1:  # without the state of its optimizer
+            model = pickle.loads(pickle.dumps(model))
         part = slice(200 * (epoch % 5) + 70 * rank, 200 * (epoch % 5) + 200)
         classes = np.arange(10) if epoch == 0 else None
         model.partial_fit(X[part], y[part], classes=classes)

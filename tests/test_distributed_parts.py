@@ -291,4 +291,5 @@ def test_a_digest_depends_on_bytes_shapes_and_types():
     tensors = [torch.from_numpy(array) for array in arrays]
     digests = [digest([array]) for array in arrays]
     assert len(set(digests)) == 4
+    assert digest([np.array([0.0, -0.0])]) == digest([np.array([-0.0, 0.0])])
     assert digests == [digest([tensor]) for tensor in tensors]

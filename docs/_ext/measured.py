@@ -378,9 +378,10 @@ def scaling_estimate(report):
         for row in report["estimate"]["rows"]
     ]
     batch = report["settings"]["batch_size"]
+    n_rows = f"{assumed['rows']:,}".replace(",", " ")
     caption = (
-        f"One epoch over {assumed['rows']:.0e} rows. Assumed: batches of {batch} rows "
-        f"for each process, so that an epoch has {assumed['rows']:.0e} / ({batch} × "
+        f"One epoch over {n_rows} rows. Assumed: batches of {batch} rows "
+        f"for each process, so that an epoch has {n_rows} / ({batch} × "
         f"processes) steps; steps as long as the mean CPU time of one process here, "
         f"with one thread; {assumed['network']} as above; numbers of "
         f"{assumed['bytes_per_number']} bytes read once an epoch, by every process "

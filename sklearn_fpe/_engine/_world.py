@@ -335,12 +335,17 @@ def _first_line(error: BaseException) -> str:
 
 
 def digest(arrays: Iterable[Any]) -> str:
-    """Return a short digest of arrays or tensors: of shapes, types and bytes."""
+    """Return a short digest of arrays or tensors: of shapes, types and values.
+
+    The sign of a zero does not count, because that of a pruned weight is not stored.
+    """
     sha = hashlib.sha1(usedforsecurity=False)
     for array in arrays:
         if isinstance(array, Tensor):
             array = array.detach().cpu().numpy()
         array = np.ascontiguousarray(array)
+        if array.dtype.kind == "f":
+            array = array + 0.0
         sha.update(f"{array.shape} {array.dtype}".encode())
         sha.update(array.view(np.uint8).reshape(-1).data)
     return sha.hexdigest()[:16]

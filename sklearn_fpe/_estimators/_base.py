@@ -316,6 +316,9 @@ class BaseFPE(CallbackSupportMixin, Fitted):
             result is not learned or trainers[0].settings.net() != settings.net()
         ):
             trainers = None
+        # All processes keep the state of the optimizer, or none does.
+        if world.total(trainers is None, "fresh starts"):
+            trainers = None
         with self._computing(recipe, settings):
             if trainers is None:
                 trainers = [

@@ -1,5 +1,6 @@
 """What the processes of one fit have to agree on, and what they reduce."""
 
+import itertools
 import reprlib
 
 import joblib
@@ -51,7 +52,10 @@ def check_alike(estimator, world, device, learned, given):
     facts |= {f"argument {name}": is_given for name, is_given in given.items()}
     facts["model to continue from"] = None
     if learned is not None:
-        facts["model to continue from"] = digest(learned.network.state_dict().values())
+        # Dense, because a model that was stored may hold the same weights otherwise.
+        maps = learned.network.maps
+        weights = [(m.dense_weight(), m.dense_mask(), m.dense_bias()) for m in maps]
+        facts["model to continue from"] = digest(itertools.chain(*weights))
     facts = {name: (fact, repr(fact)) for name, fact in facts.items()}
     for name, value in estimator.get_params(deep=False).items():
         if name not in OF_PROCESS:
