@@ -30,28 +30,16 @@ def wrapped(text):
     return [*lines, line]
 
 
-def score(row):
-    """Format accuracy and spread, marked if the row was tuned in the older way."""
-    if row is None:
-        return "–"
-    return f"{row['accuracy']:.1f} ± {row['spread']:.1f}{older(row)}"
-
-
-def older(row):
-    """Return the mark of a row that was measured before tuning was made equal."""
-    return "*" if row["tuning"] and row.get("tuning_rows") is None else ""
-
-
-def all_methods(report, names):
+def all_methods(report, measured):
     """Return header and rows of the table of every method."""
     found = {(row["task"], row["h"], row["method"]): row for row in report["rows"]}
     methods = list(dict.fromkeys(row["method"] for row in report["rows"]))
     cases = sorted({(task, h) for task, h, _ in found}, key=lambda c: c[1])
     rows = []
-    for task, name in names.items():
+    for task, name in measured.DATA.items():
         for h in [h for of, h in cases if of == task]:
             n = found[task, h, "learned + skip"]["n_nonzero"]
-            cells = [score(found.get((task, h, method))) for method in methods]
+            cells = [measured.score(found.get((task, h, method))) for method in methods]
             rows.append([name, str(h), f"{n:,}".replace(",", " "), *cells])
     return ["data", "parents", "parameters", *methods], rows
 
@@ -92,11 +80,9 @@ def main():
             "and batches."
         ),
         "",
-        *table(*all_methods(report, measured.DATA)),
+        *table(*all_methods(report, measured)),
         "",
     ]
-    if any(older(row) for row in report["rows"]):
-        lines += [*wrapped("\\* Tuned in the older way, see below."), ""]
     for note in report["settings"]["notes"]:
         lines += [*wrapped(note), ""]
     path = RESULTS / "frontier.md"
