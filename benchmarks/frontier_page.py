@@ -30,20 +30,6 @@ def wrapped(text):
     return [*lines, line]
 
 
-def all_methods(report, measured):
-    """Return header and rows of the table of every method."""
-    found = {(row["task"], row["h"], row["method"]): row for row in report["rows"]}
-    methods = list(dict.fromkeys(row["method"] for row in report["rows"]))
-    cases = sorted({(task, h) for task, h, _ in found}, key=lambda c: c[1])
-    rows = []
-    for task, name in measured.DATA.items():
-        for h in [h for of, h in cases if of == task]:
-            n = found[task, h, "learned + skip"]["n_nonzero"]
-            cells = [measured.score(found.get((task, h, method))) for method in methods]
-            rows.append([name, str(h), f"{n:,}".replace(",", " "), *cells])
-    return ["data", "parents", "parameters", *methods], rows
-
-
 def main():
     """Write the page."""
     sys.path.insert(0, str(DOCS))
@@ -51,6 +37,8 @@ def main():
 
     report = json.loads((RESULTS / "frontier.json").read_text())
     caption, header, rows = measured.frontier(report)
+    methods = dict.fromkeys(row["method"] for row in report["rows"])
+    _, *all_methods = measured.frontier(report, {name: name for name in methods})
     probes = [
         f"{row['accuracy']:.1f} on {measured.DATA[row['task']]} with "
         f"{row['n_nonzero']} parameters"
@@ -80,7 +68,7 @@ def main():
             "and batches."
         ),
         "",
-        *table(*all_methods(report, measured)),
+        *table(*all_methods),
         "",
     ]
     for note in report["settings"]["notes"]:

@@ -31,7 +31,7 @@ def accuracy(report):
         if cells[0] is None:
             continue
         n_parameters = f"{cells[0]['n_nonzero']:,}".replace(",", " ")
-        rows.append([str(width), n_parameters, *map(score, cells)])
+        rows.append([str(width), n_parameters, *map(_score, cells)])
     settings = report["settings"]
     data = Path(settings["data"]).stem if settings.get("data") else "digits"
     caption = (
@@ -42,7 +42,7 @@ def accuracy(report):
     return caption, ["parents", "parameters", *nets], rows
 
 
-def score(row):
+def _score(row):
     if row is None:
         return "–"
     return (
@@ -62,10 +62,7 @@ def _older(report, columns):
     """Explain the mark if the columns have it."""
     if not any(_is_older(r) for r in report["rows"] if r["method"] in columns.values()):
         return ""
-    return (
-        f" {OLDER} Measured earlier, tuned over 12 settings on at most 10 000 rows "
-        "(shared splits and rewired blocks over 4, dense networks on all rows)."
-    )
+    return f" {OLDER} Measured earlier, tuned over at most 12 settings and 10 000 rows."
 
 
 FRONTIER = {
@@ -96,7 +93,7 @@ def frontier(report, columns=FRONTIER):
             # Gradual pruning keeps the budget to the parameter.
             n = found[task, h, "learned + skip"]["n_nonzero"]
             n_parameters = f"{n:,}".replace(",", " ")
-            rows.append([name, str(h), n_parameters, *map(score, cells)])
+            rows.append([name, str(h), n_parameters, *map(_score, cells)])
     caption = (
         "Test accuracy in % ± standard deviation over "
         f"{_seeds(report)} seeds, each method at its own best learning rate and weight "
