@@ -30,32 +30,6 @@ def wrapped(text):
     return [*lines, line]
 
 
-def score(row):
-    """Format accuracy and spread, marked if the row was tuned in the older way."""
-    if row is None:
-        return "–"
-    return f"{row['accuracy']:.1f} ± {row['spread']:.1f}{older(row)}"
-
-
-def older(row):
-    """Return the mark of a row that was measured before tuning was made equal."""
-    return "*" if row["tuning"] and row.get("tuning_rows") is None else ""
-
-
-def all_methods(report, names):
-    """Return header and rows of the table of every method."""
-    found = {(row["task"], row["h"], row["method"]): row for row in report["rows"]}
-    methods = list(dict.fromkeys(row["method"] for row in report["rows"]))
-    cases = sorted({(task, h) for task, h, _ in found}, key=lambda c: c[1])
-    rows = []
-    for task, name in names.items():
-        for h in [h for of, h in cases if of == task]:
-            n = found[task, h, "learned + skip"]["n_nonzero"]
-            cells = [score(found.get((task, h, method))) for method in methods]
-            rows.append([name, str(h), f"{n:,}".replace(",", " "), *cells])
-    return ["data", "parents", "parameters", *methods], rows
-
-
 def main():
     """Write the page."""
     sys.path.insert(0, str(DOCS))
@@ -63,6 +37,8 @@ def main():
 
     report = json.loads((RESULTS / "frontier.json").read_text())
     caption, header, rows = measured.frontier(report)
+    methods = dict.fromkeys(row["method"] for row in report["rows"])
+    _, *all_methods = measured.frontier(report, {name: name for name in methods})
     probes = [
         f"{row['accuracy']:.1f} on {measured.DATA[row['task']]} with "
         f"{row['n_nonzero']} parameters"
@@ -92,11 +68,9 @@ def main():
             "and batches."
         ),
         "",
-        *table(*all_methods(report, measured.DATA)),
+        *table(*all_methods),
         "",
     ]
-    if any(older(row) for row in report["rows"]):
-        lines += [*wrapped("\\* Tuned in the older way, see below."), ""]
     for note in report["settings"]["notes"]:
         lines += [*wrapped(note), ""]
     path = RESULTS / "frontier.md"

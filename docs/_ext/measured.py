@@ -44,7 +44,26 @@ def accuracy(report):
 
 
 def _score(row):
-    return "–" if row is None else f"{row['accuracy']:.1f} ± {row['spread']:.1f}"
+    if row is None:
+        return "–"
+    return (
+        f"{row['accuracy']:.1f} ± {row['spread']:.1f}{OLDER if _is_older(row) else ''}"
+    )
+
+
+OLDER = "†"
+"""Mark of a row that was measured before every method was tuned in the same way."""
+
+
+def _is_older(row):
+    return bool(row.get("tuning")) and row.get("tuning_rows") is None
+
+
+def _older(report, columns):
+    """Explain the mark if the columns have it."""
+    if not any(_is_older(r) for r in report["rows"] if r["method"] in columns.values()):
+        return ""
+    return f" {OLDER} Measured earlier, tuned over at most 12 settings and 10 000 rows."
 
 
 FRONTIER = {
@@ -84,20 +103,22 @@ def frontier(report, columns=FRONTIER):
         "Shared split: pruned once, by magnitude. Rewired blocks: contiguous. Defaults "
         "are those of the estimator: 50 epochs, nothing chosen."
     )
+    caption += _older(report, columns)
     return caption, ["data", "parents", "parameters", *columns], rows
 
 
 def frontier_short(report):
     """Return the columns that fit the first page, see :func:`frontier`."""
     short = ("dense", "linear probe, pruned", "learned split", "learned + skip")
-    _, header, rows = frontier(report, {name: FRONTIER[name] for name in short})
+    columns = {name: FRONTIER[name] for name in short}
+    _, header, rows = frontier(report, columns)
     caption = (
         "Test accuracy in % ± standard deviation over "
         f"{_seeds(report)} seeds at equal non-zeros (but 65 of the linear probe on "
         "Boolean formulas), each method at its own best learning rate and weight "
         "decay. The page “When it helps” has more methods."
     )
-    return caption, header, rows
+    return caption + _older(report, columns), header, rows
 
 
 def _seeds(report):
