@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tomllib
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
@@ -10,8 +11,10 @@ sys.path.insert(0, str(HERE / "_ext"))
 
 # Examples run on one thread: the build is as fast on a busy machine, and repeatable.
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 # Nothing is downloaded, and the progress bars of others stay out of the pages.
+os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 project = "sklearn_fpe"
@@ -25,15 +28,25 @@ extensions = [
     "sphinx.ext.autosummary",
     "numpydoc",
     "sphinx_gallery.gen_gallery",
+    "sphinx.ext.viewcode",
     "changelog",
+    "drawn",
     "mathml",
     "measured",
 ]
+# The address of the repository stands in pyproject.toml alone; pages write
+# |repository|.
+with open(HERE.parent / "pyproject.toml", "rb") as file:
+with open(HERE.parent / "pyproject.toml", "rb") as file:
+    hooks = tomllib.load(file)["tool"]["hatch"]["metadata"]["hooks"]
+repository = hooks["custom"]["repository"]
+rst_prolog = f".. |repository| replace:: {repository}\n"
 exclude_patterns = ["_build", "_ext", "_templates", "**/GALLERY_HEADER.rst"]
 templates_path = ["_templates"]
 default_role = "code"
 
 # Signatures are spelled as one line per parameter where they are long.
+toc_object_entries_show_parents = "hide"
 toc_object_entries_show_parents = "hide"
 maximum_signature_line_length = 88
 autodoc_typehints = "none"
@@ -44,7 +57,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
     "filename_pattern": r"\.py$",
-    "ignore_pattern": r"__init__\.py|conftest\.py",
+    "ignore_pattern": r"[\\/]_\w+\.py$",
     "within_subsection_order": "gallery_order.key",
     "backreferences_dir": "generated/backreferences",
     "doc_module": ("sklearn_fpe",),
@@ -65,15 +78,19 @@ html_show_sourcelink = False
 html_theme_options = {
     "logo": {"text": "sklearn_fpe"},
     "navbar_align": "left",
-    "navbar_end": ["theme-switcher"],
+    "navbar_end": ["navbar-icon-links", "theme-switcher"],
+    "icon_links": [
+        {"name": "Source", "url": repository, "icon": "fa-brands fa-github"},
+    ],
     "navbar_persistent": ["search-button"],
     "header_links_before_dropdown": 6,
     "secondary_sidebar_items": ["page-toc", "sg_download_links"],
-    "footer_start": ["copyright"],
-    "footer_end": [],
-    "show_prev_next": False,
+    "footer_start": ["version"],
+    "footer_end": ["copyright"],
+    "show_prev_next": True,
     "pygments_light_style": "tango",
     "pygments_dark_style": "monokai",
 }
 # Pages without a section of their own need no empty column at the left.
+html_sidebars = {"index": [], "install": [], "changelog": [], "results": []}
 html_sidebars = {"index": [], "install": [], "changelog": [], "results": []}

@@ -41,6 +41,7 @@ print(f"test accuracy {100 * model.score(X_test, y_test):.1f} %")
 # under the same budget. The spread is the standard deviation over three random splits
 # of the data.
 
+
 models = {
     "logistic regression": make_pipeline(StandardScaler(), LogisticRegression()),
     "dense network": FPEClassifier((4,), expansion=1),
@@ -71,6 +72,7 @@ for name, found in scores.items():
 # At equal parameters the expanded network is far more accurate than the dense one, and
 # it competes with logistic regression, which has twice as many.
 
+
 fig, ax = plt.subplots(figsize=(6.5, 3), layout="constrained")
 for row, (name, found) in enumerate(scores.items()):
     color = "C7" if name == "logistic regression" else "C0"
@@ -80,12 +82,13 @@ for row, (name, found) in enumerate(scores.items()):
 labels = [f"{name} ({getattr(models[name], 'n_nonzero_', 650)})" for name in models]
 ax.set_yticks(range(len(labels)), labels)
 ax.invert_yaxis()
-ax.set(xlabel="test accuracy (%)", title="Digits (number of parameters)")
+ax.set(
+    xlabel="test accuracy (%, higher is better)",
+    title="Digits (number of parameters)",
+)
 ax.grid(axis="x", alpha=0.3)
-# sphinx_gallery_start_ignore
 if mpl.get_backend().lower() == "agg" and "sphinx_gallery" not in sys.modules:
     fig.savefig("quickstart.png", dpi=150)
     print("saved quickstart.png")
     plt.close(fig)
-# sphinx_gallery_end_ignore
 plt.show()

@@ -1,0 +1,75 @@
+"""
+Regression: a curve that a few neurons can follow
+=================================================
+
+The same budget of parameters is spent in four ways to predict a number: a linear model, a
+dense network, an expanded network, and one with a skip connection.
+"""
+
+# %%
+# The target is Friedman's function of five columns: products, a square and two linear
+# terms. Fifteen more columns are noise. The estimator standardises columns and target.
+
+import matplotlib.pyplot as plt
+import numpy as np
+from sklearn.datasets import make_friedman1
+from sklearn.linear_model import RidgeCV
+from sklearn.model_selection import cross_val_score, train_test_split
+
+from sklearn_fpe import FPERegressor
+
+X, y = make_friedman1(2000, n_features=20, noise=1.0, random_state=0)
+X_train, X_test, y_train, y_test = train_test_split(X, y, random_state=0)
+
+model = FPERegressor((4,), skip_connection=True, random_state=0).fit(X_train, y_train)
+print(f"{model.n_nonzero_} parameters, R² {model.score(X_test, y_test):.3f}")
+
+# %%
+# R² is the share of the variance that is explained: 1 is perfect, 0 is a constant.
+# Because of the noise no model can get beyond about 0.96 here.
+
+
+models = {
+    "ridge regression (21)": RidgeCV(),
+    "dense network (89)": FPERegressor((4,), expansion=1, random_state=0),
+    "expanded network (89)": FPERegressor((4,), random_state=0),
+    "expanded, with skip (89)": FPERegressor(
+        (4,), skip_connection=True, random_state=0
+    ),
+}
+scores = {name: cross_val_score(m, X, y, cv=5) for name, m in models.items()}
+for name, found in scores.items():
+    print(f"{name:26} {found.mean():.3f} ± {found.std():.3f}")
+
+fig, ax = plt.subplots(figsize=(6.5, 2.8), layout="constrained")
+for row, found in enumerate(scores.values()):
+    ax.plot(found, [row] * len(found), "o", color="C0", alpha=0.4)
+    ax.plot(found.mean(), row, "|", color="C0", markersize=22)
+ax.set_yticks(range(len(scores)), scores)
+ax.invert_yaxis()
+ax.set(
+    xlabel="R² of five folds and their mean (higher is better)",
+    title="Parameters in ()",
+)
+ax.grid(axis="x", alpha=0.3)
+plt.show()
+
+# %%
+# Which columns does the network use? The weights of the first layer and of the skip
+# connection are sparse: noise columns have few weights left, or small ones.
+
+
+weights = abs(model.coefs_[0].toarray()).sum(axis=1)
+fig, ax = plt.subplots(figsize=(6.5, 2.8), layout="constrained")
+ax.bar(np.arange(20), weights, color=["C1"] * 5 + ["C7"] * 15)
+ax.set_xticks(range(20))
+ax.set(xlabel="column (orange: part of the function)", ylabel="sum of |weights|")
+plt.show()
+
+# %%
+# Several targets are the columns of ``y``; they share the hidden layer.
+
+
+both = np.column_stack([y_train, np.abs(y_train - y_train.mean())])
+model = FPERegressor((8,), random_state=0).fit(X_train, both)
+print("predictions of shape", model.predict(X_test).shape)
