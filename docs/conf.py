@@ -11,10 +11,8 @@ sys.path.insert(0, str(HERE / "_ext"))
 
 # Examples run on one thread: the build is as fast on a busy machine, and repeatable.
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 # Nothing is downloaded, and the progress bars of others stay out of the pages.
-os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 project = "sklearn_fpe"
@@ -37,7 +35,6 @@ extensions = [
 # The address of the repository stands in pyproject.toml alone; pages write
 # |repository|.
 with open(HERE.parent / "pyproject.toml", "rb") as file:
-with open(HERE.parent / "pyproject.toml", "rb") as file:
     hooks = tomllib.load(file)["tool"]["hatch"]["metadata"]["hooks"]
 repository = hooks["custom"]["repository"]
 rst_prolog = f".. |repository| replace:: {repository}\n"
@@ -46,7 +43,6 @@ templates_path = ["_templates"]
 default_role = "code"
 
 # Signatures are spelled as one line per parameter where they are long.
-toc_object_entries_show_parents = "hide"
 toc_object_entries_show_parents = "hide"
 maximum_signature_line_length = 88
 autodoc_typehints = "none"
@@ -92,5 +88,4 @@ html_theme_options = {
     "pygments_dark_style": "monokai",
 }
 # Pages without a section of their own need no empty column at the left.
-html_sidebars = {"index": [], "install": [], "changelog": [], "results": []}
 html_sidebars = {"index": [], "install": [], "changelog": [], "results": []}

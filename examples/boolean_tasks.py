@@ -37,7 +37,6 @@ print(str(formula).replace(" | ", "\n| "))
 # the split. ``split="learned"``, the default, is not told the clauses: every child
 # starts with all inputs, and gradual pruning finds out which it keeps.
 
-
 settings = {
     "dense": {"expansion": 1},
     "random split": {"expansion": 2, "split": "random", "prune": "magnitude"},
@@ -69,7 +68,6 @@ for name, scores in accuracy.items():
 # reads all of its inputs. A random split does both. The clause-aware split separates
 # clauses and covers them, and so does the learned one.
 
-
 measures = {"collisions per neuron": clause_collisions, "coverage": clause_coverage}
 measured = {
     label: {name: [f(m, d) for m, d, _ in results[name]] for name in settings}
@@ -100,7 +98,6 @@ plt.show()
 # collide with probability :math:`\alpha^{-(2k-1)}`, which falls much faster. The
 # measured numbers are lower, because pruning removes inputs as well.
 
-
 for alpha in (1, 2, 4):
     collisions = expected_collisions(alpha, clause_size=4, n_clauses=8)
     coverage = expected_coverage(alpha, clause_size=4, n_neurons=8)
@@ -109,7 +106,6 @@ for alpha in (1, 2, 4):
 # %%
 # The inputs of a neuron with a clause-aware split, sorted by clause, with a line
 # between clauses. Each child reads whole clauses, and its sibling the others.
-
 
 model, formula, _ = results["clause-aware split"][0]
 order = np.argsort(formula.feature_groups, kind="stable")

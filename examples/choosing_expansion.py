@@ -40,7 +40,6 @@ with tempfile.TemporaryDirectory() as memory:
 # %%
 # The best candidate of each width:
 
-
 for width, found in searches.items():
     model = found.best_estimator_
     print(f"{width} parents, {model.n_nonzero_} non-zero parameters")
@@ -50,7 +49,6 @@ for width, found in searches.items():
 # The curve shows each expansion at its own best learning rate. The dashed line is the
 # dense network, the band is one standard deviation over the folds. The smaller network
 # gains more, because more features share each of its neurons.
-
 
 fig, ax = plt.subplots(figsize=(6.5, 4.2), layout="constrained")
 for width, found in searches.items():
@@ -67,7 +65,6 @@ plt.show()
 # (``prune="magnitude"`` or ``"structured"``), a useful range ends near (inputs +
 # classes) / classes, because above it the copies of the outgoing weights alone exceed
 # the budget. This is 7 here, and 6 for embeddings of 512 columns and 100 classes.
-
 
 best = searches[8].best_estimator_
 print(f"asked for {best.expansion}, made {best.expansion_}, a value per hidden layer")

@@ -41,7 +41,6 @@ print(f"{len(images.paths)} images of {len(images.classes)} classes")
 # in ``skipped`` every file that it left out. The images stay files until they are
 # embedded.
 
-
 fig, axes = plt.subplots(3, 6, figsize=(8, 4.4), layout="constrained")
 for ax, i in zip(axes.flat, rng.permutation(len(images.paths)), strict=False):
     ax.imshow(Image.open(images.paths[i]))
@@ -55,13 +54,11 @@ plt.show()
 #
 # With a network connection and the real thing, this section is one line::
 #
-#
 #     model = "openai/clip-vit-base-patch32"
 #
 # The rest of the page stays the same. Here a very small CLIP is trained for a few
 # seconds on other drawings and their captions, and saved to a folder in the format of a
 # real checkpoint. Its accuracy says nothing about a real CLIP.
-
 
 model = train_clip(Path(folder.name, "clip"), rng)
 
@@ -74,7 +71,6 @@ model = train_clip(Path(folder.name, "clip"), rng)
 # image once. The classifier's has the dense warm-up, which is the same for all
 # expansions; it needs an integer ``random_state``.
 
-
 cache = Path(folder.name, "cache")
 pipeline = make_pipeline(
     CLIPEmbedder(model, memory=cache / "embeddings"),
@@ -84,7 +80,6 @@ pipeline = make_pipeline(
 # %%
 # ``GridSearchCV`` takes paths and labels as it takes arrays. ``expansion=1`` is the
 # dense network with the same number of parameters.
-
 
 train, test, y_train, y_test = train_test_split(
     images.paths, images.labels, stratify=images.labels, random_state=0
@@ -99,14 +94,12 @@ search.fit(train, y_train)
 # %%
 # A test set that the search has not seen:
 
-
 print("best:", search.best_params_)
 print(f"cross-validated accuracy {100 * search.best_score_:.1f} %")
 print(f"test accuracy {100 * search.score(test, y_test):.1f} %")
 
 # %%
 # All candidates, with the spread over the folds:
-
 
 fig, ax = plt.subplots(figsize=(6, 3.8), layout="constrained")
 found = search.cv_results_
@@ -127,7 +120,6 @@ plt.show()
 
 # %%
 # Predictions start from files as well.
-
 
 for path, label in zip(test[:4], search.predict(test[:4]), strict=True):
     print(f"{Path(path).parent.name}/{Path(path).name}: {label}")

@@ -39,7 +39,6 @@ def search_on(cluster, X, y):
 # Workers are new processes that import this script, so the code that starts them has to
 # be guarded by ``if __name__ == "__main__"``.
 
-
 if __name__ == "__main__":
     X, y = load_digits(return_X_y=True)
     with LocalCluster(
@@ -54,7 +53,6 @@ if __name__ == "__main__":
 # %%
 # Every bar is a task: one fit, or a few that joblib put together. The first task of a
 # worker, in light colour, also imports the packages.
-
 
 if __name__ == "__main__":
     workers = sorted({task["worker"] for task in tasks})
@@ -90,17 +88,14 @@ if __name__ == "__main__":
 # your own transformer has to be importable on the workers, or be defined in the script
 # itself.
 #
-#
 # **Data.** ``scatter=[X, y]`` sends the arrays to the workers once. Without it they
 # would be sent with every task. Put large data on storage that all workers see, as a
 # memory map; scikit-learn still copies the rows of each fold into the worker's memory.
-#
 #
 # **Devices.** ``device="auto"`` takes the first GPU that the worker sees, or its
 # CPU. Give each worker one GPU by starting it with its own ``CUDA_VISIBLE_DEVICES``;
 # ``dask_cuda.LocalCUDACluster`` does that on one machine. One thread per worker keeps
 # two fits from sharing a device.
-#
 #
 # **Results.** For the same ``random_state`` the search finds the same as on one
 # machine, to the bit if the processors are the same. The best estimator is fitted where

@@ -52,7 +52,6 @@ def grid_of(kind, width, budget):
 # ``prune="gradual"`` lets training find which weights are worth the budget, and
 # ``split="learned"`` which child keeps which input.
 
-
 folds = StratifiedKFold(3, shuffle=True, random_state=0)
 model = FPEClassifier(split="learned", prune="gradual", max_iter=30, random_state=0)
 curves = {}
@@ -75,7 +74,6 @@ for kind, points in curves.items():
 # squeeze everything through a few neurons. With a skip connection, or expanded, it
 # catches up with the linear probe, which keeps nearly all of its weights at the right
 # end. What is best between these depends on how much the features interact.
-
 
 fig, ax = plt.subplots(figsize=(6.4, 4.6), layout="constrained")
 markers = dict(zip(kinds, "osD^v", strict=True))

@@ -41,7 +41,6 @@ print(f"{X.size / 2**20:.0f} MiB on disk, {4 * X.size / 2**20:.0f} as float32")
 # are sorted by class, shuffle them once when you write the file. ``Watch`` notes the
 # memory of this process ten times a second; it is in ``examples/_watch.py``.
 
-
 X = np.load(path, mmap_mode="r")
 train, test = slice(0, 140_000), slice(140_000, None)
 
@@ -55,7 +54,6 @@ print(
 # %%
 # Memory grows by the rows that are read and shuffled at a time. A longer file takes
 # more time, not more memory.
-
 
 seconds, growth = np.array(watch.points).T
 fig, ax = plt.subplots(figsize=(7, 3.8), layout="constrained")
@@ -75,7 +73,6 @@ plt.show()
 # If the data are not in one file, ``partial_fit`` takes them piece by piece: a call is
 # one epoch over the given rows, and the first ``warmup`` calls come before the split.
 # It prunes once, at the split, because the budget holds after every later call.
-
 
 model = FPEClassifier((8,), warmup=2, random_state=0)
 for start in range(0, 50_000, 10_000):

@@ -41,7 +41,6 @@ print(f"test accuracy {100 * model.score(X_test, y_test):.1f} %")
 # under the same budget. The spread is the standard deviation over three random splits
 # of the data.
 
-
 models = {
     "logistic regression": make_pipeline(StandardScaler(), LogisticRegression()),
     "dense network": FPEClassifier((4,), expansion=1),
@@ -71,7 +70,6 @@ for name, found in scores.items():
 # %%
 # At equal parameters the expanded network is far more accurate than the dense one, and
 # it competes with logistic regression, which has twice as many.
-
 
 fig, ax = plt.subplots(figsize=(6.5, 3), layout="constrained")
 for row, (name, found) in enumerate(scores.items()):

@@ -2,8 +2,8 @@
 Regression: a curve that a few neurons can follow
 =================================================
 
-The same budget of parameters is spent in four ways to predict a number: a linear model, a
-dense network, an expanded network, and one with a skip connection.
+Predict a number with a linear model, and with three networks of the same number of
+parameters: a dense one, an expanded one, and one with a skip connection as well.
 """
 
 # %%
@@ -28,14 +28,11 @@ print(f"{model.n_nonzero_} parameters, R² {model.score(X_test, y_test):.3f}")
 # R² is the share of the variance that is explained: 1 is perfect, 0 is a constant.
 # Because of the noise no model can get beyond about 0.96 here.
 
-
 models = {
     "ridge regression (21)": RidgeCV(),
     "dense network (89)": FPERegressor((4,), expansion=1, random_state=0),
     "expanded network (89)": FPERegressor((4,), random_state=0),
-    "expanded, with skip (89)": FPERegressor(
-        (4,), skip_connection=True, random_state=0
-    ),
+    "with skip (89)": FPERegressor((4,), skip_connection=True, random_state=0),
 }
 scores = {name: cross_val_score(m, X, y, cv=5) for name, m in models.items()}
 for name, found in scores.items():
@@ -49,7 +46,7 @@ ax.set_yticks(range(len(scores)), scores)
 ax.invert_yaxis()
 ax.set(
     xlabel="R² of five folds and their mean (higher is better)",
-    title="Parameters in ()",
+    title="Friedman's function (number of parameters)",
 )
 ax.grid(axis="x", alpha=0.3)
 plt.show()
@@ -57,7 +54,6 @@ plt.show()
 # %%
 # Which columns does the network use? The weights of the first layer and of the skip
 # connection are sparse: noise columns have few weights left, or small ones.
-
 
 weights = abs(model.coefs_[0].toarray()).sum(axis=1)
 fig, ax = plt.subplots(figsize=(6.5, 2.8), layout="constrained")
@@ -68,7 +64,6 @@ plt.show()
 
 # %%
 # Several targets are the columns of ``y``; they share the hidden layer.
-
 
 both = np.column_stack([y_train, np.abs(y_train - y_train.mean())])
 model = FPERegressor((8,), random_state=0).fit(X_train, both)

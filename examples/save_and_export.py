@@ -2,8 +2,8 @@
 Save a model, load it, and run it without Python
 ================================================
 
-A model is trained once and used in many places. ``save`` writes a file that holds no code,
-``to_onnx`` a file that any ONNX runtime can run.
+A model is trained once and used in many places. ``save`` writes a file that holds no
+code, ``to_onnx`` a file that any ONNX runtime can run.
 """
 
 # %%
@@ -37,7 +37,6 @@ sklearn_fpe.save(model, path)
 # Loading checks the file before an estimator is made of it: format, checksum, shapes
 # and values. The loaded model is complete: it predicts, and it can be trained further.
 
-
 loaded = sklearn_fpe.load(path)
 print(
     "same predictions:", np.array_equal(loaded.predict(X_test), model.predict(X_test))
@@ -45,7 +44,6 @@ print(
 
 # %%
 # A damaged file is an error, not a wrong model.
-
 
 damaged = bytearray(path.read_bytes())
 damaged[-1] ^= 1
@@ -60,7 +58,6 @@ except sklearn_fpe.ModelFileError as error:
 # ONNX takes float32 rows as they are, scaling included, and returns labels and
 # probabilities. They differ from those of the estimator by rounding only.
 
-
 onnx_model = sklearn_fpe.to_onnx(model)
 session = onnxruntime.InferenceSession(onnx_model.SerializeToString())
 labels, probabilities = session.run(None, {"X": X_test.astype(np.float32)})
@@ -71,7 +68,6 @@ print(f"largest difference of a probability: {difference:.1e}")
 # %%
 # The sizes of the files. ``save`` stores the kept weights and where they are; the ONNX
 # file has the matrices with their zeros.
-
 
 sizes = {
     "pickle": len(pickle.dumps(model)),

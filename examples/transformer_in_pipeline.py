@@ -42,7 +42,6 @@ for expansion in (1, 2, 4):
 # have the accuracy of the nearest-neighbour classifier on *all* activations of held-out
 # images.
 
-
 X_train, X_test, y_train, y_test = train_test_split(X, y, random_state=0)
 
 fig, axes = plt.subplots(1, 2, figsize=(8, 4.6), layout="constrained")
@@ -68,6 +67,5 @@ plt.show()
 
 # %%
 # The columns have names, which ``set_output`` and feature importances use.
-
 
 print("names:", ", ".join(model[0].get_feature_names_out()[:4]), "...")

@@ -51,14 +51,12 @@ for name, model in {"dense": dense, "expanded": expanded}.items():
 # Pruning removes more from some parents than from others, and may remove whole
 # children. This is the neuron with the most children left:
 
-
 parents = expanded.module_.parents[0].numpy()
 neuron = np.bincount(parents).argmax()
 print(f"children of each parent: {np.bincount(parents)}")
 
 # %%
 # In the dense network this neuron reads the whole image.
-
 
 ChildInputsDisplay.from_estimator(dense, neuron=neuron, image_shape=(8, 8))
 plt.show()
@@ -67,13 +65,12 @@ plt.show()
 # Its children share no pixel. Grey pixels went to a sibling, or their weight was pruned
 # to pay for the copies of the outgoing weights.
 
-
+# sphinx_gallery_thumbnail_number = 2
 ChildInputsDisplay.from_estimator(expanded, neuron=neuron, image_shape=(8, 8))
 plt.show()
 
 # %%
 # With ``split="contiguous"`` a child gets neighbouring columns, here rows of pixels.
-
 
 contiguous = fit(4, split="contiguous", prune="magnitude")
 ChildInputsDisplay.from_estimator(contiguous, neuron=neuron, image_shape=(8, 8))
@@ -83,7 +80,6 @@ plt.show()
 # With ``split="learned"``, the default, every child starts with all pixels, and gradual
 # pruning finds out which it keeps. Siblings may then share pixels;
 # :func:`~sklearn_fpe.inspection.shared_inputs` counts them.
-
 
 learned = fit(4, split="learned", prune="gradual")
 ChildInputsDisplay.from_estimator(learned, neuron=neuron, image_shape=(8, 8))
@@ -96,14 +92,12 @@ print(f"inputs that siblings share: {shared_inputs(learned):.2f}")
 # a curve further right is better. The *cosine similarity* of two neurons is 1 if they
 # read the same inputs in the same proportions, and 0 if they have no input in common.
 
-
 models = {"dense": dense, "shared split": expanded, "learned split": learned}
 InterferenceDisplay.from_estimators(models)
 plt.show()
 
 # %%
 # Both measures are functions, too.
-
 
 for name, model in models.items():
     capacity = feature_capacity(model).mean()
