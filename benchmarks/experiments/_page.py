@@ -2,11 +2,14 @@
 
 import inspect
 import json
+from collections import Counter
+from html import escape
 from importlib import import_module
 
 import matplotlib
 
 from benchmarks.experiments import NAMES
+from benchmarks.experiments._claims import FAILS, HOLDS, PARTLY, listed
 
 HEAD = """\
 .. This page is made by ``python -m benchmarks.experiments``: do not edit it.
@@ -19,6 +22,8 @@ What the paper "Expand Neurons, Not Parameters" (`arXiv:2510.04500
 this page is computed from the files that the experiments wrote, every verdict by the
 rule that is stated beside it. ± is a standard deviation over seeds.
 """
+
+VERBS = {HOLDS: "hold", PARTLY: "hold partly", FAILS: "do not hold here"}
 
 FIGURE_SETTINGS = {
     "svg.hashsalt": "sklearn_fpe",
@@ -83,21 +88,42 @@ def _summary(results):
         for name, result in results.items()
         for claim in _module(name).claims(result)
     ]
-    return _table("The claims.", ["experiment", "claim", "verdict"], rows)
+    counts = Counter(verdict.strip("*") for *_, verdict in rows)
+    said = listed([f"{counts[word]} {VERBS[word]}" for word in VERBS if counts[word]])
+    return [
+        "Summary",
+        "-------",
+        "",
+        f"Of {len(rows)} claims, {said}.",
+        "",
+        *_table(None, ["experiment", "claim", "verdict"], rows),
+    ]
 
 
 def _section(module, result, figure):
     title = module.TITLE
     parts = [title, "-" * len(title), "", *_prose(module, result), ""]
-    parts += [f".. image:: {figure.as_posix()}", f"   :alt: {title}", ""]
+    parts += [".. container:: wide-figure", ""]
+    parts += [f"   .. image:: {figure.as_posix()}", f"      :alt: {title}", ""]
     for claim in module.claims(result):
         parts += [claim.title, "~" * len(claim.title), ""]
         parts += [f"**{claim.verdict.capitalize()}.** {claim.text}", ""]
         parts += [f"*Paper:* {claim.paper}.", ""]
         parts += [f"*Rule:* {claim.rule}", ""] if claim.rule else []
     for table in module.tables(result):
-        parts += _table(table.caption, table.header, table.rows)
+        rows = _table(None, table.header, table.rows)
+        parts += folded(table.caption.rstrip("."), rows)
     return parts
+
+
+def folded(title, lines):
+    """Return lines of reStructuredText that the reader opens."""
+    open_, close = (
+        f"<details><summary>{escape(title)}</summary>",
+        "</details>",
+    )
+    raw = ".. raw:: html"
+    return [raw, "", f"   {open_}", "", *lines, raw, "", f"   {close}", ""]
 
 
 def _prose(module, result):
@@ -108,7 +134,7 @@ def _prose(module, result):
 
 
 def _table(caption, header, rows):
-    lines = [f".. list-table:: {caption}", "   :header-rows: 1", ""]
+    lines = [f".. list-table:: {caption or ''}", "   :header-rows: 1", ""]
     for row in [header, *rows]:
         lines += [f"   {'*' if i == 0 else ' '} - {cell}" for i, cell in enumerate(row)]
     return [*(line.rstrip() for line in lines), ""]
