@@ -53,7 +53,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
     "filename_pattern": r"\.py$",
-    "ignore_pattern": r"[\\/]_\w+\.py$",
+    "ignore_pattern": r"(^|[\\/])_\w+\.py$",
     "within_subsection_order": "gallery_order.key",
     "backreferences_dir": "generated/backreferences",
     "doc_module": ("sklearn_fpe",),
