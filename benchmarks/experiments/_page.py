@@ -83,20 +83,28 @@ def _provenance(results):
 
 
 def _summary(results):
+    """Return the claims by verdict, a row for every experiment, to fit a screen."""
+    words = (HOLDS, PARTLY, FAILS)
+    found = {name: _module(name).claims(of) for name, of in results.items()}
     rows = [
-        [_module(name).TITLE, claim.title, f"**{claim.verdict}**"]
-        for name, result in results.items()
-        for claim in _module(name).claims(result)
+        [
+            _module(name).TITLE,
+            *(
+                "; ".join(c.title for c in claims if c.verdict == word)
+                for word in words
+            ),
+        ]
+        for name, claims in found.items()
     ]
-    counts = Counter(verdict.strip("*") for *_, verdict in rows)
-    said = listed([f"{counts[word]} {VERBS[word]}" for word in VERBS if counts[word]])
+    counts = Counter(c.verdict for claims in found.values() for c in claims)
+    said = listed([f"{counts[word]} {VERBS[word]}" for word in words if counts[word]])
     return [
         "Summary",
         "-------",
         "",
-        f"Of {len(rows)} claims, {said}.",
+        f"Of {counts.total()} claims, {said}.",
         "",
-        *_table(None, ["experiment", "claim", "verdict"], rows),
+        *_table(None, ["experiment", *words], rows),
     ]
 
 
@@ -106,10 +114,10 @@ def _section(module, result, figure):
     parts += [".. container:: wide-figure", ""]
     parts += [f"   .. image:: {figure.as_posix()}", f"      :alt: {title}", ""]
     for claim in module.claims(result):
-        parts += [claim.title, "~" * len(claim.title), ""]
-        parts += [f"**{claim.verdict.capitalize()}.** {claim.text}", ""]
-        parts += [f"*Paper:* {claim.paper}.", ""]
-        parts += [f"*Rule:* {claim.rule}", ""] if claim.rule else []
+        parts += [f"**{claim.title}: {claim.verdict}.** {claim.text}", ""]
+        rule = f" *Rule:* {claim.rule}" if claim.rule else ""
+        parts += [".. rst-class:: measured-caption", ""]
+        parts += [f"*Paper:* {claim.paper}.{rule}", ""]
     for table in module.tables(result):
         rows = _table(None, table.header, table.rows)
         parts += folded(table.caption.rstrip("."), rows)

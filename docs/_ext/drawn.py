@@ -24,8 +24,8 @@ MARKERS = "osD^vPX"
 STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.titlesize": 10,
+    "font.size": 10,
+    "axes.titlesize": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -188,7 +188,7 @@ def engine(report):
     ):
         x = [float(row[column]) for row in rows]
         look = style(i + 1)
-        ax.plot(x, range(len(rows)), linestyle="", label=f"in units of {name}", **look)
+        ax.plot(x, range(len(rows)), linestyle="", label=f"relative to {name}", **look)
     ax.axvline(1, color=INK, linewidth=1)
     ax.set_yticks(range(len(rows)), [f"{row[0]}, {row[1]} rows" for row in rows])
     ax.tick_params(axis="y", labelsize=8)
