@@ -2,14 +2,13 @@
 
 import inspect
 import json
-from collections import Counter
 from html import escape
 from importlib import import_module
 
 import matplotlib
 
 from benchmarks.experiments import NAMES
-from benchmarks.experiments._claims import FAILS, HOLDS, PARTLY, listed
+from benchmarks.experiments._claims import FAILS, HOLDS, PARTLY
 
 HEAD = """\
 .. This page is made by ``python -m benchmarks.experiments``: do not edit it.
@@ -83,29 +82,19 @@ def _provenance(results):
 
 
 def _summary(results):
-    """Return the claims by verdict, a row for every experiment, to fit a screen."""
-    words = (HOLDS, PARTLY, FAILS)
-    found = {name: _module(name).claims(of) for name, of in results.items()}
-    rows = [
-        [
-            _module(name).TITLE,
-            *(
-                "; ".join(c.title for c in claims if c.verdict == word)
-                for word in words
-            ),
-        ]
-        for name, claims in found.items()
+    """Return the claims by verdict, short enough for one screen."""
+    claims = [
+        (claim, _module(name).TITLE)
+        for name, result in results.items()
+        for claim in _module(name).claims(result)
     ]
-    counts = Counter(c.verdict for claims in found.values() for c in claims)
-    said = listed([f"{counts[word]} {VERBS[word]}" for word in words if counts[word]])
-    return [
-        "Summary",
-        "-------",
-        "",
-        f"Of {counts.total()} claims, {said}.",
-        "",
-        *_table(None, ["experiment", *words], rows),
-    ]
+    parts = ["Summary", "-------", "", f"Of {len(claims)} claims:", ""]
+    for word, verb in VERBS.items():
+        of_word = [(c.title, title) for c, title in claims if c.verdict == word]
+        if of_word:
+            parts += [f"**{len(of_word)} {verb}**", ""]
+            parts += [f"* {claim} (`{title}`_)" for claim, title in of_word] + [""]
+    return parts
 
 
 def _section(module, result, figure):

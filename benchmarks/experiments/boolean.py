@@ -3,8 +3,8 @@
 Formulas of 8 clauses (ORs of ANDs) are learned by 8 hidden neurons, expanded by 2:
 dense, random split, clause-aware split (every neuron assigns whole clauses to its
 children), the same with one assignment shared by all neurons, and the feature split,
-which does not know the clauses. All have the same number of non-zero parameters, the same
-epochs and the same order of batches; every seed is another formula.
+which does not know the clauses. All have the same number of non-zero parameters, the
+same epochs and the same order of batches; every seed is another formula.
 
 The paper does not say how its formulas and rows are drawn. So settings of
 :func:`sklearn_fpe.datasets.make_dnf` and of the schedule were searched, on seeds of
