@@ -52,14 +52,19 @@ ax.grid(axis="x", alpha=0.3)
 plt.show()
 
 # %%
-# Which columns does the network use? The weights of the first layer and of the skip
-# connection are sparse: noise columns have few weights left, or small ones.
+# Which columns does the network use? The first three act in a product and a square, so
+# the hidden layer reads them. The next two act linearly, and the skip connection carries
+# them. Columns of noise have few weights left, or small ones.
 
-weights = abs(model.coefs_[0].toarray()).sum(axis=1)
-fig, ax = plt.subplots(figsize=(6.5, 2.8), layout="constrained")
-ax.bar(np.arange(20), weights, color=["C1"] * 5 + ["C7"] * 15)
-ax.set_xticks(range(20))
-ax.set(xlabel="column (orange: part of the function)", ylabel="sum of |weights|")
+hidden = abs(model.coefs_[0].toarray()).sum(axis=1)
+skip = abs(model.skip_coef_.toarray()).sum(axis=1)
+fig, axes = plt.subplots(2, figsize=(6.5, 3.8), layout="constrained", sharex=True)
+titles = ("first layer: sum of |weights|", "skip connection: |weight|")
+for ax, weights, title in zip(axes, (hidden, skip), titles, strict=True):
+    ax.bar(np.arange(20), weights, color=["C1"] * 5 + ["C7"] * 15)
+    ax.set_title(title, fontsize="medium")
+axes[1].set_xticks(range(20))
+axes[1].set_xlabel("column (orange: part of the function)")
 plt.show()
 
 # %%
