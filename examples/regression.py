@@ -53,7 +53,7 @@ plt.show()
 
 # %%
 # Which columns does the network use? The first three act in a product and a square, so
-# the hidden layer reads them. The next two act linearly, and the skip connection carries
+# the hidden layer reads them. The next two act linearly, so the skip connection carries
 # them. Columns of noise have few weights left, or small ones.
 
 hidden = abs(model.coefs_[0].toarray()).sum(axis=1)
