@@ -85,8 +85,10 @@ ax.set(
     title="Digits (number of parameters)",
 )
 ax.grid(axis="x", alpha=0.3)
+# sphinx_gallery_start_ignore
 if mpl.get_backend().lower() == "agg" and "sphinx_gallery" not in sys.modules:
     fig.savefig("quickstart.png", dpi=150)
     print("saved quickstart.png")
     plt.close(fig)
+# sphinx_gallery_end_ignore
 plt.show()

@@ -1,4 +1,4 @@
-"""Tasks on which interference between features can be set by hand."""
+"""Data sets in which the interference between features is known."""
 
 import math
 from dataclasses import dataclass

@@ -101,7 +101,7 @@ def frontier(report, lines=LINES):
         else:
             ax.set_yticks(range(len(lines)), lines)
             ax.invert_yaxis()
-            ax.set_xlabel(f"test accuracy, % {HIGHER}")
+            ax.set_xlabel(f"test accuracy, % {HIGHER}", loc="right")
             n = found[task, widths[0], "learned + skip"]["n_nonzero"]
             ax.set_title(f"{title}, {n} parameters")
         yield f"Test accuracy on {title} at equal non-zero parameters.", figure
@@ -216,7 +216,8 @@ def compared(report):
         labels = [f"{r['method']} ({n})" for r, n in zip(rows, sizes, strict=True)]
         ax.set_yticks(range(len(rows)), labels)
         ax.invert_yaxis()
-        ax.set(xlabel=f"test accuracy, % {HIGHER}", title=f"{title} (parameters)")
+        ax.set_xlabel(f"test accuracy, % {HIGHER}", loc="right")
+        ax.set_title(f"{title} (parameters)")
         yield f"Test accuracy of other models on {title}.", figure
 
 
