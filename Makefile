@@ -47,6 +47,7 @@ format: .venv/.installed ## repair style and formatting
 
 docs: .venv/.installed-docs ## build the documentation into docs/_build/html
 	$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
+	$(PY) docs/_ext/check_links.py docs/_build/html
 
 package: .venv/.installed ## build wheel and sdist, install them and run the README's code
 	rm -rf dist build/package

@@ -68,6 +68,18 @@ def test_messages_that_are_explained_exist():
     assert missing == []
 
 
+def test_broken_links_are_found(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(DOCS / "_ext")
+    check_links = pytest.importorskip("check_links")
+    (tmp_path / "a.html").write_text(
+        '<p id="x"><a href="#x"><a href="#y"><a href="b.html#z"><a href="c.html">'
+        '<a href="https://example.org/d"><img src="e.png">'
+    )
+    (tmp_path / "b.html").write_text('<a name="z" href="a.html#x">')
+    expected = ["a.html: #y", "a.html: c.html", "a.html: e.png"]
+    assert check_links.broken(tmp_path) == expected
+
+
 @pytest.fixture
 def drawn(monkeypatch):
     monkeypatch.syspath_prepend(DOCS / "_ext")
