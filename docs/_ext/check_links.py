@@ -1,7 +1,7 @@
 """Check the links of built pages: ``python docs/_ext/check_links.py docs/_build/html``.
 
-A link to a file or an anchor that is not there is an error. Links to other sites are not
-followed.
+A link to a file or an anchor that is not there is an error. Links to other sites are
+not followed.
 """
 
 import sys

@@ -196,8 +196,8 @@ def compared(report):
     caption = (
         "Test accuracy in % ± standard deviation over the seeds, and CPU seconds of a "
         f"fit on one thread of {report['hardware']['cpu']}. Settings were chosen among "
-        "four, on held-out training rows; RealMLP and the defaults have none to choose. "
-        "Of RealMLP the parameters between its three hidden layers are counted."
+        "four, on held-out training rows; RealMLP and the defaults have none to "
+        "choose. Of RealMLP the parameters between its hidden layers are counted."
     )
     return caption, ["data", "model", "parameters", "accuracy", "seconds"], rows
 
