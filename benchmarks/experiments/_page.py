@@ -108,19 +108,28 @@ def _section(module, result, figure):
         parts += [".. rst-class:: measured-caption", ""]
         parts += [f"*Paper:* {claim.paper}.{rule}", ""]
     for table in module.tables(result):
-        rows = _table(None, table.header, table.rows)
-        parts += folded(table.caption.rstrip("."), rows)
+        parts += folded(table.caption.rstrip("."), table.header, table.rows)
     return parts
 
 
-def folded(title, lines):
-    """Return lines of reStructuredText that the reader opens."""
-    open_, close = (
+def folded(title, header, rows):
+    """Return a table that the reader opens; each cell knows its column, for phones."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    lines = [
         f"<details><summary>{escape(title)}</summary>",
-        "</details>",
-    )
-    raw = ".. raw:: html"
-    return [raw, "", f"   {open_}", "", *lines, raw, "", f"   {close}", ""]
+        '<div class="pst-scrollable-table-container"><table class="table measured">',
+        f"<thead><tr>{head}</tr></thead>",
+        "<tbody>",
+    ]
+    for row in rows:
+        cells = zip(header, row, strict=True)
+        lines.append("<tr>" + "".join(_cell(*cell) for cell in cells) + "</tr>")
+    lines += ["</tbody></table></div></details>"]
+    return [".. raw:: html", "", *(f"   {line}" for line in lines), ""]
+
+
+def _cell(name, value):
+    return f'<td data-label="{escape(name)}">{escape(str(value))}</td>'
 
 
 def _prose(module, result):
@@ -128,10 +137,3 @@ def _prose(module, result):
     prose = inspect.cleandoc(module.__doc__).splitlines()[2:]
     more = module.text(result) if hasattr(module, "text") else []
     return [*prose, "", *more] if more else prose
-
-
-def _table(caption, header, rows):
-    lines = [f".. list-table:: {caption or ''}", "   :header-rows: 1", ""]
-    for row in [header, *rows]:
-        lines += [f"   {'*' if i == 0 else ' '} - {cell}" for i, cell in enumerate(row)]
-    return [*(line.rstrip() for line in lines), ""]
