@@ -10,7 +10,7 @@ import torch
 
 
 def hardware():
-    """Describe the machine and the versions."""
+    """Describe the machine, its load in the last minute, and the versions."""
     model = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -25,6 +25,7 @@ def hardware():
     return {
         "cpu": model,
         "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "gpu": gpu,
         "torch_threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in packages},

@@ -43,6 +43,8 @@ METHODS = {
     ("magnitude", "contiguous"): (4, 8),
     ("magnitude", "shared"): (4, 8),
     ("magnitude", "random"): (4, 8),
+    ("rewired", "contiguous"): (4, 8),
+    ("gradual", "learned"): (4, 8),
 }
 """Expansions that are measured of every prune rule and split."""
 
@@ -50,6 +52,7 @@ FEW_METHODS = {
     ("structured", "contiguous"): (4, 8),
     ("structured", "shared"): (4, 8),
     ("magnitude", "shared"): (4,),
+    ("gradual", "learned"): (4,),
 }
 """The same, for the cells that are no headline."""
 

@@ -4,7 +4,8 @@
 
 Three counts for ``FPEClassifier.fit`` on digits: the files on the call stack when the
 optimizer makes its first step, those entered until then, and those entered in all,
-split and pruning included. One for ``predict_proba``. Small classes that only hold data
+split and pruning included. Two for ``predict_proba``: the files on the call stack when
+the first layer computes, and those entered in all. Small classes that only hold data
 have no code that runs, so their files do not count.
 """
 
@@ -39,25 +40,35 @@ def count():
     X, y = load_digits(return_X_y=True)
     model = FPEClassifier((8,), max_iter=4, warmup=2, random_state=0)
     model.fit(X, y)  # what is imported or cached once is not part of the walk
-    walk = Walk()
+    walk = Walk(VectorAdamW.update.__wrapped__)
     with walk:
         model.fit(X, y)
     found = {
         "fit: on the stack at the first step": walk.on_stack,
-        "fit: entered until the first step": walk.before_step,
+        "fit: entered until the first step": walk.before,
         "fit: entered in all": list(walk.entered),
     }
-    walk = Walk()
+    walk = Walk(type(model.module_.layers[0]).forward)
     with walk:
         model.predict_proba(X)
-    return found | {"predict_proba": list(walk.entered)}
+    return found | {
+        "predict_proba: on the stack at the first layer": walk.on_stack,
+        "predict_proba: entered in all": list(walk.entered),
+    }
 
 
 class Walk:
-    """A profiler that notes the package's files in the order they are entered."""
+    """A profiler that notes the package's files in the order they are entered.
 
-    def __init__(self):
-        self.entered, self.on_stack, self.before_step = {}, [], []
+    Parameters
+    ----------
+    function : function
+        Its first call is where the files on the call stack are noted.
+    """
+
+    def __init__(self, function):
+        self.code = function.__code__
+        self.entered, self.on_stack, self.before = {}, [], []
 
     def __enter__(self):
         sys.setprofile(self._note)
@@ -69,16 +80,13 @@ class Walk:
         if event != "call" or not frame.f_code.co_filename.startswith(PACKAGE):
             return
         self.entered.setdefault(_name(frame))
-        if not self.on_stack and frame.f_code is _UPDATE:
-            self.before_step = list(self.entered)
+        if not self.on_stack and frame.f_code is self.code:
+            self.before = list(self.entered)
             while frame is not None:
                 if frame.f_code.co_filename.startswith(PACKAGE):
                     self.on_stack.append(_name(frame))
                 frame = frame.f_back
             self.on_stack = list(dict.fromkeys(reversed(self.on_stack)))
-
-
-_UPDATE = VectorAdamW.update.__wrapped__.__code__
 
 
 def _name(frame):

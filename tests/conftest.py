@@ -1,6 +1,7 @@
 import os
 import signal
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -56,3 +57,48 @@ def at_step(monkeypatch):
         return steps
 
     return install
+
+
+@pytest.fixture
+def pretend():
+    """Use the pretend accelerator; returns its device."""
+    import pretend_device
+
+    if not pretend_device.is_possible():
+        pytest.skip("this version of torch takes no back end in Python")
+    with pretend_device.in_use() as device:
+        yield device
+
+
+# Of CLIP embeddings
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """Name of the folder of a small random CLIP checkpoint."""
+    pytest.importorskip("transformers", reason="the extra 'clip' is not installed")
+    from clip_checkpoint import save_clip
+
+    return save_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture
+def pictures():
+    """Seven pictures of 20 x 24 pixels, uint8."""
+    return np.random.default_rng(0).integers(0, 256, (7, 20, 24, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """Sizes of the batches that go through a CLIP model."""
+    from sklearn_fpe.embeddings._checkpoint import ImageEncoder
+
+    sizes = []
+    encode = ImageEncoder.encode
+
+    def count(self, pixels):
+        sizes.append(len(pixels))
+        return encode(self, pixels)
+
+    monkeypatch.setattr(ImageEncoder, "encode", count)
+    return sizes

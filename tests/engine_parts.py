@@ -34,7 +34,7 @@ class Classes:
     def probabilities(self, outputs):
         return np.exp(outputs) / np.exp(outputs).sum(axis=1, keepdims=True)
 
-    def learn_scale(self, y, weights):
+    def learn_scale(self, y, weights, world):
         pass
 
     def output_affine(self):

@@ -143,7 +143,7 @@ def test_divergence(kind, early_stopping):
         (_rows.Rows, "_load"),
         (_trainer.Trainer, "__init__"),
         (_trainer.Trainer, "_expanded"),
-        (_trainer.Trainer, "_epoch"),
+        (_trainer.Trainer, "run_epoch"),
         (_trainer.Trainer, "learned"),
         (_base.BaseFPE, "_settings"),
         (_base.BaseFPE, "_resolve"),

@@ -16,7 +16,7 @@ from sklearn.datasets import (
 from sklearn.model_selection import train_test_split
 
 from sklearn_fpe import FPEClassifier
-from sklearn_fpe._estimators import _fitted
+from sklearn_fpe._engine import _device
 
 ACTIVATIONS = {
     "identity": lambda x: x,
@@ -220,7 +220,7 @@ def test_prediction_in_pieces_is_that_at_once(monkeypatch, dtype):
     whole = model.predict_proba(X)
     # Rows of X, of 24 activations at most, in pieces of a few.
     n_bytes = 8 * (X.shape[1] + 24) * 7
-    monkeypatch.setitem(_fitted.PREDICTION_BYTES, "cpu", n_bytes)
+    monkeypatch.setattr(_device, "PREDICTION_BYTES", n_bytes)
     np.testing.assert_allclose(model.predict_proba(X), whole, rtol=1e-5)
     rows = np.concatenate([model.predict_proba(X[i : i + 1]) for i in range(9)])
     np.testing.assert_allclose(rows, whole[:9], rtol=1e-5)

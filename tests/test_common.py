@@ -5,11 +5,16 @@ import pytest
 from sklearn.datasets import make_classification, make_regression
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer
+from sklearn_fpe import FPEClassifier, FPERegressor, FPESearchCV, FPETransformer
 
 WEIGHT_EQUIVALENCE = (
     "check_sample_weight_equivalence_on_dense_data",
     "check_sample_weight_equivalence_on_sparse_data",
+)
+
+SPLITTER_FIRST = (
+    "check_classifiers_one_label_sample_weights",
+    "check_supervised_y_no_nan",
 )
 
 # Few and large steps, so that the checks take seconds.
@@ -53,6 +58,33 @@ def expected_failures(estimator):
     ESTIMATORS, expected_failed_checks=expected_failures, xfail_strict=True
 )
 def test_common_checks(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:expansion=.* is not possible:UserWarning",
+    "ignore:The total space of parameters:UserWarning",
+)
+@parametrize_with_checks(
+    [
+        FPESearchCV(
+            kind(**QUICK, hidden_layer_sizes=(4,), random_state=0),
+            {"expansion": [1, 2]},
+            cv=2,
+            error_score="raise",
+        )
+        for kind in (FPEClassifier, FPERegressor)
+    ],
+    expected_failed_checks=lambda search: (
+        dict.fromkeys(WEIGHT_EQUIVALENCE, "weights change which rows a split holds")
+        | dict.fromkeys(
+            [] if isinstance(search.estimator, FPERegressor) else SPLITTER_FIRST,
+            "the splitter sees y first; GridSearchCV fails it, too",
+        )
+    ),
+    xfail_strict=True,
+)
+def test_common_checks_of_a_search(estimator, check):
     check(estimator)
 
 

@@ -9,7 +9,6 @@ import time
 import numpy as np
 import pytest
 import torch
-from clip_checkpoint import save_clip
 
 from sklearn_fpe.embeddings import CLIPEmbedder
 from sklearn_fpe.embeddings._checkpoint import Checkpoint, ImageEncoder
@@ -20,11 +19,6 @@ pytest.importorskip(
 Image = pytest.importorskip(
     "PIL.Image", reason="the extra 'clip' is not installed: Pillow is missing"
 )
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture

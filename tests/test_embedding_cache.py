@@ -12,39 +12,13 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pytest
-from clip_checkpoint import save_clip
 from joblib import Parallel, delayed
 
 from sklearn_fpe.embeddings import CLIPEmbedder
-from sklearn_fpe.embeddings._checkpoint import ImageEncoder
 
 pytest.importorskip(
     "transformers", reason="the extra 'clip' is not installed: transformers is missing"
 )
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_clip(tmp_path_factory.mktemp("clip"))
-
-
-@pytest.fixture
-def pictures():
-    return np.random.default_rng(0).integers(0, 256, (7, 20, 24, 3), dtype=np.uint8)
-
-
-@pytest.fixture
-def encoded(monkeypatch):
-    """Sizes of the batches that went through a model."""
-    sizes = []
-    encode = ImageEncoder.encode
-
-    def count(self, pixels):
-        sizes.append(len(pixels))
-        return encode(self, pixels)
-
-    monkeypatch.setattr(ImageEncoder, "encode", count)
-    return sizes
 
 
 def change(folder, statement, *values):

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from clip_checkpoint import save_clip
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -24,12 +23,6 @@ from sklearn_fpe.embeddings import CLIPEmbedder, _images
 Image = pytest.importorskip(
     "PIL.Image", reason="the extra 'clip' is not installed: Pillow is missing"
 )
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    pytest.importorskip("transformers")
-    return save_clip(tmp_path_factory.mktemp("clip"))
 
 
 def lazy(path):

@@ -40,16 +40,6 @@ Image = pytest.importorskip(
 )
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_clip(tmp_path_factory.mktemp("clip"))
-
-
-@pytest.fixture
-def pictures():
-    return np.random.default_rng(0).integers(0, 256, (7, 20, 24, 3), dtype=np.uint8)
-
-
 @pytest.fixture
 def folder(tmp_path):
     """Twelve pictures of two classes that differ in brightness."""
@@ -60,20 +50,6 @@ def folder(tmp_path):
             pixels = rng.integers(low, low + 128, (18, 18, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "pictures" / label / f"{i}.png")
     return tmp_path / "pictures"
-
-
-@pytest.fixture
-def encoded(monkeypatch):
-    """Sizes of the batches that went through a model."""
-    sizes = []
-    encode = ImageEncoder.encode
-
-    def count(self, pixels):
-        sizes.append(len(pixels))
-        return encode(self, pixels)
-
-    monkeypatch.setattr(ImageEncoder, "encode", count)
-    return sizes
 
 
 # The estimator

@@ -9,8 +9,8 @@ from sklearn.datasets import make_classification, make_regression
 from sklearn.exceptions import NotFittedError
 
 from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer
+from sklearn_fpe._engine import _device
 from sklearn_fpe._engine._trainer import Trainer
-from sklearn_fpe._estimators import _fitted
 
 QUICK = {"hidden_layer_sizes": (6,), "expansion": 2, "max_iter": 2, "random_state": 0}
 ESTIMATORS = [FPEClassifier, FPERegressor, FPETransformer]
@@ -20,9 +20,9 @@ ESTIMATORS = [FPEClassifier, FPERegressor, FPETransformer]
 def epochs(monkeypatch):
     """The epochs that were trained: none, where an error is expected."""
     trained = []
-    real = Trainer._epoch
+    real = Trainer.run_epoch
     monkeypatch.setattr(
-        Trainer, "_epoch", lambda *args: trained.append(1) or real(*args)
+        Trainer, "run_epoch", lambda *args: trained.append(1) or real(*args)
     )
     return trained
 
@@ -292,7 +292,7 @@ def test_prediction_of_bad_rows(kind):
 def test_bad_values_are_found_in_any_piece(monkeypatch, form, dtype, values, message):
     X, y = problem()
     model = FPEClassifier(**QUICK).fit(X, y)
-    monkeypatch.setitem(_fitted.PREDICTION_BYTES, "cpu", 8 * X.shape[1] * 16)
+    monkeypatch.setattr(_device, "PREDICTION_BYTES", 8 * X.shape[1] * 16)
     bad = X.astype(dtype)
     assert np.isfinite(model.predict_proba(form(bad))).all()
     bad[-1, : len(values)] = values

@@ -98,15 +98,15 @@ def test_warm_start_runs_the_schedule_of_the_learning_rate_again():
     X, y = classification()
     rates = []
     model = FPEClassifier(**QUICK, max_iter=3, warm_start=True)
-    real = Trainer._epoch
+    real = Trainer.run_epoch
 
-    def epoch(self, rows, rate):
-        rates.append(rate)
-        real(self, rows, rate)
-        assert self.net.optimizer_.param_groups[0]["lr"] == rate
+    def run_epoch(self, epoch):
+        rates.append(epoch.rate)
+        real(self, epoch)
+        assert self.net.optimizer_.param_groups[0]["lr"] == epoch.rate
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_epoch", epoch)
+        patch.setattr(Trainer, "run_epoch", run_epoch)
         model.fit(X, y)
         model.set_params(max_iter=5).fit(X, y)
     expected = [learning_rate("cosine", 1e-2, epoch, 3) for epoch in range(3)]
@@ -393,7 +393,7 @@ def test_re_expression_leaves_the_predictions_unchanged(monkeypatch, kind, probl
     model.partial_fit(X[:20], y[:20], **classes)
     before = outputs(model, X[:20])
     # An epoch that learns nothing leaves the re-expression alone.
-    monkeypatch.setattr(Trainer, "_epoch", lambda *args: None)
+    monkeypatch.setattr(Trainer, "run_epoch", lambda *args: None)
     model.partial_fit(100 + 7 * X[20:], y[20:])
     np.testing.assert_allclose(
         outputs(model, X[:20]), before, rtol=1e-3, atol=1e-3 * np.abs(before).max()

@@ -1,5 +1,7 @@
 """What X, y and weights may be made of."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -13,8 +15,8 @@ from sklearn.datasets import (
 )
 
 from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer
-from sklearn_fpe._engine import _rows, _views
-from sklearn_fpe._estimators import _fitted
+from sklearn_fpe._engine import _device, _rows, _views
+from sklearn_fpe._estimators import _inputs
 from sklearn_fpe.nn import MLP, Affine, expand
 
 QUICK = {"hidden_layer_sizes": (6,), "expansion": 2, "max_iter": 3, "random_state": 0}
@@ -195,7 +197,7 @@ def test_sparse_is_never_made_dense_whole(monkeypatch, kind):
         return real(self, *args, **kwargs)
 
     monkeypatch.setattr(sparse.csr_array, "toarray", toarray)
-    monkeypatch.setitem(_fitted.PREDICTION_BYTES, "cpu", 8 * 8 * 50)
+    monkeypatch.setattr(_device, "PREDICTION_BYTES", 8 * 8 * 50)
     monkeypatch.setattr(_views.chunks, "__defaults__", (8 * 8 * 50, 8))
     model = kind(**QUICK, batch_size=40, early_stopping=True).fit(X, y)
     getattr(model, "transform" if kind is FPETransformer else "predict")(X)
@@ -712,3 +714,61 @@ def test_missing_values_among_objects_are_found_in_predictions():
     rows = [[None, *row[1:]] for row in X.tolist()]
     with pytest.raises(ValueError, match="Input X contains NaN"):
         model.predict(rows)
+
+
+# The short way of the checks
+
+
+CHANGES = {
+    "as it is": lambda X: X,
+    "float64": lambda X: X.astype(np.float64),
+    "column-major": np.asfortranarray,
+    "big-endian": lambda X: X.astype(">f4"),
+    "float16": lambda X: X.astype(np.float16),
+    "long double": lambda X: X.astype(np.longdouble),
+    "integers": lambda X: (10 * X).astype(int),
+    "complex": lambda X: X + 1j,
+    "objects": lambda X: X.astype(object),
+    "strings": lambda X: X.astype(str),
+    "subclass": lambda X: np.ma.MaskedArray(X, mask=X > 1),
+    "no rows": lambda X: X[:0],
+    "no columns": lambda X: X[:, :0],
+    "fewer columns": lambda X: X[:, 1:],
+    "one axis": lambda X: X[0],
+    "three axes": lambda X: X[None],
+    "NaN": lambda X: np.where(X > 1, np.nan, X),
+    "infinity": lambda X: np.where(X > 1, np.inf, X),
+}
+
+
+def answer(predict, X):
+    """Return predictions, or type and message of the error, and the warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            found = predict(X).tolist()
+        except Exception as error:
+            found = f"{type(error).__name__}: {error}"
+    return found, [str(warning.message) for warning in caught]
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["", "named"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_usual_arrays_are_checked_as_strictly_as_any(change, named, monkeypatch):
+    X = np.random.default_rng(0).standard_normal((30, 4)).astype(np.float32)
+    frame = pd.DataFrame(X, columns=[*"abcd"]) if named else X
+    model = FPEClassifier((4,), max_iter=2, random_state=0).fit(frame, X[:, 0] > 0)
+    changed = CHANGES[change](X)
+    short = answer(model.predict_proba, changed)
+    monkeypatch.setattr(_inputs, "_is_usual", lambda estimator, X: False)
+    assert answer(model.predict_proba, changed) == short
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_usual_arrays_need_no_other_check(dtype, monkeypatch):
+    X = np.random.default_rng(0).standard_normal((30, 4)).astype(dtype)
+    model = FPEClassifier((4,), max_iter=2, random_state=0).fit(X, X[:, 0] > 0)
+    expected = model.predict_proba(X)
+    monkeypatch.delattr(_inputs, "check_array")
+    monkeypatch.delattr(_inputs, "validate_data")
+    assert (model.predict_proba(X) == expected).all()

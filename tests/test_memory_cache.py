@@ -34,7 +34,7 @@ def make(kind=FPEClassifier, **kwargs):
 def epochs_of(fit):
     """Return what `fit` returns, and the number of epochs that were trained."""
     with mock.patch.object(
-        Trainer, "_epoch", autospec=True, side_effect=Trainer._epoch
+        Trainer, "run_epoch", autospec=True, side_effect=Trainer.run_epoch
     ) as epoch:
         result = fit()
     return result, epoch.call_count

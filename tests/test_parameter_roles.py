@@ -74,7 +74,7 @@ AFTER_WARM_UP = {
 }
 """Parameters that do not act on the warm-up, with other values."""
 
-BESIDE = {"early_stopping", "memory", "refit", "skorch_callbacks"}
+BESIDE = {"distributed", "early_stopping", "memory", "refit", "skorch_callbacks"}
 """Parameters that act through the rows, or that a cache cannot be used with."""
 
 
@@ -101,7 +101,7 @@ def make(kind, memory, **settings):
 def n_epochs_of(model, data):
     """Fit; return the number of epochs that were trained."""
     with mock.patch.object(
-        Trainer, "_epoch", autospec=True, side_effect=Trainer._epoch
+        Trainer, "run_epoch", autospec=True, side_effect=Trainer.run_epoch
     ) as epoch:
         model.fit(*data)
     return epoch.call_count

@@ -190,7 +190,7 @@ def test_device_is_resolved_where_it_is_loaded(monkeypatch):
     X, y = problem()
     data = pickle.dumps(FPEClassifier(**QUICK).fit(X, y))
     monkeypatch.setattr(
-        _parameters, "resolve_device", lambda device: torch.device("meta")
+        _parameters, "resolve_device", lambda device, work=0: torch.device("meta")
     )
     assert pickle.loads(data).module_.layers[0].weight.device.type == "meta"
 

@@ -20,7 +20,7 @@ PACKAGE = Path(sklearn_fpe.__file__).parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 OPTIONAL = [
     *("matplotlib", "pandas", "polars", "rich", "transformers", "PIL"),
-    *("onnx", "onnxruntime", "safetensors", "dask", "distributed"),
+    *("onnx", "onnxruntime", "safetensors", "dask", "distributed", "pyarrow"),
 ]
 # What they do at import is theirs: where rich and pandas are installed they import
 # them, and rich draws from the generator of the module `random`.

@@ -135,3 +135,10 @@ def test_a_single_row_can_be_fitted():
     model = FPERegressor((4,), expansion=1, max_iter=2, random_state=0)
     model.fit([[1.0, 2.0, 3.0]], [7.0])
     np.testing.assert_allclose(model.predict([[1.0, 2.0, 3.0]]), [7.0], rtol=1e-12)
+
+
+def test_score_of_float32_targets_warns_of_nothing():
+    X = np.linspace(0, 1, 60, dtype=np.float32).reshape(30, 2)
+    model = FPERegressor((4,), max_iter=3, random_state=0).fit(X, X[:, 0])
+    expected = model.score(X, X[:, 0].astype(float))
+    assert model.score(X, X[:, 0]) == pytest.approx(expected, rel=1e-4)

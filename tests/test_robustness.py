@@ -202,14 +202,14 @@ def test_divergence_of_a_partial_fit_leaves_the_model_as_it_was():
 
 def test_weights_that_diverge_in_the_last_step_are_noticed(monkeypatch):
     X, y = problem()
-    real = Trainer._epoch
+    real = Trainer.run_epoch
 
     def epoch(self, *args):
         real(self, *args)
         with torch.no_grad():
             self.network.layers[0].weight.mul_(torch.inf)
 
-    monkeypatch.setattr(Trainer, "_epoch", epoch)
+    monkeypatch.setattr(Trainer, "run_epoch", epoch)
     model = FPEClassifier(**{**QUICK, "max_iter": 1, "warmup": 0})
     with pytest.raises(FloatingPointError, match="weights became infinite"):
         model.fit(X, y)

@@ -4,6 +4,7 @@ import copy
 import inspect
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -178,25 +179,19 @@ class Random(PruneRule):
     def __init__(self, salt=0):
         self.salt = salt
 
-    def __eq__(self, other):
-        return type(self) is type(other) and self.salt == other.salt
-
-    def __hash__(self):
-        return hash(self.salt)
-
     def least_budget(self, shape):
         return get_prune("magnitude").least_budget(shape)
 
     def least_cost(self, shape):
         return get_prune("magnitude").least_cost(shape)
 
-    def plan(self, weights, shape, split, groups, budget, rng):
-        rng = np.random.default_rng([self.salt, int(rng.integers(2**31))])
+    def plan(self, weights, shape, splitter, budget):
+        rng = np.random.default_rng([self.salt, int(splitter.rng.integers(2**31))])
         noise = [rng.random(w.shape) + 0.1 for w in weights]
         copies = (1, *shape.expansion)
         wide = [np.tile(w, (1, c)) for w, c in zip(noise, copies, strict=True)]
         children = [
-            partition(w, a, split.at_level(level), groups=groups, rng=rng)
+            replace(splitter, rng=rng).split(w, a, level)
             for level, (w, a) in enumerate(zip(wide[:-1], shape.expansion, strict=True))
         ]
         return Plan(children, *prune_magnitude(wide, children, shape, budget))
@@ -279,6 +274,20 @@ def test_an_unknown_prune_rule_never_is_magnitude(value):
         expand(MLP.dense([6, 4, 3]), 2, prune=value)
 
 
+@pytest.mark.parametrize("name", PRUNES)
+def test_prune_rules_are_equal_if_class_and_parameters_are(name):
+    rule, other = PRUNES[name], type(PRUNES[name])()
+    assert rule == other
+    assert hash(rule) == hash(other)
+    assert eval(repr(rule), {type(rule).__name__: type(rule)}) == rule
+    assert all(rule != another for key, another in PRUNES.items() if key != name)
+    for parameter, value in vars(rule).items():
+        changed = copy.copy(other)
+        setattr(changed, parameter, [value])  # which cannot be hashed
+        assert rule != changed
+        assert isinstance(hash(changed), int)
+
+
 def test_a_rule_that_is_added_runs_its_own_plan(monkeypatch):
     planned = []
 
@@ -312,9 +321,8 @@ def test_a_prune_rule_must_keep_the_budget():
     class KeepsAll(Stronger):
         name = "keeps all"
 
-        def plan(self, weights, shape, split, groups, budget, rng):
-            most = shape.n_parameters()
-            return super().plan(weights, shape, split, groups, most, rng)
+        def plan(self, weights, shape, splitter, budget):
+            return super().plan(weights, shape, splitter, shape.n_parameters())
 
     with pytest.raises(ValueError, match=r"prune='keeps all' kept 59 .*budget of 43"):
         expand(MLP.dense([6, 4, 3]), 2, prune=KeepsAll(), rng=0)
@@ -396,6 +404,7 @@ OTHER = {
 }
 NOT_VARIED = {
     "skorch_callbacks": "is an error with memory",
+    "distributed": "is an error with memory",
     "memory": "is where the cache lies",
     "verbose": "prints",
     "task": "is checked with the transformer",

@@ -1,5 +1,7 @@
 """Targets by themselves: classes, encoding, weights."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from sklearn.utils import compute_class_weight, compute_sample_weight
 
 from sklearn_fpe import FPEClassifier, FPERegressor
 from sklearn_fpe._estimators._inputs import check_y
-from sklearn_fpe._estimators._targets import ClassTargets, RealTargets
+from sklearn_fpe._estimators._targets import ClassTargets, RealTargets, r2
 from sklearn_fpe.nn import Affine
 
 QUICK = {"hidden_layer_sizes": (4,), "expansion": 2, "max_iter": 2, "random_state": 0}
@@ -245,3 +247,20 @@ def test_bad_real_targets_are_refused_by_name():
     model = FPERegressor(**QUICK, early_stopping=True)
     with pytest.raises(ValueError, match="y_val must hold real numbers, got dtype <U1"):
         model.fit(X, X[:, 0], X_val=X, y_val=["a"] * 4)
+
+
+@pytest.mark.parametrize("method", ["fit", "partial_fit", "score"])
+@pytest.mark.parametrize("kind", [FPEClassifier, FPERegressor])
+def test_sparse_targets_have_two_axes(kind, method):
+    X = np.random.default_rng(0).standard_normal((12, 5))
+    model = kind((4,), max_iter=2, random_state=0).fit(X, np.arange(12) % 2)
+    y = sparse.coo_array(np.arange(12) % 2).tocsr()
+    with pytest.raises((TypeError, ValueError), match=r"sparse|Sparse"):
+        getattr(model, method)(X, y)
+
+
+def test_errors_beyond_the_variance_of_y_score_minus_infinity():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert r2(np.array([0.0, 1e-155]), np.ones(2), None) == -np.inf
+        assert r2(np.array([0.0, 1e300]), np.array([0.0, 1e300]), None) == 1.0

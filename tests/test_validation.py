@@ -13,6 +13,7 @@ import torch
 from scipy import sparse
 from sklearn.base import BaseEstimator
 
+from sklearn_fpe._engine._views import View
 from sklearn_fpe._estimators import _inputs, _parameters
 
 # --------------------------------------------------------------------------------------
@@ -241,7 +242,8 @@ def test_range_is_that_of_the_type_in_which_values_are_standardised(form, value)
     checked = _inputs.check_X(estimator, X, reset=True)
     assert checked.dtype == X.dtype
     if not isinstance(X, torch.Tensor):
-        _inputs.check_values(estimator, X, X.toarray() if sparse.issparse(X) else X)
+        rows = X.toarray() if sparse.issparse(X) else X
+        _inputs.check_values(estimator, View(X), rows)
     with pytest.raises(ValueError, match=r"Input y contains .* too large for float32"):
         _inputs.check_range(X, "y", _inputs.LARGEST)
 

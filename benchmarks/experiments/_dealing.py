@@ -37,11 +37,9 @@ class KeepAll(PruneRule):
     def least_cost(self, shape):
         return shape.n_parameters()
 
-    def plan(self, weights, shape, split, groups, budget, rng):
+    def plan(self, weights, shape, splitter, budget):
         whole = Plan.keep_all(shape)
-        children = [
-            partition(weights[0], shape.expansion[0], split, groups=groups, rng=rng)
-        ]
+        children = [splitter.split(weights[0], shape.expansion[0], level=0)]
         return Plan(children, whole.alive, whole.keep)
 
 

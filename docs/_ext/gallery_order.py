@@ -12,6 +12,7 @@ ORDER = (
     "boolean_tasks.py",
     "memory_map.py",
     "dask_search.py",
+    "embed_with_dask.py",
 )
 
 

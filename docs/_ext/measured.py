@@ -13,6 +13,7 @@ from pathlib import Path
 
 from docutils import nodes
 from docutils.parsers.rst import directives
+from scaling_tables import scaling, scaling_estimate, scaling_simulated
 from speed_tables import cells, cost, engine
 from sphinx.util.docutils import SphinxDirective
 
@@ -147,6 +148,32 @@ def memory(report):
     return caption, header, [cells]
 
 
+def shards(report):
+    """Growth of a process's own memory, and reads of a row, in a fit on shards."""
+    cells = [
+        [
+            f"{row['files']} {row['kind']}",
+            str(row["rows"]),
+            f"{row['data_MB']:.0f}",
+            f"{row['fit_peak_MB']:.0f}",
+            str(row["reads_before_epochs"]),
+            _span(row["least_reads_an_epoch"], row["most_reads_an_epoch"]),
+        ]
+        for row in report["rows"]
+    ]
+    caption = (
+        f"Fits on float16 shards of {report['settings']['columns']} columns: largest "
+        f"growth of the process's own memory, and how often a row is read, least and "
+        f"most over all rows and epochs if they differ."
+    )
+    header = ["files", "rows", "size, MB", "growth, MB"]
+    return caption, [*header, "reads before training", "reads an epoch"], cells
+
+
+def _span(least, most):
+    return str(least) if least == most else f"{least} to {most}"
+
+
 def caches(cache, embeddings):
     """Time with a cache in units of the time without."""
     sizes = dict.fromkeys(row["rows"] for row in cache["rows"])
@@ -257,7 +284,11 @@ TABLES = {
     "engine": (engine, "speed"),
     "cells": (cells, "speed"),
     "memory": (memory, "memory"),
+    "shards": (shards, "shards"),
     "caches": (caches, "cache", "embedding_cache"),
+    "scaling": (scaling, "scaling"),
+    "scaling_simulated": (scaling_simulated, "scaling"),
+    "scaling_estimate": (scaling_estimate, "scaling"),
 }
 """Functions, and the benchmarks whose files they take."""
 

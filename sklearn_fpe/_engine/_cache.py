@@ -7,6 +7,8 @@ from typing import Any
 
 import joblib
 
+from sklearn_fpe._engine._lazy import LazyArray
+
 Warm = tuple[dict, list[float]]
 """Weights by name, as arrays, and the losses of the epochs."""
 
@@ -38,9 +40,11 @@ class WarmUpCache:
 def data_digest(*arrays: Any) -> str:
     """Return a digest of arrays.
 
-    By SHA-1, because it takes less than half the time of joblib's default, MD5.
+    By SHA-1, because it takes less than half the time of joblib's default, MD5. Lazy
+    arrays are read, because their files may change.
     """
-    return joblib.hash(arrays, hash_name="sha1")
+    parts = [a.digest() if isinstance(a, LazyArray) else a for a in arrays]
+    return joblib.hash(tuple(parts), hash_name="sha1")
 
 
 def _warm_up(key: dict[str, Any], compute: Callable[[], Warm]) -> Warm:

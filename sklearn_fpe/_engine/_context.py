@@ -3,23 +3,77 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from threadpoolctl import ThreadpoolController
 
 
 @contextmanager
-def training_context(device: torch.device) -> Iterator[None]:
-    """Train the same in whatever mode of torch the caller is."""
+def training_context(device: torch.device, tf32: bool = False) -> Iterator[None]:
+    """Train the same in whatever mode of torch the caller is.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where to train.
+    tf32 : bool, default=False
+        Whether CUDA's products of float32 matrices are in TF32.
+    """
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast(device.type, enabled=False),
         _default_device_of_torch(),
+        _tf32 if tf32 and device.type == "cuda" else nullcontext(),
     ):
         yield
+
+
+class _Tf32:
+    """Context in which CUDA's products of float32 matrices are in TF32.
+
+    The setting belongs to the process. Of contexts that overlap in several threads, the
+    first one sets it, and the last one restores it.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._n_inside, self._before = threading.Lock(), 0, ""
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._n_inside == 0:
+                self._before = _matmul_precision()
+                _set_matmul_precision("tf32")
+            self._n_inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._n_inside -= 1
+            if self._n_inside == 0:
+                _set_matmul_precision(self._before)
+
+
+_tf32 = _Tf32()
+
+
+def _matmul_precision() -> str:
+    """Return the precision of CUDA's products of float32 matrices, in torch's words."""
+    products = torch.backends.cuda.matmul
+    if hasattr(torch.backends, "fp32_precision"):  # torch >= 2.9
+        return products.fp32_precision
+    return "tf32" if products.allow_tf32 else "ieee"
+
+
+def _set_matmul_precision(precision: str) -> None:
+    products = torch.backends.cuda.matmul
+    if hasattr(torch.backends, "fp32_precision"):
+        products.fp32_precision = precision
+    else:
+        products.allow_tf32 = precision == "tf32"
 
 
 def _default_device_of_torch() -> AbstractContextManager:
@@ -90,13 +144,34 @@ def threads_for(n_flops: float, device: torch.device) -> AbstractContextManager:
     n_threads = max(1, min(allowed, round(n_flops / FLOPS_PER_THREAD)))
     if device.type != "cpu" or n_threads == allowed:
         return nullcontext()
-    return _openmp().limit(limits=n_threads)
+    return _ThreadLimit(n_threads)
+
+
+class _ThreadLimit:
+    """Context with a limit on the OpenMP threads that the calling thread uses.
+
+    ``ThreadpoolController.limit`` does the same, but it describes every library twice,
+    which takes longer than the prediction of a single row.
+    """
+
+    def __init__(self, n_threads: int) -> None:
+        self.n_threads = n_threads
+
+    def __enter__(self) -> None:
+        libraries = _openmp()
+        self.before = [library.get_num_threads() for library in libraries]
+        for library in libraries:
+            library.set_num_threads(self.n_threads)
+
+    def __exit__(self, *_: object) -> None:
+        for library, n_threads in zip(_openmp(), self.before, strict=True):
+            library.set_num_threads(n_threads)
 
 
 @functools.cache
-def _openmp() -> ThreadpoolController:
+def _openmp() -> list[Any]:
     """Return the OpenMP libraries, whose limits belong to the calling thread.
 
     Unlike ``torch.set_num_threads``, which also changes the default of other threads.
     """
-    return ThreadpoolController().select(user_api="openmp")
+    return ThreadpoolController().select(user_api="openmp").lib_controllers

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sklearn_fpe._engine._trainer import Trainer
 
 
@@ -34,6 +36,14 @@ class Hook:
     def on_epoch_begin(self, trainer: Trainer) -> None:
         """Act before every epoch."""
 
+    def due(self, trainer: Trainer) -> bool:
+        """Tell whether :meth:`before_step` has to be called at the running step.
+
+        Steps at which no hook is due may be replayed from a recorded one. Must not
+        make the host wait for the device.
+        """
+        return True
+
     def before_step(self, trainer: Trainer) -> None:
         """Act when gradients are computed, before the optimizer uses them."""
 
@@ -42,6 +52,36 @@ class Hook:
 
     def on_phase_end(self, trainer: Trainer) -> None:
         """Act after the epochs of a phase."""
+
+
+class StepHooks:
+    """The hooks of a training that act before steps, and the count of the steps.
+
+    Parameters
+    ----------
+    trainer : Trainer
+        The training.
+    hooks : list of Hook
+        The hooks.
+    """
+
+    def __init__(self, trainer: Trainer, hooks: list[Hook]) -> None:
+        self.trainer, self.hooks = trainer, hooks
+
+    def due(self) -> bool:
+        """Tell whether a hook has something to do at the running step."""
+        return any(hook.due(self.trainer) for hook in self.hooks)
+
+    def __call__(self) -> None:
+        """Let the hooks act, and count the step."""
+        for hook in self.hooks:
+            if hook.due(self.trainer):
+                hook.before_step(self.trainer)
+        self.trainer.step += 1
+
+    def skip(self) -> None:
+        """Count a step at which no hook is due."""
+        self.trainer.step += 1
 
 
 class EarlyStopping(Hook):
@@ -56,6 +96,9 @@ class EarlyStopping(Hook):
         Stop after more than this many consecutive epochs without improvement.
     tol : float
         Smallest gain over the best score that counts as improvement.
+    reduce : callable, default=None
+        Maps the outputs, a tensor, to what `score` gets instead, see
+        :meth:`Trainer.validate`.
     """
 
     def __init__(
@@ -63,8 +106,10 @@ class EarlyStopping(Hook):
         score: Callable[[Trainer, np.ndarray], float] | None,
         patience: float,
         tol: float,
+        reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._score, self.patience, self.tol = score, patience, tol
+        self._reduce = reduce
         self.best_score = -math.inf
         self.best_iter: int | None = None
         self.n_no_change = 0
@@ -114,7 +159,7 @@ class EarlyStopping(Hook):
         self.best_iter = trainer.n_iter - after
 
     def _measure(self, trainer: Trainer) -> tuple[float, float]:
-        outputs, loss = trainer.validate()
+        outputs, loss = trainer.validate(self._reduce)
         score = -loss if self._score is None else self._score(trainer, outputs)
         return float(score), loss
 
@@ -128,20 +173,31 @@ class EarlyStopping(Hook):
 
 
 class Verbose(Hook):
-    """Print a line per epoch."""
+    """Print a line per epoch.
+
+    Parameters
+    ----------
+    start : str, default=""
+        What every line starts with.
+    """
+
+    def __init__(self, start: str = "") -> None:
+        self.start = start
 
     def on_phase_begin(self, trainer: Trainer) -> None:
         """Print what the training starts from."""
         if trainer.from_cache:
-            print(f"{trainer.phase}: {len(trainer.epochs)} epochs taken from memory")
-        if trainer.phase == "fine-tune" and trainer.validation_score is not None:
-            print(f"warm start: validation score {trainer.validation_score:.6f}")
+            n_epochs = len(trainer.epochs)
+            print(f"{self.start}{trainer.phase}: {n_epochs} epochs taken from memory")
+        score = trainer.validation_score
+        if trainer.phase == "fine-tune" and score is not None:
+            print(f"{self.start}warm start: validation score {score:.6f}")
 
     def on_epoch_end(self, trainer: Trainer) -> None:
         """Print loss and validation score."""
         message = (
-            f"{trainer.phase}, epoch {trainer.epoch + 1}/{trainer.n_epochs}: "
-            f"loss {trainer.loss:.6f}"
+            f"{self.start}{trainer.phase}, epoch {trainer.epoch + 1}/"
+            f"{trainer.n_epochs}: loss {trainer.loss:.6f}"
         )
         if trainer.validation_score is not None:
             message += f", validation score {trainer.validation_score:.6f}"

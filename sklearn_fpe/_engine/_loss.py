@@ -81,21 +81,45 @@ class Loss(ABC):
             losses = losses.sum(dim=1)
         return (losses * weights).sum() / len(weights)
 
+    def shares(self, weights: Tensor, n_rows: int) -> tuple[Tensor, ...]:
+        """Return what :meth:`differentiate` needs of the weights of several batches.
+
+        Parameters
+        ----------
+        weights : tensor of shape (n,) or (n, n_outputs)
+            Weights of the rows of whole batches.
+        n_rows : int
+            Rows of a batch.
+
+        Returns
+        -------
+        shares : tuple of tensors of the shape of `weights`
+            First, the share that every loss has in the loss of its batch.
+        """
+        return (weights / n_rows,)
+
     def differentiate(
-        self, outputs: Tensor, targets: Tensor, weights: Tensor
+        self, outputs: Tensor, targets: Tensor, weights: Tensor, *shares: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return the weighted mean loss and its gradient with respect to the outputs.
 
-        The outputs may be overwritten.
+        The outputs may be overwritten. `shares` are the rows of :meth:`shares`, where
+        they were computed for several batches at a time.
         """
         self._check_weights(weights)
-        shares = weights / len(weights)
-        losses, gradient = self.gradient(outputs, targets, shares)
-        if losses.ndim > shares.ndim:
+        return self._differentiate(
+            outputs, targets, *(shares or self.shares(weights, len(weights)))
+        )
+
+    def _differentiate(
+        self, outputs: Tensor, targets: Tensor, *shares: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        losses, gradient = self.gradient(outputs, targets, shares[0])
+        if losses.ndim > shares[0].ndim:
             losses = losses.sum(dim=1)
         if losses.ndim == 1:
-            return torch.dot(losses, shares), gradient
-        return (losses * shares).sum(), gradient
+            return torch.dot(losses, shares[0]), gradient
+        return (losses * shares[0]).sum(), gradient
 
     def _check_weights(self, weights: Tensor) -> None:
         if weights.ndim > 1 and not self.of_entries:
@@ -124,17 +148,41 @@ class Softmax(Loss):
         self, outputs: Tensor, targets: Tensor, shares: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return losses and gradient, see :meth:`Loss.gradient`."""
+        if self.label_smoothing == 0:
+            log_p, gradient = self._likelihood(outputs, targets, shares, -shares)
+            return log_p.neg_(), gradient
         classes, of_row = targets.unsqueeze(1), shares.unsqueeze(1)
         log_p = _log_softmax(outputs)
         losses = log_p.gather(1, classes).squeeze(1).neg_()
-        if self.label_smoothing == 0:
-            gradient = log_p.exp_().mul_(of_row).scatter_add_(1, classes, -of_row)
-            return losses, gradient
         kept = 1 - self.label_smoothing
         losses = kept * losses - self.label_smoothing * log_p.mean(dim=1)
         uniform = self.label_smoothing / outputs.shape[1]
         gradient = log_p.exp_().sub_(uniform).mul_(of_row)
         return losses, gradient.scatter_add_(1, classes, -kept * of_row)
+
+    def shares(self, weights: Tensor, n_rows: int) -> tuple[Tensor, ...]:
+        """Return the shares and their negatives, see :meth:`Loss.shares`."""
+        shares = weights / n_rows
+        return shares, -shares
+
+    def _differentiate(
+        self, outputs: Tensor, targets: Tensor, *shares: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        if self.label_smoothing:
+            return super()._differentiate(outputs, targets, *shares)
+        log_p, gradient = self._likelihood(outputs, targets, *shares)
+        return torch.dot(log_p, shares[1]), gradient
+
+    @staticmethod
+    def _likelihood(
+        outputs: Tensor, targets: Tensor, shares: Tensor, negative: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the log-likelihood of every row, and the gradient of the loss."""
+        classes = targets.unsqueeze(1)
+        log_p = _log_softmax(outputs)
+        of_rows = log_p.gather(1, classes).squeeze(1)
+        gradient = log_p.exp_().mul_(shares.unsqueeze(1))
+        return of_rows, gradient.scatter_add_(1, classes, negative.unsqueeze(1))
 
 
 class Sigmoid(Loss):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from sklearn_fpe._engine._device import chunk_bytes, is_accelerator, upload
 from sklearn_fpe._engine._views import View, as_double, chunks
+from sklearn_fpe._engine._world import SINGLE, World
 from sklearn_fpe.nn import Affine
 
 PLAIN_DEVIATIONS = (1e-100, 1e100)
@@ -63,7 +65,14 @@ class Moments:
         moments.weight = float(moments.weight)
         return moments
 
-    def update(self, view: View, weights: np.ndarray, name: str = "X") -> Moments:
+    def update(
+        self,
+        view: View,
+        weights: np.ndarray,
+        name: str = "X",
+        device: torch.device | None = None,
+        world: World = SINGLE,
+    ) -> Moments:
         """Add the rows of a view.
 
         Parameters
@@ -74,6 +83,11 @@ class Moments:
             Positive weights.
         name : str, default="X"
             Name of the rows in messages.
+        device : torch.device, default=None
+            Where to compute. Rows that are on another device than the CPU stay there.
+            None: where the rows are.
+        world : World, default=SINGLE
+            The processes whose rows are added, each its own view.
 
         Returns
         -------
@@ -85,6 +99,19 @@ class Moments:
         ValueError
             If a column's spread is too large for float64; the message names it.
         """
+        if world.size > 1:
+            own = Moments(view.shape[1]).update(view, weights, name, device)
+            for state in world.gather(own.to_state(), f"moments of {name}"):
+                self.merge(Moments.from_state(state), name)
+            return self
+        if isinstance(view.X, torch.Tensor) and is_accelerator(view.X.device):
+            device = view.X.device
+        if device is not None and is_accelerator(device):
+            sums = self._sums_on(device, view, weights)
+            if sums is not None:
+                for of_piece in sums:
+                    self._add(*of_piece, name)
+                return self
         for rows in chunks(*view.shape):
             w = torch.from_numpy(weights[rows].astype(np.float64))
             total = float(w.sum())
@@ -101,6 +128,79 @@ class Moments:
                 mean, m2 = self._summed(part, w, total)
             self._add(total, mean, m2, name)
         return self
+
+    def _sums_on(
+        self, device: torch.device, view: View, weights: np.ndarray
+    ) -> list[tuple[float, np.ndarray, np.ndarray]] | None:
+        """Sum up pieces on a device; the host waits for the first row and the sums.
+
+        Returns
+        -------
+        sums : list of (float, ndarray, ndarray) or None
+            Weight, mean and m2 of every piece, see :class:`Moments`. None if a unit has
+            to be chosen anew, for deviations whose squares float64 does not hold.
+        """
+        if (self.unit != 1).any():
+            return None
+        if self.weight == 0:
+            self.shift = as_double(view.read(slice(0, 1)))[0].cpu().numpy().copy()
+        slices = list(chunks(*view.shape, chunk_bytes(device)))
+        on_host = torch.from_numpy(weights.astype(np.float64))
+        w, shift = upload(on_host, device), upload(torch.from_numpy(self.shift), device)
+        totals, found = [], []
+        for rows, raw in zip(slices, view.pieces(slices, device), strict=True):
+            part = as_double(raw)
+            part -= shift
+            least, most = torch.aminmax(part, dim=0)
+            totals.append(float(on_host[rows].sum()))
+            mean = w[rows] @ part / totals[-1]
+            part -= mean
+            m2 = w[rows] @ part.square_()
+            found.append(torch.stack([mean, m2, torch.maximum(-least, most)]))
+        means, m2s, sizes = torch.stack(found).cpu().numpy().transpose(1, 0, 2)
+        small, large = PLAIN_DEVIATIONS
+        plain = (sizes >= small) & (sizes <= large) & (m2s <= large**2)
+        plain |= sizes == 0
+        return list(zip(totals, means, m2s, strict=True)) if plain.all() else None
+
+    def merge(self, other: Moments, name: str = "X") -> None:
+        """Add the rows that other moments have seen.
+
+        Parameters
+        ----------
+        other : Moments
+            Moments of the same columns.
+        name : str, default="X"
+            Name of the rows in messages.
+
+        Raises
+        ------
+        ValueError
+            If a column's spread is too large for float64; the message names it.
+        """
+        if self.weight == 0:
+            vars(self).update(vars(Moments.from_state(other.to_state())))
+            return
+        with np.errstate(over="ignore"):
+            shift = other.shift - self.shift
+        largest = np.maximum.reduce([np.abs(shift), self._size(), other._size()])
+        least, most = PLAIN_DEVIATIONS
+        extreme = (largest > 0) & ((largest < least) | (largest > most))
+        extreme &= np.isfinite(largest)
+        unit = np.ones_like(largest)
+        _, exponent = np.frexp(largest[extreme])
+        unit[extreme] = np.ldexp(1.0, exponent - 1)
+        with np.errstate(over="ignore", under="ignore"):
+            ratio = self.unit / unit
+            self.mean, self.m2 = self.mean * ratio, self.m2 * ratio * ratio
+            self.unit, ratio = unit, other.unit / unit
+            mean = shift / unit + other.mean * ratio
+            m2 = other.m2 * ratio * ratio
+        self._add(other.weight, mean, m2, name)
+
+    def _size(self) -> np.ndarray:
+        """Return the size of the deviations, (n_columns,): of mean and spread."""
+        return np.maximum(np.abs(self.mean), np.sqrt(self.m2 / self.weight)) * self.unit
 
     def _deviations(self, view: View, rows: slice) -> torch.Tensor:
         """Return some rows minus the first row seen."""

@@ -11,15 +11,20 @@ from skorch import NeuralNet
 from skorch.callbacks import PassthroughScoring
 from torch import Tensor, nn
 
+from sklearn_fpe._engine._device import is_accelerator
+from sklearn_fpe._engine._graph import CAPTURES, RecordedSteps
+from sklearn_fpe._engine._hooks import StepHooks
 from sklearn_fpe._engine._loss import Loss
 from sklearn_fpe._engine._recipe import Targets
 from sklearn_fpe._engine._step import (
     FlatParameters,
     VectorAdamW,
+    add_gradients,
     backpropagate,
     has_fast_step,
     mask_gradients,
 )
+from sklearn_fpe._engine._world import SINGLE, World
 from sklearn_fpe.nn import MLP
 
 
@@ -32,7 +37,7 @@ class Criterion(nn.Module):
 
     def forward(self, outputs: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
         """Return the loss of outputs for (targets, weights)."""
-        return self.loss(outputs, *target)
+        return self.loss(outputs, *target[:2])
 
 
 class Net(NeuralNet):
@@ -43,14 +48,18 @@ class Net(NeuralNet):
     of them; a callback that stops training (by raising KeyboardInterrupt, as skorch's
     do) sets ``stop_``; Ctrl-C is not swallowed. Without callbacks, gradients come from
     :func:`backpropagate` instead of autograd, and the optimizer updates all parameters
-    as one vector, ``flat_``.
+    as one vector, ``flat_``. With ``records_``, the operations of a step are recorded
+    and replayed, see :class:`RecordedSteps`.
     """
 
     stop_ = False
     autocast = False
     flat_: FlatParameters | None = None
-    before_step: Callable[[], None] | None = None
+    before_step: StepHooks | None = None
     targets_: Any = None
+    records_ = False
+    recorded_: RecordedSteps | None = None
+    world: World = SINGLE
 
     @property
     def _default_callbacks(self) -> list:
@@ -67,6 +76,23 @@ class Net(NeuralNet):
         by_autograd = self.callbacks or self.autocast or not has_fast_step(self.module_)
         self.flat_ = None if by_autograd else FlatParameters(self.module_)
         return super().initialize_optimizer()
+
+    def set_rate(self, rate: float) -> None:
+        """Set the learning rate.
+
+        On other devices than the CPU it is a tensor, because a recorded step holds the
+        value of a number, but reads a tensor where it is.
+        """
+        for group in self.optimizer_.param_groups:
+            if self.flat_ is None or not is_recordable(self.flat_.vector.device):
+                group["lr"] = rate
+            elif isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                device = self.flat_.vector.device
+                # The type of torch's kernels.
+                dtype = torch.float32 if device.type == "cuda" else torch.float64
+                group["lr"] = torch.full((), rate, dtype=dtype, device=device)
 
     def get_all_learnable_params(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield names and parameters for the optimizer."""
@@ -101,6 +127,7 @@ class Net(NeuralNet):
                 x,
                 lambda outputs: self.criterion_.loss.differentiate(outputs, *target),
             )
+            self.world.add_(self.flat_.gradient)
             if self.before_step is not None:
                 self.before_step()
             self.flat_.mask_gradients()
@@ -110,6 +137,8 @@ class Net(NeuralNet):
         outputs = self._outputs(x)
         loss = self.criterion_(outputs, target)
         loss.backward()
+        if self.world.size > 1:
+            add_gradients(self.module_, self.world)
         if self.callbacks_:
             self.notify(
                 "on_grad_computed",
@@ -148,10 +177,27 @@ class Net(NeuralNet):
         step_fn: Callable[[tuple], dict[str, Tensor]],
         **fit_params: Any,
     ) -> None:
-        """Run one epoch and record its mean loss."""
+        """Run one epoch and record its mean loss, that of all processes."""
         if iterator is None:
             return
         self._set_training(training)
+        if training and self.records_ and self.flat_ is not None:
+            losses, sizes = self._run_recorded(iterator)
+        else:
+            losses, sizes = self._run_batches(iterator, training, prefix, step_fn)
+        values = losses.cpu().double()
+        weights = torch.tensor(sizes, dtype=torch.float64, device="cpu")
+        total = self.world.total(float(values @ weights), "training losses")
+        self.history.record(f"{prefix}_loss", total / float(weights.sum()))
+
+    def _run_batches(
+        self,
+        iterator: Iterable[tuple],
+        training: bool,
+        prefix: str,
+        step_fn: Callable[[tuple], dict[str, Tensor]],
+    ) -> tuple[Tensor, list[int]]:
+        """Run an epoch batch by batch; return losses and sizes of the batches."""
         losses, sizes = [], []
         for batch in iterator:
             if self.callbacks_:
@@ -164,19 +210,25 @@ class Net(NeuralNet):
                 self.history.record_batch(f"{prefix}_loss", float(step["loss"]))
                 self.history.record_batch(f"{prefix}_batch_size", sizes[-1])
                 self.notify("on_batch_end", batch=seen, training=training, **step)
-        values = torch.stack(losses).cpu().double()
-        weights = torch.tensor(sizes, dtype=torch.float64, device="cpu")
-        self.history.record(f"{prefix}_loss", float(values @ weights / weights.sum()))
+        sizes = list(getattr(iterator, "sizes", sizes))
+        return torch.stack(losses), sizes
+
+    def _run_recorded(self, batches: Any) -> tuple[Tensor, list[int]]:
+        """Run an epoch of recorded steps; return losses and sizes of the batches."""
+        if self.recorded_ is None:
+            self.recorded_ = RecordedSteps(self)
+        return self.recorded_.run(batches)
 
     def begin_phase(self) -> None:
         """Begin a training of its own for the callbacks, with a history of its own."""
+        self.recorded_ = None
         self.initialize_callbacks()
         self.initialize_history()
         self.notify("on_train_begin", X=None, y=None)
 
     def _seen(self, batch: tuple) -> tuple[Tensor, Any]:
         """Return a batch as callbacks see it: input, and the user's targets."""
-        x, (targets, _) = batch
+        x, (targets, *_) = batch
         if self.targets_ is None:
             return x, targets
         return x, self.targets_.decode(targets.cpu().numpy())
@@ -206,8 +258,13 @@ class Net(NeuralNet):
 
     def swap(self, module: MLP) -> None:
         """Train another module from here on, with a fresh optimizer."""
-        self.module_ = module
+        self.module_, self.recorded_ = module, None
         self.initialize_optimizer()
+
+
+def is_recordable(device: torch.device) -> bool:
+    """Tell whether steps on a device may be recorded now or later."""
+    return is_accelerator(device) or device.type in CAPTURES
 
 
 def make_net(

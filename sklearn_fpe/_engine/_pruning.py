@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from bisect import bisect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sklearn_fpe._engine._hooks import Hook
-from sklearn_fpe.nn import MLP, Plan, PruneRule, Shape, SplitRule
-from sklearn_fpe.nn._prune import PRUNES, split_layers
+from sklearn_fpe.nn import MLP, Plan, PruneRule, Shape, Splitter
+from sklearn_fpe.nn._prune import PRUNES
 
 if TYPE_CHECKING:
     from sklearn_fpe._engine._recipe import Recipe
@@ -50,16 +50,6 @@ class Gradual(PruneRule):
         self.begin, self.end, self.interval = begin, end, interval
         self.skip_factor = skip_factor
 
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and vars(other) == vars(self)
-
-    def __repr__(self) -> str:
-        fields = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
-        return f"{type(self).__name__}({fields})"
-
-    def __hash__(self) -> int:
-        return hash((type(self), *vars(self).values()))
-
     def least_budget(self, shape: Shape) -> int:
         """Return the cost of one path of edges with its biases."""
         return 2 * len(shape.hidden) + 1 + shape.n_outputs
@@ -69,16 +59,10 @@ class Gradual(PruneRule):
         return self.least_budget(shape.parent())
 
     def plan(
-        self,
-        weights: list[np.ndarray],
-        shape: Shape,
-        split: SplitRule,
-        groups: Any,
-        budget: int,
-        rng: np.random.Generator,
+        self, weights: list[np.ndarray], shape: Shape, splitter: Splitter, budget: int
     ) -> Plan:
         """Split all layers and keep everything."""
-        _, children = split_layers(weights, shape, split, groups, rng)
+        _, children = splitter.split_layers(weights, shape)
         return Plan.keep_all(shape, children)
 
     def hook(self, recipe: Recipe) -> GradualPruning:
@@ -112,14 +96,24 @@ class GradualPruning(Hook):
             self._n_start = trainer.network.n_nonzero
             self.settled = self._n_start <= self.budget
 
-    def before_step(self, trainer: Trainer) -> None:
-        """Prune if it is time; the optimizer has a state from its first step on."""
+    def due(self, trainer: Trainer) -> bool:
+        """Tell whether it is time to prune.
+
+        The optimizer has a state from its first step on.
+        """
         if self.settled or trainer.step == 0:
+            return False
+        share = self._progress(trainer)
+        return share >= 1 or (share > 0 and trainer.step % self.rule.interval == 0)
+
+    def before_step(self, trainer: Trainer) -> None:
+        """Prune if it is time."""
+        if not self.due(trainer):
             return
         share = self._progress(trainer)
         if share >= 1:
             self._finish(trainer)
-        elif share > 0 and trainer.step % self.rule.interval == 0:
+        else:
             span = self._n_start - self.budget
             target = self.budget + math.ceil(span * (1 - share) ** 3)
             prune_to(trainer, target, self.rule.skip_factor)
@@ -165,7 +159,7 @@ def prune_to(trainer: Trainer, n_parameters: int, skip_factor: float) -> None:
     layer is left empty.
     """
     maps = trainer.network.maps
-    n_biases = sum(layer.n_nonzero - layer.n_weights for layer in maps)
+    n_biases = sum(layer.n_biases for layer in maps)
     usable = [layer.kept() for layer in maps]
     scores = saliencies(trainer, skip_factor)
     alive = trainer.network.alive(usable)
@@ -359,13 +353,14 @@ def _strongest_path(
     for level in reversed(range(len(network.layers))):
         layer = network.layers[level]
         score = scores[level].masked_fill(~usable[level], -0.5)
-        score = score.masked_fill(~edges[level], -1)
+        score = score.masked_fill(~edges[level], -1).flatten(0, -2)
+        # Indices stay tensors, because the host would wait for numbers.
         if unit is None:
-            unit = int(score.amax(1).argmax())
-        row = layer.row(unit)
-        column = int(score[row].argmax())
-        path[level][(*row, column)] = True
-        unit = layer.input_of(row, column)
+            unit = score.amax(1).argmax().view(1)
+        rows = layer.rows_into(unit)
+        columns = score.index_select(0, rows).argmax(1)
+        path[level].view(-1).index_fill_(0, rows * score.shape[1] + columns, True)
+        unit = layer.inputs_at(rows, columns)
     return path
 
 
@@ -381,9 +376,10 @@ def _largest(
     )
     if forced is not None:
         flat.masked_fill_(torch.cat([f.flatten() for f in forced]), math.inf)
-    n = min(n, sum(int(u.sum()) for u in usable))
+    values, places = flat.topk(min(n, len(flat)), sorted=False)
     chosen = torch.zeros_like(flat, dtype=torch.bool)
-    chosen[flat.topk(n, sorted=False).indices] = True
+    # Where fewer are usable, others are among the largest.
+    chosen.scatter_(0, places, values > -1)
     parts = chosen.split([s.numel() for s in scores])
     return [part.view(s.shape) for part, s in zip(parts, scores, strict=True)]
 

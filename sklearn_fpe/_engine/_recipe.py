@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
@@ -12,7 +12,16 @@ import torch
 
 from sklearn_fpe._engine._loss import Loss
 from sklearn_fpe._engine._moments import Moments
-from sklearn_fpe.nn import MLP, Activation, Affine, PruneRule, Shape, SplitRule
+from sklearn_fpe._engine._world import World
+from sklearn_fpe.nn import (
+    MLP,
+    Activation,
+    Affine,
+    Ensemble,
+    PruneRule,
+    Shape,
+    SplitRule,
+)
 from sklearn_fpe.nn._activation import ACTIVATIONS
 from sklearn_fpe.nn._prune import PRUNES
 from sklearn_fpe.nn._split import SPLITS
@@ -72,6 +81,17 @@ class Seeds:
         state = np.random.SeedSequence(entropy).generate_state(4)
         return cls(*(int(seed) for seed in state))
 
+    def of_member(self, number: int) -> Seeds:
+        """Return the seeds of a network of an ensemble; those of the first are these.
+
+        They differ in initial weights and split, not in the order of the rows.
+        """
+        if number == 0:
+            return self
+        entropy = (self.init, self.split, number)
+        init, split = np.random.SeedSequence(entropy).generate_state(2)
+        return replace(self, init=int(init), split=int(split))
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -102,6 +122,14 @@ class Recipe:
     groups: Any
     activation: Activation
     seeds: Seeds
+
+    def of_member(self, number: int) -> Recipe:
+        """Return the recipe of a network of an ensemble, counted from 0.
+
+        Networks differ in their initial weights and their splits. They read the same
+        batches and hold the same rows out.
+        """
+        return replace(self, seeds=self.seeds.of_member(number))
 
     def to_state(self) -> dict[str, Any]:
         """Return the recipe as a dict of plain values; see :func:`rule_to_state`."""
@@ -149,6 +177,8 @@ class Settings:
         Where to train.
     callbacks : tuple
         skorch callbacks.
+    tf32 : bool
+        Whether matrix products on CUDA are in TF32.
     """
 
     loss: Loss
@@ -162,6 +192,7 @@ class Settings:
     bfloat16: bool
     device: torch.device
     callbacks: tuple = ()
+    tf32: bool = False
 
     def rate_at(self, epoch: int) -> float:
         """Return the learning rate of an epoch.
@@ -193,6 +224,7 @@ class Targets(Protocol):
 
     n_columns: int
     rows_to_score: int
+    link: str
 
     def encode(self, y: np.ndarray) -> torch.Tensor:
         """Turn checked targets into a tensor for the loss."""
@@ -206,8 +238,8 @@ class Targets(Protocol):
     def probabilities(self, outputs: np.ndarray) -> np.ndarray:
         """Turn raw outputs into probabilities."""
 
-    def learn_scale(self, y: np.ndarray, weights: np.ndarray) -> None:
-        """Learn location and scale of more targets."""
+    def learn_scale(self, y: np.ndarray, weights: np.ndarray, world: World) -> None:
+        """Learn location and scale of more targets, those of all processes."""
 
     def output_affine(self) -> Affine:
         """Return the standardisation of the targets."""
@@ -291,6 +323,8 @@ class Learned:
         Whether the network is expanded yet.
     history : History
         The record of the training.
+    others : tuple of Learned
+        What the other networks of an ensemble have learned.
     """
 
     recipe: Recipe
@@ -300,6 +334,26 @@ class Learned:
     targets: Targets
     phase: str
     history: History = field(default_factory=History)
+    others: tuple[Learned, ...] = ()
+
+    @property
+    def members(self) -> tuple[Learned, ...]:
+        """What each network has learned: of an ensemble, several."""
+        return (replace(self, others=()), *self.others) if self.others else (self,)
+
+    @classmethod
+    def join(cls, members: Sequence[Learned]) -> Learned:
+        """Return what networks have learned as one object, see :attr:`members`."""
+        first, *others = members
+        return replace(first, others=tuple(others))
+
+    @property
+    def predictor(self) -> MLP | Ensemble:
+        """The network, or the networks of an ensemble as one."""
+        if not self.others:
+            return self.network
+        networks = [member.network for member in self.members]
+        return Ensemble(networks, self.targets.link)
 
     @property
     def expansion(self) -> tuple[int, ...]:
@@ -333,7 +387,7 @@ class Learned:
             "targets": self.targets.to_state(),
             "phase": self.phase,
             "history": self.history.to_state(),
-        }
+        } | ({"others": [m.to_state() for m in self.others]} if self.others else {})
 
     @classmethod
     def from_state(
@@ -362,4 +416,5 @@ class Learned:
             make_targets(state["targets"]),
             state["phase"],
             History.from_state(state["history"]),
+            tuple(cls.from_state(s, make_targets) for s in state.get("others", ())),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from sklearn_fpe._engine._hooks import Hook
 from sklearn_fpe._engine._pruning import position
-from sklearn_fpe.nn import Plan, PruneRule, Shape, SplitRule
+from sklearn_fpe.nn import Plan, PruneRule, Shape, Splitter
 from sklearn_fpe.nn._layers import Layer
-from sklearn_fpe.nn._prune import PRUNES, split_layers
+from sklearn_fpe.nn._prune import PRUNES
 
 if TYPE_CHECKING:
     from sklearn_fpe._engine._recipe import Recipe
@@ -61,12 +61,6 @@ class Rewired(PruneRule):
         self.n_blocks, self.share, self.n_moves = n_blocks, share, n_moves
         self.end, self.least_share = end, least_share
 
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and vars(other) == vars(self)
-
-    def __hash__(self) -> int:
-        return hash((type(self), *vars(self).values()))
-
     def least_budget(self, shape: Shape) -> int:
         """Return the cost of one path of edges with its biases."""
         return 2 * len(shape.hidden) + shape.n_outputs * 2
@@ -76,17 +70,11 @@ class Rewired(PruneRule):
         return self.least_budget(shape.parent())
 
     def plan(
-        self,
-        weights: list[np.ndarray],
-        shape: Shape,
-        split: SplitRule,
-        groups: Any,
-        budget: int,
-        rng: np.random.Generator,
+        self, weights: list[np.ndarray], shape: Shape, splitter: Splitter, budget: int
     ) -> Plan:
         """Split all layers; keep the outgoing weights whole, and the largest others."""
         siblings = [self._siblings(n_children) for n_children in shape.expansion]
-        wide, children = split_layers(weights, shape, split, groups, rng)
+        wide, children = splitter.split_layers(weights, shape)
         alive = [np.ones(n, dtype=bool) for n in shape.fan_ins()[1:]]
         strength = unit_strength(wide, children, shape)
         order = np.argsort(-strength[-1], kind="stable")
@@ -131,20 +119,25 @@ class Rewiring(Hook):
     def __init__(self, rule: Rewired) -> None:
         self.rule = rule
 
-    def before_step(self, trainer: Trainer) -> None:
-        """Move edges if it is time."""
+    def due(self, trainer: Trainer) -> bool:
+        """Tell whether it is time to move edges."""
         interval = max(1, trainer.n_steps // self.rule.n_moves)
         if trainer.phase != "fine-tune" or trainer.step % interval or not trainer.step:
+            return False
+        return position(trainer) / self.rule.end < 1
+
+    def before_step(self, trainer: Trainer) -> None:
+        """Move edges if it is time."""
+        if not self.due(trainer):
             return
         time = position(trainer) / self.rule.end
-        if time < 1:
-            share = self.rule.share / 2 * (1 + math.cos(math.pi * time))
-            masks = {
-                level: self._moved(layer, share)
-                for level, layer in enumerate(trainer.network.hidden)
-                if layer.mask is not None
-            }
-            trainer.set_masks(masks)
+        share = self.rule.share / 2 * (1 + math.cos(math.pi * time))
+        masks = {
+            level: self._moved(layer, share)
+            for level, layer in enumerate(trainer.network.hidden)
+            if layer.mask is not None
+        }
+        trainer.set_masks(masks)
 
     @torch.no_grad()
     def _moved(self, layer: Layer, share: float) -> Tensor:

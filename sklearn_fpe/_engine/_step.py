@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
 
+from sklearn_fpe._engine._world import World
 from sklearn_fpe.nn import MLP
 
 ALIGNMENT = 16
@@ -60,20 +61,47 @@ class FlatParameters:
         self.follow_masks()
 
     def follow_masks(self) -> None:
-        """Bring :attr:`trainable` up to date with the masks of the layers."""
-        self.trainable = None
-        for layer in self.network.maps:
-            if layer.mask is None:
-                continue
-            if self.trainable is None:
-                self.trainable = torch.ones_like(self.vector, requires_grad=False)
-            self.trainable[self.places[layer.weight]] = layer.mask.flatten().float()
+        """Bring :attr:`trainable` up to date with the masks of the layers.
+
+        In place, if there is one, because a recorded step or a stack reads it there.
+        """
+        masked = [layer for layer in self.network.maps if layer.mask is not None]
+        if self.trainable is None:
+            if not masked:
+                return
+            self.trainable = torch.empty_like(self.vector, requires_grad=False)
+        self.trainable.fill_(1.0)
+        for layer in masked:
+            assert layer.mask is not None
+            self.trainable[self.places[layer.weight]].copy_(layer.mask.flatten())
+
+    @torch.no_grad()
+    def move_to(self, values: Tensor, gradient: Tensor, trainable: Tensor) -> None:
+        """Keep the parameters, their gradients and the masks in other memory.
+
+        Parameters
+        ----------
+        values, gradient, trainable : tensors of shape (n,)
+            The memory, such as a row of a matrix that holds several networks.
+        """
+        values.copy_(self.vector)
+        self.vector.data, self.vector.grad = values, gradient
+        for p, place in self.places.items():
+            p.data = values[place].view(p.shape)
+            p.grad = gradient[place].view(p.shape)
+        self.trainable = trainable
+        self.follow_masks()
+
+    @property
+    def gradient(self) -> Tensor:
+        """The gradients of all parameters, a tensor of shape (n,)."""
+        assert self.vector.grad is not None
+        return self.vector.grad
 
     def mask_gradients(self) -> None:
         """Set the gradients of pruned weights to zero."""
         if self.trainable is not None:
-            assert self.vector.grad is not None
-            self.vector.grad.mul_(self.trainable)
+            self.gradient.mul_(self.trainable)
 
 
 def mask_gradients(network: MLP) -> None:
@@ -81,6 +109,16 @@ def mask_gradients(network: MLP) -> None:
     for layer in network.maps:
         if layer.mask is not None and layer.weight.grad is not None:
             layer.weight.grad.mul_(layer.mask)
+
+
+def add_gradients(network: MLP, world: World) -> None:
+    """Add up the gradients that every process has computed, as one vector."""
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    vector = torch.cat([gradient.flatten() for gradient in gradients])
+    world.add_(vector)
+    parts = vector.split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 class VectorAdamW(torch.optim.AdamW):
@@ -108,23 +146,64 @@ class VectorAdamW(torch.optim.AdamW):
             state["step"] = vector.new_zeros(())
             state["exp_avg"] = torch.zeros_like(vector)
             state["exp_avg_sq"] = torch.zeros_like(vector)
-        beta1, beta2 = group["betas"]
-        adamw(
-            [vector],
-            [vector.grad],
-            [state["exp_avg"]],
-            [state["exp_avg_sq"]],
-            [],
-            [state["step"]],
-            fused=True,
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
+        state["step"] += 1
+        update_adamw(group, [vector.detach()], [vector.grad], [state])
+
+    @torch.no_grad()
+    def move_to(self, step: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> None:
+        """Keep the state of the single parameter in other memory.
+
+        Parameters
+        ----------
+        step : tensor of shape ()
+            Steps so far.
+        exp_avg, exp_avg_sq : tensors of shape (n,)
+            Running means of the gradient and of the squared gradient.
+        """
+        ((vector,),) = (group["params"] for group in self.param_groups)
+        memory = {"step": step, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+        state = self.state[vector]
+        for name, tensor in memory.items():
+            tensor.copy_(state[name]) if state else tensor.zero_()
+        state.update(memory)
+
+
+def update_adamw(
+    group: dict[str, Any],
+    vectors: list[Tensor],
+    gradients: list[Tensor],
+    states: list[dict[str, Tensor]],
+) -> None:
+    """Update vectors by one step of AdamW, in one call of the kernel.
+
+    ``torch.optim.adamw.adamw`` sorts its tensors by device and asks for compilers at
+    every call, which takes several times as long as the kernel.
+
+    Parameters
+    ----------
+    group : dict
+        The optimizer's group of parameters: learning rate, weight decay, constants.
+    vectors, gradients : list of tensors of shape (n,)
+        Values and gradients.
+    states : list of dict
+        The optimizer's state of each vector; the steps count this one already.
+    """
+    beta1, beta2 = group["betas"]
+    torch._fused_adamw_(
+        vectors,
+        gradients,
+        [state["exp_avg"] for state in states],
+        [state["exp_avg_sq"] for state in states],
+        [],
+        [state["step"] for state in states],
+        lr=group["lr"],
+        beta1=beta1,
+        beta2=beta2,
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        amsgrad=False,
+        maximize=False,
+    )
 
 
 def has_fast_step(network: MLP) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,18 +14,56 @@ from torch import Tensor, nn
 
 from sklearn_fpe._engine._cache import StoppedError, Warm, WarmUpCache
 from sklearn_fpe._engine._context import training_context
-from sklearn_fpe._engine._hooks import Hook
+from sklearn_fpe._engine._deal import Deal, deal
+from sklearn_fpe._engine._graph import may_record
+from sklearn_fpe._engine._hooks import Hook, StepHooks
 from sklearn_fpe._engine._moments import Moments
 from sklearn_fpe._engine._net import Net, make_net
 from sklearn_fpe._engine._recipe import History, Learned, Recipe, Settings, Targets
 from sklearn_fpe._engine._rows import Rows, make_rows
+from sklearn_fpe._engine._shared import MAX_ARRANGED_BYTES, Shared
 from sklearn_fpe._engine._views import Sample
-from sklearn_fpe.nn import MLP, Affine
+from sklearn_fpe._engine._world import SINGLE, World, digest
+from sklearn_fpe.nn import MLP, Affine, BlockLinear
 from sklearn_fpe.nn._expand import expand_to
 from sklearn_fpe.nn._prune import PRUNES
 
 PREDICTION_ROWS = 4096
 """Held-out rows that are predicted at a time."""
+
+Training = Generator["Epoch", None, Any]
+"""A training that yields each epoch, which somebody else runs, and returns a result."""
+
+
+@dataclass(frozen=True, eq=False)
+class Epoch:
+    """An epoch that a training waits for.
+
+    Run it by :meth:`Trainer.run_epoch`, or together with epochs of other networks.
+
+    Parameters
+    ----------
+    trainer : Trainer
+        The network in training.
+    rows : Rows
+        The rows to train on.
+    rate : float
+        The learning rate.
+    """
+
+    trainer: Trainer
+    rows: Rows
+    rate: float
+
+
+def run_alone(training: Training) -> Any:
+    """Run a training epoch by epoch; return its result."""
+    while True:
+        try:
+            epoch = next(training)
+        except StopIteration as end:
+            return end.value
+        epoch.trainer.run_epoch(epoch)
 
 
 class Trainer:
@@ -40,6 +79,10 @@ class Trainer:
         The targets; a copy is kept.
     learned : Learned, default=None
         What to continue from; None: a fresh network.
+    shared : Shared, default=None
+        What it has in common with other trainings; None: nothing.
+    world : World, default=SINGLE
+        The processes that train the same network, each on its own rows.
 
     Attributes
     ----------
@@ -72,8 +115,11 @@ class Trainer:
         settings: Settings,
         targets: Targets,
         learned: Learned | None = None,
+        shared: Shared | None = None,
+        world: World = SINGLE,
     ) -> None:
-        self.recipe, self.settings = recipe, settings
+        self.recipe, self.settings, self._shared = recipe, settings, shared
+        self.world = world
         self.targets = copy.deepcopy(targets)
         n_inputs = recipe.shape.n_inputs
         if learned is None:
@@ -134,10 +180,7 @@ class Trainer:
     def _learn_scale(self, sample: Sample) -> None:
         trained = bool(self.history.losses)
         if self.settings.standardize:
-            moments = Moments(sample.view.shape[1])
-            if self.moments is not None:
-                moments = copy.deepcopy(self.moments)
-            moments.update(sample.view, sample.weights)
+            moments = self._moments_with(sample)
             affine = moments.affine()
             if trained and self.moments is not None:
                 constant = self.moments.constant()
@@ -145,7 +188,7 @@ class Trainer:
                 self.network.change_input(Affine(self.affine.mean, scale), affine)
             self.moments, self.affine = moments, affine
         before = self.targets.output_affine()
-        self.targets.learn_scale(sample.y, sample.weights)
+        self.targets.learn_scale(sample.y, sample.weights, self.world)
         if trained:
             self.network.change_output(before, self.targets.output_affine())
         else:
@@ -155,7 +198,40 @@ class Trainer:
                 for layer in self.network.output_maps:
                     layer.weight[rows] = 0.0
 
-    def fit(
+    def _moments_with(self, sample: Sample) -> Moments:
+        """Return the statistics of the inputs so far and of more rows."""
+        if self.moments is not None:
+            moments = copy.deepcopy(self.moments)
+            return moments.update(
+                sample.view,
+                sample.weights,
+                device=self.settings.device,
+                world=self.world,
+            )
+        moments = Moments(sample.view.shape[1])
+        if self._shared is None:
+            return moments.update(
+                sample.view,
+                sample.weights,
+                device=self.settings.device,
+                world=self.world,
+            )
+        return self._shared.get(
+            ("moments", id(sample)),
+            lambda: moments.update(
+                sample.view,
+                sample.weights,
+                device=self.settings.device,
+                world=self.world,
+            ),
+        )
+
+    def fit(self, *args: Any, **kwargs: Any) -> Learned:
+        """Run the phases that are left; takes what :meth:`training` takes."""
+        with training_context(self.settings.device, self.settings.tf32):
+            return run_alone(self.training(*args, **kwargs))
+
+    def training(
         self,
         train: Sample,
         held: Sample | None = None,
@@ -163,8 +239,10 @@ class Trainer:
         hooks: Sequence[Hook] = (),
         cache: Callable[[dict], WarmUpCache] | None = None,
         n_epochs: int | None = None,
-    ) -> Learned:
-        """Run the phases that are left.
+    ) -> Training:
+        """Run the phases that are left, and yield every epoch for somebody to run.
+
+        Must be resumed in a :func:`training_context` of the device.
 
         Parameters
         ----------
@@ -186,39 +264,56 @@ class Trainer:
             What was learned.
         """
         settings = self.settings
-        with training_context(settings.device):
-            rows = self._rows(train)
-            self._held = None if held is None else self._rows(held)
-            self.history = replace(self.history, n_iter=0)
-            if held is None:
-                self.history = self.history.without_validation()
-            self.n_epochs = settings.max_iter
-            last = settings.max_iter if n_epochs is None else n_epochs
-            first = 0
-            if self.phase == "warm-up":
-                first = max(0, settings.n_warmup - len(self.history.losses))
-                self._warm_up(rows, range(min(first, last)), hooks, cache, train)
-                self.expand()
-            self._arrange(rows)
-            pruning = self.recipe.prune.hook(self.recipe)
-            if pruning is not None:
-                hooks = [pruning, *hooks]
-            self._run(rows, range(first, max(first, last)), hooks)
-            return self.learned()
+        rows = self._rows(train)
+        self._held = None if held is None else self._rows(held)
+        self.history = replace(self.history, n_iter=0)
+        if held is None:
+            self.history = self.history.without_validation()
+        self.n_epochs = settings.max_iter
+        last = settings.max_iter if n_epochs is None else n_epochs
+        first = 0
+        if self.phase == "warm-up":
+            first = max(0, settings.n_warmup - len(self.history.losses))
+            warm_up = range(min(first, last))
+            yield from self._warm_up(rows, warm_up, hooks, cache, train)
+            self.expand()
+        rows = self._arrange(rows, train, held)
+        pruning = self.recipe.prune.hook(self.recipe)
+        if pruning is not None:
+            hooks = [pruning, *hooks]
+        yield from self._run(rows, range(first, max(first, last)), hooks)
+        return self.learned()
+
+    def warming(self, train: Sample, n_epochs: int) -> Training:
+        """Train the dense parent alone, yielding epochs; return its weights and losses.
+
+        Its result is what a cache stores, see :meth:`training`.
+        """
+        self.n_epochs = self.settings.max_iter
+        yield from self._run(self._rows(train), range(n_epochs), ())
+        return self._warm()
+
+    def _warm(self) -> Warm:
+        state = self.network.state_dict()
+        state = {name: value.cpu().numpy() for name, value in state.items()}
+        return state, list(self.history.losses)
 
     def partial_fit(self, sample: Sample) -> Learned:
         """Run one epoch on some rows at a constant learning rate."""
-        with training_context(self.settings.device):
+        with training_context(self.settings.device, self.settings.tf32):
             if self.phase == "warm-up":
                 self.learn_scale(sample)
                 if len(self.history.losses) >= self.settings.n_warmup:
                     self.expand()
             rows = self._rows(sample)
             self._arrange(rows)
+            self._dealt = self._deal(rows)
             self.history = self.history.without_validation()
             self.net.notify("on_train_begin", X=None, y=None)
-            self._epoch(rows, self.settings.learning_rate_init)
+            self.run_epoch(Epoch(self, rows, self.settings.learning_rate_init))
+            self._check_loss()
             self.net.notify("on_train_end", X=None, y=None)
+            self._check_equal_networks()
             return self.learned()
 
     def learned(self) -> Learned:
@@ -251,6 +346,7 @@ class Trainer:
         self.network = self._expanded()
         self.net.swap(self.network)
         self.phase = "fine-tune"
+        self._check_equal_networks()
 
     # ----------------------------------------------------------------------------------
     # What hooks call
@@ -261,18 +357,46 @@ class Trainer:
         """Epochs of the running fit so far."""
         return self.history.n_iter
 
-    def validate(self) -> tuple[np.ndarray, float]:
-        """Return outputs (n_rows, n_outputs) and mean loss of the held-out rows."""
+    def validate(
+        self, reduce: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[np.ndarray, float]:
+        """Return outputs and mean loss of the held-out rows.
+
+        The loss is that of the rows of all processes, the outputs those of this one.
+
+        Parameters
+        ----------
+        reduce : callable, default=None
+            Maps outputs (n_rows, n_outputs) to the tensor that is needed of them, so
+            that the host waits for the device once, and less is copied. None: all.
+
+        Returns
+        -------
+        outputs : ndarray
+            Outputs (n_rows, n_outputs), or what `reduce` made of them.
+        loss : float
+            Mean loss.
+        """
         assert self._held is not None
         network = self.net.module_.eval()
         with torch.inference_mode():
             batches = self._held.batches(PREDICTION_ROWS)
             outputs = torch.cat([network(x) for x, _ in batches])
             loss = self.settings.loss(outputs, self._held.targets, self._held.weights)
-        array = outputs.cpu().numpy()
-        if not np.isfinite(array).all():
+            if reduce is None:
+                array, value = outputs.cpu().numpy(), float(loss)
+                finite = bool(np.isfinite(array).all())
+            else:
+                needed = reduce(outputs)
+                flags = torch.stack([loss.double(), outputs.isfinite().all().double()])
+                # In one copy, as float64, which holds float32 and class numbers.
+                copied = torch.cat([needed.flatten().double(), flags]).cpu()
+                array = copied[:-2].to(needed.dtype).view(needed.shape).numpy()
+                value, finite = float(copied[-2]), bool(copied[-1])
+        if not finite:
             raise self._diverged("The outputs for validation rows became infinite.")
-        return array, float(loss)
+        n_rows = len(self._held)
+        return array, self.world.mean(value, n_rows, "validation losses")
 
     def record_validation(self, score: float, loss: float) -> None:
         """Add a score and a loss of the held-out rows to the history."""
@@ -354,14 +478,25 @@ class Trainer:
     # Epochs
     # ----------------------------------------------------------------------------------
 
-    def _rows(self, sample: Sample) -> Rows:
-        return make_rows(
-            sample.view,
-            self.targets.encode(sample.y),
-            sample.training_weights(),
-            self.affine,
-            self.settings.device,
-        )
+    def _rows(self, sample: Sample, partition: bytes = b"") -> Rows:
+        """Return the rows of a sample, standardised.
+
+        `partition` tells apart rows that are arranged in different ways.
+        """
+
+        def make() -> Rows:
+            return make_rows(
+                sample.view,
+                self.targets.encode(sample.y),
+                sample.training_weights(self.world),
+                self.affine,
+                self.settings.device,
+            )
+
+        if self._shared is None:
+            return make()
+        key = (id(sample), self.settings.standardize, self.settings.device, partition)
+        return self._shared.get(("rows", *key), make)
 
     def _expanded(self) -> MLP:
         recipe = self.recipe
@@ -375,13 +510,33 @@ class Trainer:
             rng=recipe.seeds.split,
         )
 
-    def _arrange(self, rows: Rows) -> None:
-        """Arrange the columns of rows that are used again and again."""
+    def _arrange(
+        self, rows: Rows, train: Sample | None = None, held: Sample | None = None
+    ) -> Rows:
+        """Arrange the columns of rows that are used again and again; return the rows.
+
+        Rows that other trainings use, too, stay as they are: arranged are others, which
+        trainings of networks with the same partition share.
+        """
         if self.settings.callbacks:
-            return  # callbacks see the network and the columns as they are
+            return rows  # callbacks see the network and the columns as they are
+        first = self.network.layers[0]
+        if (
+            self._shared is not None
+            and self.network.reorders_columns
+            and isinstance(first, BlockLinear)
+        ):
+            if 4 * math.prod(rows.view.shape) > MAX_ARRANGED_BYTES:
+                return rows
+            assert train is not None
+            partition = first.inputs.cpu().numpy().tobytes()
+            rows = self._rows(train, partition)
+            if held is not None:
+                self._held = self._rows(held, partition)
         if self._held is not None:
             self._held.arrange(self.network)
         self._attach(rows.arrange(self.network))
+        return rows
 
     def _attach(self, arranged: bool) -> None:
         """Let the net compute with the network as it is now."""
@@ -397,18 +552,16 @@ class Trainer:
         hooks: Sequence[Hook],
         cache: Callable[[dict], WarmUpCache] | None,
         train: Sample,
-    ) -> None:
+    ) -> Training:
         """Train the dense parent, or take it from the cache."""
         if cache is None or not epochs or self.history.losses:
-            self._run(rows, epochs, hooks)
+            yield from self._run(rows, epochs, hooks)
             return
 
         def compute() -> Warm:
-            if self._run(rows, epochs, hooks):
+            if run_alone(self._run(rows, epochs, hooks)):
                 raise StoppedError
-            state = self.network.state_dict()
-            state = {name: value.cpu().numpy() for name, value in state.items()}
-            return state, list(self.history.losses)
+            return self._warm()
 
         find = cache(
             {
@@ -433,13 +586,18 @@ class Trainer:
             hook.on_phase_end(self)
         self.from_cache = False
 
-    def _run(self, rows: Rows, epochs: range, hooks: Sequence[Hook]) -> bool:
-        """Run epochs of a phase; return whether they were stopped early."""
+    def _run(self, rows: Rows, epochs: range, hooks: Sequence[Hook]) -> Training:
+        """Yield the epochs of a phase; return whether they were stopped early."""
         self.epochs = epochs
-        batch_size = self.settings.rows_per_step(len(rows))
         self.validation_score = None
-        self.step, self.n_steps = 0, len(epochs) * -(-len(rows) // batch_size)
+        self._dealt = self._deal(rows)
+        self.step, self.n_steps = 0, len(epochs) * self._dealt.n_steps
         self.net.before_step = self._before_step(hooks)
+        self.net.records_ = (
+            not self.settings.callbacks
+            and self.world.size == 1
+            and may_record(self.settings.device, self.n_steps, rows.resident)
+        )
         self.net.begin_phase()
         stopped = False
         for hook in hooks:
@@ -447,16 +605,19 @@ class Trainer:
         for self.epoch in epochs:
             for hook in hooks:
                 hook.on_epoch_begin(self)
-            self._epoch(rows, self.settings.rate_at(self.epoch))
+            yield Epoch(self, rows, self.settings.rate_at(self.epoch))
+            self._check_loss()
             self.settled = all(hook.settled for hook in hooks)
             # Every hook is called, whichever asks to stop.
             asked = [hook.on_epoch_end(self) for hook in hooks]
-            if stopped := self.net.stop_ or any(asked):
+            stopped = self.world.total(self.net.stop_ or any(asked), "decisions") > 0
+            if stopped:
                 break
         self._end_training()
         for hook in hooks:
             hook.on_phase_end(self)
-        self.net.before_step = None
+        self.net.before_step, self.net.records_ = None, False
+        self._check_equal_networks()
         return stopped
 
     def _end_training(self) -> None:
@@ -469,40 +630,68 @@ class Trainer:
         for name, value in self.network.state_dict().items():
             self.loaded |= name in state and not torch.equal(value, state[name])
 
-    def _before_step(self, hooks: Iterable[Hook]) -> Callable[[], None] | None:
+    def _before_step(self, hooks: Iterable[Hook]) -> StepHooks | None:
         """Return what the net calls before a step; None if no hook wants it."""
         wanted = [h for h in hooks if type(h).before_step is not Hook.before_step]
-        if not wanted:
-            return None
+        return StepHooks(self, wanted) if wanted else None
 
-        def before_step() -> None:
-            for hook in wanted:
-                hook.before_step(self)
-            self.step += 1
+    def _deal(self, rows: Rows) -> Deal:
+        """Deal the rows of all processes to the steps of an epoch."""
+        counts = self.world.gather(len(rows), "numbers of rows")
+        n_together = self.settings.rows_per_step(sum(counts))
+        return deal(counts, self.world.rank, n_together)
 
-        return before_step
+    def _check_equal_networks(self) -> None:
+        """Check that all processes hold the same network, to the bit."""
+        if self.world.size > 1:
+            self.world.check_equal(
+                digest(self.network.state_dict().values()),
+                f"networks in the {self.phase}",
+                " Use the same versions of torch and NumPy everywhere; on processors "
+                "of several kinds, set ATEN_CPU_CAPABILITY=default.",
+            )
 
-    def _epoch(self, rows: Rows, rate: float) -> None:
-        net, settings = self.net, self.settings
-        net.stop_, self.validation_score = False, None
-        for group in net.optimizer_.param_groups:
-            group["lr"], group["weight_decay"] = rate, settings.weight_decay
-        n_before = len(self.history.losses)
-        batches = rows.batches(
-            settings.rows_per_step(len(rows)), (self.recipe.seeds.shuffle, n_before)
-        )
+    def run_epoch(self, epoch: Epoch) -> None:
+        """Run an epoch of this network alone."""
+        net, rows = self.net, epoch.rows
+        net.world = self.world
+        self.begin_epoch(epoch)
+        self.world.begin(f"{self.phase}, epoch {len(self.history.losses) + 1}")
         held = None
-        if settings.callbacks and self._held is not None:
+        if self.settings.callbacks and self._held is not None:
             held = self._held.batches(PREDICTION_ROWS)
+        shares = None if net.flat_ is None else self.settings.loss.shares
+        batches = self._dealt.batches(rows, self.order_seed, shares)
         net.fit_loop(batches, held, epochs=1)
-        self.loss = net.history[-1, "train_loss"]
-        if not math.isfinite(self.loss):
-            raise self._diverged(f"The training loss became {self.loss}.")
+        net.world = SINGLE  # because connections do not outlive a call
+        self.end_epoch(net.history[-1, "train_loss"])
+
+    def begin_epoch(self, epoch: Epoch) -> None:
+        """Set the learning rate and the weight decay of an epoch."""
+        self.net.stop_, self.validation_score = False, None
+        self.net.set_rate(epoch.rate)
+        for group in self.net.optimizer_.param_groups:
+            group["weight_decay"] = self.settings.weight_decay
+
+    def end_epoch(self, loss: float) -> None:
+        """Record the mean training loss of an epoch."""
+        self.loss = loss
         self.history = replace(
             self.history,
-            losses=(*self.history.losses, self.loss),
+            losses=(*self.history.losses, loss),
             n_iter=self.history.n_iter + 1,
         )
+
+    @property
+    def order_seed(self) -> tuple[int, ...]:
+        """The seed of the order of the rows in the next epoch."""
+        # Processes shuffle their rows differently.
+        of_process = (self.world.rank,) if self.world.size > 1 else ()
+        return (self.recipe.seeds.shuffle, *of_process, len(self.history.losses))
+
+    def _check_loss(self) -> None:
+        if not math.isfinite(self.loss):
+            raise self._diverged(f"The training loss became {self.loss}.")
 
     def _diverged(self, symptom: str) -> FloatingPointError:
         return FloatingPointError(

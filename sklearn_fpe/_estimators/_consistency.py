@@ -34,17 +34,17 @@ def check_unchanged(estimator, recipe, learned, standardized):
         "standardize": (standardized, bool(estimator.standardize)),
     }
     for name, (old, new) in pairs.items():
-        _check_same(name, old, new)
+        check_same(name, old, new)
 
 
 def check_same_targets(made, learned):
     """Check that the parameters which shaped the targets are the same."""
-    _check_same("task", type(learned).__name__, type(made).__name__)
+    check_same("task", type(learned).__name__, type(made).__name__)
     weights = [getattr(targets, "class_weight", None) for targets in (learned, made)]
-    _check_same("class_weight", *weights)
+    check_same("class_weight", *weights)
 
 
-def _check_same(name, old, new):
+def check_same(name, old, new):
     if old != new:
         old, new = (getattr(value, "name", value) for value in (old, new))
         raise ValueError(

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import math
 import warnings
+from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 import torch
 from scipy import sparse
+from sklearn import config_context, get_config
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_fpe._engine._context import readable_memory_errors, threads_for
+from sklearn_fpe._engine._device import is_accelerator, prediction_bytes
 from sklearn_fpe._engine._recipe import Learned
 from sklearn_fpe._engine._views import View, as_tensor, chunks
 from sklearn_fpe._estimators import _inputs, _parameters
-from sklearn_fpe._estimators._targets import targets_from_state
+from sklearn_fpe._estimators._targets import Link, targets_from_state
 from sklearn_fpe._version import __version__
-from sklearn_fpe.nn import MLP
+from sklearn_fpe.nn import MLP, Ensemble
 
-PREDICTION_BYTES = {"cpu": 2**22, "cuda": 2**28}
-"""Bytes of rows and activations that are predicted at a time, by kind of device.
+COLUMNS = ("n_features_in_", "feature_names_in_")
+"""The names under which an estimator holds what it knows of the columns of X."""
 
-On the CPU they fit the L2 cache.
-"""
-
-FITTED = ("_learned", "_trainer", "n_features_in_", "feature_names_in_")
+FITTED = ("_learned", "_trainer", *COLUMNS)
 """The names under which an estimator holds what it has learned."""
 
 
@@ -58,6 +59,23 @@ class Fitted(BaseEstimator):
             Raw outputs, or activations of the last hidden layer: float64 if X is of
             higher precision than float32 or float32 overflows, else float32.
         """
+        learned, outputs = self._run_network(X, hidden)
+        return learned.targets, outputs
+
+    def _linked_predict(self, X, link: Link):
+        """Return the predictions that a link makes of raw outputs."""
+        learned, outputs = self._run_network(X, False, link)
+        targets = learned.targets
+        if not is_accelerator(learned.network.device):
+            return link.on_host(targets, outputs)
+        return outputs if link.finish is None else link.finish(targets, outputs)
+
+    def _run_network(self, X, hidden: bool, link: Link | None = None):
+        """Run the network over X; return what was learned, and an array.
+
+        The array holds raw outputs or activations, or, on another device than the CPU,
+        what a link makes of raw outputs.
+        """
         # A copy, because another thread may replace what was learned meanwhile.
         state = object.__new__(type(self))
         state.__dict__ = dict(vars(self))
@@ -65,16 +83,21 @@ class Fitted(BaseEstimator):
             check_is_fitted(self)  # slow: called only where it raises
         X = _inputs.check_X(state, X, reset=False, values=False)
         learned, view = state._learned, View(X)
+        order = view.file_order()
+        if order is not None:
+            view = View(X, order)
         dtype = _inputs.predict_dtype(X)
-        outputs = state._compute(learned.network, view, dtype, hidden)
-        if not _all_finite(outputs):
-            outputs = state._compute(learned.network, view, torch.float64, hidden)
-            if not _all_finite(outputs):
+        outputs = state._compute(learned, view, dtype, hidden, link)
+        if outputs is None:
+            outputs = state._compute(learned, view, torch.float64, hidden, link)
+            if outputs is None:
                 raise ValueError(
                     "Input X contains a value too large for float64: the outputs of "
                     "the network overflow."
                 )
-        return learned.targets, outputs
+        if order is not None:
+            outputs = outputs[np.argsort(order)]
+        return learned, outputs
 
     def _hidden(self, X) -> np.ndarray:
         _, activations = self._raw_predict(X, hidden=True)
@@ -87,33 +110,68 @@ class Fitted(BaseEstimator):
             )
         return narrow
 
-    def _compute(self, network: MLP, view: View, dtype: torch.dtype, hidden: bool):
-        layers, device = list(network.layers), network.device
-        n_columns = layers[-1].in_features if hidden else layers[-1].out_features
-        outputs = torch.empty(len(view), n_columns, dtype=dtype, device="cpu")
-        width = sum(layer.in_features for layer in layers)
-        n_bytes = PREDICTION_BYTES.get(device.type, PREDICTION_BYTES["cuda"])
-        pieces = chunks(len(view), width, n_bytes, dtype.itemsize)
-        n_weights = sum(layer.weight.numel() for layer in layers)
-        remedy = "Predict fewer rows at a time"
+    def _compute(
+        self,
+        learned: Learned,
+        view: View,
+        dtype: torch.dtype,
+        hidden: bool,
+        link: Link | None,
+    ) -> np.ndarray | None:
+        """Compute in pieces; None if an output is not finite."""
+        network = learned.predictor
+        width, device = network.n_values, network.device
+        n_bytes = prediction_bytes(device)
+        pieces = list(chunks(len(view), width, n_bytes, dtype.itemsize))
+        n_flops = 2 * network.n_weights * min(len(view), n_bytes // (4 * width))
         with (
             torch.inference_mode(),
             torch.autocast(device.type, enabled=False),
-            threads_for(2 * n_weights * min(len(view), n_bytes // (4 * width)), device),
-            readable_memory_errors(device, remedy),
+            threads_for(n_flops, device),
+            readable_memory_errors(device, "Predict fewer rows at a time"),
         ):
+            if is_accelerator(device):
+                function = network.transform if hidden else network
+                if link is not None:
+                    function = partial(_apply_link, network, link, learned.targets)
+                return self._compute_on_device(function, view, pieces, dtype, device)
+            n_columns = network.n_units if hidden else network.n_outputs
+            outputs = torch.empty(len(view), n_columns, dtype=dtype, device="cpu")
             for rows in pieces:
                 part = view.read(rows)
                 if not isinstance(part, torch.Tensor):
-                    _inputs.check_values(self, view.X, part)
+                    _inputs.check_values(self, view, part, rows.start)
                 x = as_tensor(part, dtype).to(device)
                 if hidden:
                     outputs[rows] = network.transform(x)
-                elif device.type == "cpu":
-                    network(x, out=outputs[rows])
                 else:
-                    outputs[rows] = network(x)
-        return outputs.numpy()
+                    network(x, out=outputs[rows])
+            return outputs.numpy() if _all_finite(outputs.numpy()) else None
+
+    def _compute_on_device(self, function, view: View, pieces, dtype, device):
+        """Compute on another device than the CPU; rows are read and copied ahead.
+
+        The host waits for the results of every piece and, at the end, for whether the
+        outputs were finite.
+        """
+        config = get_config()  # of this thread
+
+        def check(part):
+            if not isinstance(part, torch.Tensor):
+                with config_context(**config):
+                    _inputs.check_values(self, view.X, part)
+
+        results, finite = None, []
+        parts = view.pieces(pieces, device, check)
+        for rows, part in zip(pieces, parts, strict=True):
+            outputs = function(part.to(dtype))
+            outputs, result = outputs if isinstance(outputs, tuple) else (outputs,) * 2
+            finite.append(outputs.isfinite().all())
+            if results is None:
+                shape = (len(view), *result.shape[1:])
+                results = torch.empty(shape, dtype=result.dtype, device="cpu")
+            results[rows] = result
+        return results.numpy() if bool(torch.stack(finite).all()) else None
 
     @property
     def learned_(self) -> Learned:
@@ -123,9 +181,19 @@ class Fitted(BaseEstimator):
         return self._learned
 
     @property
-    def module_(self) -> MLP:
-        """The fitted network, acting on X as it is."""
-        return self.learned_.network
+    def module_(self) -> MLP | Ensemble:
+        """The fitted network, or networks as one, acting on X as it is."""
+        return self.learned_.predictor
+
+    def _single(self, name: str) -> Learned:
+        """Return what was learned, of which an attribute exists for one network."""
+        learned = self.learned_
+        if learned.others:
+            raise AttributeError(
+                f"{name} belongs to one network, and this {type(self).__name__} has "
+                f"{len(learned.members)}: see {name} of each of its estimators_."
+            )
+        return learned
 
     @property
     def expansion_(self) -> tuple[int, ...]:
@@ -135,7 +203,7 @@ class Fitted(BaseEstimator):
     @property
     def budget_(self) -> int:
         """Non-zero parameters allowed, biases included."""
-        return self.learned_.recipe.budget
+        return sum(member.recipe.budget for member in self.learned_.members)
 
     @property
     def phase_(self) -> str:
@@ -145,12 +213,12 @@ class Fitted(BaseEstimator):
     @property
     def n_nonzero_(self) -> int:
         """Kept parameters of the fitted network, biases included."""
-        return self.learned_.network.n_nonzero
+        return sum(member.network.n_nonzero for member in self.learned_.members)
 
     @property
     def n_iter_(self) -> int:
         """Epochs of the last fit, and calls of ``partial_fit`` since."""
-        return self.learned_.history.n_iter
+        return max(member.history.n_iter for member in self.learned_.members)
 
     @property
     def n_layers_(self) -> int:
@@ -165,15 +233,19 @@ class Fitted(BaseEstimator):
     @property
     def loss_curve_(self) -> list[float]:
         """Mean training loss of every epoch."""
-        return list(self.learned_.history.losses)
+        curves = [member.history.losses for member in self.learned_.members]
+        if len(curves) == 1:
+            return list(curves[0])
+        epochs = zip_longest(*curves)
+        return [_mean([v for v in losses if v is not None]) for losses in epochs]
 
     @property
     def best_loss_(self) -> float:
         """Least of `loss_curve_`."""
-        return min(self.learned_.history.losses, default=math.inf)
+        return min(self.loss_curve_, default=math.inf)
 
     def _validated(self, name: str):
-        history = self.learned_.history
+        history = self._single(name).history
         if history.best_iter is None:
             raise AttributeError(
                 f"{name} exists after a fit with early_stopping=True only."
@@ -205,7 +277,7 @@ class Fitted(BaseEstimator):
     @property
     def coefs_(self) -> list[sparse.csr_array]:
         """Weights, a SciPy CSR array of shape (n_inputs, n_units) per layer."""
-        learned = self.learned_
+        learned = self._single("coefs_")
         output, affine = learned.targets.output_affine(), learned.network.input_affine
         weights = [
             layer.dense_weight().cpu().numpy().T for layer in learned.network.layers
@@ -220,7 +292,7 @@ class Fitted(BaseEstimator):
     @property
     def skip_coef_(self) -> sparse.csr_array:
         """Weights of the skip connection, a SciPy CSR array (n_inputs, n_outputs)."""
-        learned = self.learned_
+        learned = self._single("skip_coef_")
         skip = learned.network.skip
         if skip is None:
             raise AttributeError(
@@ -237,7 +309,7 @@ class Fitted(BaseEstimator):
     @property
     def intercepts_(self) -> list[np.ndarray]:
         """Biases, an ndarray of shape (n_units,) per layer."""
-        learned = self.learned_
+        learned = self._single("intercepts_")
         network, affine = learned.network, learned.network.input_affine
         biases = [layer.dense_bias().cpu().numpy() for layer in network.layers]
         if self._is_double(learned):
@@ -264,8 +336,7 @@ class Fitted(BaseEstimator):
 
     def _as_fitted(self, learned: Learned) -> dict[str, Any]:
         """Return the attributes of an estimator that has learned this."""
-        names = ("n_features_in_", "feature_names_in_")
-        seen = {name: vars(self)[name] for name in names if name in vars(self)}
+        seen = {name: vars(self)[name] for name in COLUMNS if name in vars(self)}
         return {"_learned": learned, **seen}
 
     def _score_arguments(self, y, sample_weight):
@@ -286,6 +357,10 @@ class Fitted(BaseEstimator):
         state = super().__getstate__().copy()
         state.pop("_trainer", None)
         if "_learned" in state:
+            if self._chooses_device():
+                # To predict on the same kind of device, with the same bits.
+                on_cpu = state["_learned"].network.device.type == "cpu"
+                state["_on_accelerator"] = not on_cpu
             state["_learned"] = state["_learned"].to_state()
             state["_fpe_version"] = __version__
         return state
@@ -294,6 +369,7 @@ class Fitted(BaseEstimator):
         """Put the network on the device that `device` means here."""
         state = dict(state)
         version, learned = state.pop("_fpe_version", None), state.get("_learned")
+        on_accelerator = state.pop("_on_accelerator", None)
         if learned is not None:
             state["_learned"] = Learned.from_state(learned, targets_from_state)
         super().__setstate__(state)
@@ -307,8 +383,31 @@ class Fitted(BaseEstimator):
                 stacklevel=_parameters.stack_level(),
             )
         self.device = _parameters.usable_device(self.device)
-        device = _parameters.resolve_device(self.device)
-        self._learned.network.to(device)
+        work = _parameters.LOADED_ROWS * self._learned.recipe.shape.n_parameters()
+        if on_accelerator is not None and self._chooses_device():
+            work = math.inf if on_accelerator else 0
+        device = _parameters.resolve_device(self.device, work)
+        for member in self._learned.members:
+            member.network.to(device)
+
+    def _chooses_device(self) -> bool:
+        """Tell whether the parameter `device` leaves the choice to the library."""
+        return isinstance(self.device, str) and self.device == "auto"
+
+
+class Averaged(Fitted):
+    """What an estimator has whose predictions several networks may share."""
+
+    @property
+    def estimators_(self) -> list:
+        """The networks, each as a fitted estimator of its own."""
+        found = []
+        for learned in self.learned_.members:
+            model = object.__new__(type(self))
+            model.__dict__ = {**vars(self), "_learned": learned, "n_estimators": 1}
+            vars(model).pop("_trainer", None)
+            found.append(model)
+        return found
 
 
 def make_unfitted(kind: type, parameters: dict[str, Any]):
@@ -368,6 +467,16 @@ def make_fitted(estimator, learned: dict[str, Any], feature_names, version: str)
         }
     )
     return estimator
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _apply_link(network: MLP | Ensemble, link: Link, targets, x: torch.Tensor):
+    """Return raw outputs, and what a link makes of them."""
+    outputs = network(x)
+    return outputs, link.on_device(targets, outputs)
 
 
 def _all_finite(array: np.ndarray) -> bool:

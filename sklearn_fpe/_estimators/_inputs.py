@@ -12,6 +12,8 @@ from sklearn.utils import assert_all_finite, check_array, check_consistent_lengt
 from sklearn.utils.validation import validate_data
 
 from sklearn_fpe._engine._context import readable_memory_errors
+from sklearn_fpe._engine._lazy import LazyArray
+from sklearn_fpe._engine._views import View, chunks
 
 LARGEST = float(np.finfo(np.float32).max)
 """Largest float32."""
@@ -39,7 +41,7 @@ def check_X(estimator, X, *, reset, name="X", values=True):
     estimator : BaseEstimator
         Learns or checks the number and the names of the columns.
     X : array-like, sparse matrix or tensor of shape (n_samples, n_features)
-        A tensor stays on its device.
+        A tensor stays on its device, and a lazy array in its files.
     reset : bool
         Whether the estimator learns the columns.
     name : str, default="X"
@@ -50,8 +52,14 @@ def check_X(estimator, X, *, reset, name="X", values=True):
 
     Returns
     -------
-    X : ndarray, CSR matrix or tensor of shape (n_samples, n_features)
+    X : ndarray, LazyArray, CSR matrix or tensor of shape (n_samples, n_features)
     """
+    if not (reset or values) and _is_usual(estimator, X):
+        return X
+    if isinstance(X, LazyArray):
+        _check_lazy(estimator, X, name, values)
+        validate_data(estimator, X, reset=reset, skip_check_array=True)
+        return X
     is_tensor = isinstance(X, torch.Tensor)
     if is_tensor:
         with readable_memory_errors(X.device, f"Pass {name} in pieces"):
@@ -63,6 +71,23 @@ def check_X(estimator, X, *, reset, name="X", values=True):
     if values or is_tensor:
         check_range(checked, name)
     return checked
+
+
+def _is_usual(estimator, X):
+    """Tell whether X is an array that passes every check but that of its values.
+
+    scikit-learn's checks would return it as it is, but take as long as the prediction
+    of a single row.
+    """
+    seen = vars(estimator)
+    return (
+        type(X) is np.ndarray
+        and X.dtype.char in "fd"
+        and X.ndim == 2
+        and len(X) > 0
+        and X.shape[1] == seen.get("n_features_in_")
+        and "feature_names_in_" not in seen
+    )
 
 
 def _as_matrix(estimator, X, name, values):
@@ -114,21 +139,60 @@ def _has_arrays_as_entries(X):
     return any(isinstance(entry, kinds) for entry in entries)
 
 
-def check_values(estimator, X, rows):
-    """Check the values of some rows of an array X just before they are used.
+def check_values(estimator, view, rows, start=0, name="X"):
+    """Check the values of some rows of a view just before they are used.
 
     A large X is then read once, from memory or from a file, instead of twice. The
     message is the one that :func:`check_X` gives for the whole X.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        Named in messages.
+    view : View
+        All rows.
+    rows : ndarray of shape (n_rows, n_features)
+        Rows that were read from it.
+    start : int, default=0
+        Position of the first of `rows` in `view`.
+    name : str, default="X"
+        Name of X in messages.
     """
     if rows.dtype.kind != "f":
         return
-    if not get_config()["assume_finite"]:
-        with np.errstate(over="ignore", invalid="ignore"):
-            if not np.isfinite(rows.sum()) and not np.isfinite(rows).all():
-                name = type(estimator).__name__
-                for values in (X, rows):
-                    assert_all_finite(values, estimator_name=name, input_name="X")
-    check_range(rows, "X")
+    is_lazy = isinstance(view.X, LazyArray)
+    try:
+        if not get_config()["assume_finite"]:
+            with np.errstate(over="ignore", invalid="ignore"):
+                if not np.isfinite(rows.sum()) and not np.isfinite(rows).all():
+                    kind = type(estimator).__name__
+                    # The first kind of value in the whole X is named; a lazy X would
+                    # have to be read whole for that.
+                    for values in (rows,) if is_lazy else (view.X, rows):
+                        assert_all_finite(values, estimator_name=kind, input_name=name)
+        check_range(rows, name)
+    except ValueError as error:
+        if not is_lazy:
+            raise
+        with np.errstate(over="ignore"):
+            bad = ~np.isfinite(rows.astype(np.float64)).all(axis=1)
+        raise ValueError(
+            f"{error} The first such row is {view.place(start + int(bad.argmax()))}."
+        ) from error
+
+
+def _check_lazy(estimator, X, name, values):
+    """Check rows in files; they are read once, in pieces, if their values are."""
+    if 0 in X.shape:
+        raise ValueError(
+            f"{name} must be of shape (n_samples, n_features), at least (1, 1), got "
+            f"shape {X.shape}."
+        )
+    _check_kind(X, name)
+    if values and X.dtype.kind == "f":
+        view = View(X, X.file_order())
+        for rows in chunks(*view.shape):
+            check_values(estimator, view, view.read(rows), rows.start, name)
 
 
 def check_range(values, name, limit=LARGEST_DOUBLE):
@@ -265,7 +329,13 @@ def check_y(y, *, numeric, name="y", estimator=None):
     if y is None:
         raise ValueError(f"{name} must be given, got None.")
     y = to_host(y, name)
-    if not sparse.issparse(y):
+    if sparse.issparse(y):
+        if y.ndim != 2:
+            raise ValueError(
+                f"{name} must be an array, or a sparse indicator matrix of shape "
+                f"(n_samples, n_labels), got a sparse array of shape {y.shape}."
+            )
+    else:
         _check_none_is_missing(y, name)
         y = _as_real(y, name) if numeric else y
         _check_kind(y, name, NUMBERS if numeric else NUMBERS + "UOSMm")

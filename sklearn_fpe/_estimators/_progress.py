@@ -40,6 +40,12 @@ class Progress(Hook):
         self._contexts = [context]
         self._begin()
 
+    def of_member(self):
+        """Return the hook of one network: its phases are tasks of the same fit."""
+        member = object.__new__(Progress)
+        member.__dict__ = {**vars(self), "_contexts": self._contexts[:1]}
+        return member
+
     def on_phase_begin(self, trainer):
         """Begin the task of a phase."""
         parent = self._contexts[-1]

@@ -1,17 +1,20 @@
 """FPERegressor."""
 
+from numbers import Integral
 from typing import ClassVar
 
 import numpy as np
 from sklearn.base import RegressorMixin
+from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_fpe._estimators._base import BaseFPE
 from sklearn_fpe._estimators._compat import fit_context
+from sklearn_fpe._estimators._fitted import Averaged
 from sklearn_fpe._estimators._targets import RealTargets, r2
 
 
-class FPERegressor(RegressorMixin, BaseFPE):
+class FPERegressor(RegressorMixin, Averaged, BaseFPE):
     """Multi-layer perceptron regressor with Fixed Parameter Expansion.
 
     Fixed Parameter Expansion trains an MLP with hidden layers
@@ -84,6 +87,11 @@ class FPERegressor(RegressorMixin, BaseFPE):
         the budget of the network without it: more weights to choose from, not more
         parameters. It and the output layer start from zero. Not with
         ``prune="structured"`` or ``"rewired"``, which keep dense blocks only.
+
+    n_estimators : int, default=1
+        Networks whose predictions are averaged. They differ in their initial weights
+        and random splits, read the same batches, and train as one stacked network,
+        which takes less time than one after another. `budget` is that of each of them.
 
     warmup : int or float in [0, 1], default=0.1
         Epochs before the split: a number, or a fraction of `max_iter`; 1 is one epoch,
@@ -161,12 +169,16 @@ class FPERegressor(RegressorMixin, BaseFPE):
         the network, such as `expansion`, must stay as it is.
 
     device : str or torch.device, default="auto"
-        Where to compute. ``"auto"``: on a CUDA device if there is one, else on the
-        CPU.
+        Where to compute. ``"auto"``: on a CUDA device if there is one and if X is on
+        it or rows times parameters of the expanded network are at least 2**28, else
+        on the CPU, which has finished smaller fits before a GPU is set up.
 
-    precision : {"float32", "bfloat16"}, default="float32"
-        Precision of the matrix products in training; with ``"bfloat16"`` by
-        autocast, the weights stay float32.
+    precision : {"float32", "tf32", "bfloat16"}, default="float32"
+        Precision of the matrix products in training. ``"tf32"`` rounds factors to 10
+        bits after the point on CUDA devices that can, which is several times faster
+        for wide layers; on the CPU it means ``"float32"``. The setting of torch is
+        restored at the end, but holds for all threads of the process meanwhile. With
+        ``"bfloat16"`` by autocast. The weights stay float32.
 
     skorch_callbacks : list of skorch callbacks, default=None
         Callbacks for the skorch net that trains; they cost a synchronisation per
@@ -186,6 +198,13 @@ class FPERegressor(RegressorMixin, BaseFPE):
         Source of the initial weights, the split, the shuffling and the hold-out, as
         independent streams. The global generators are not touched.
 
+    distributed : bool, default=False
+        Whether this is one of several processes that fit one model together, each on
+        its own rows. All of them call `fit` with the same parameters, and all end with
+        the same model. The processes are those of torch's default process group; where
+        there is none, it is made as torchrun's environment variables say. Not with
+        `skorch_callbacks` or `memory`.
+
     verbose : bool or int, default=False
         Whether to print a line per epoch.
 
@@ -199,17 +218,23 @@ class FPERegressor(RegressorMixin, BaseFPE):
         of inputs and targets, the recipe and the history of the training. A fit
         replaces it at once.
 
-    module_ : sklearn_fpe.nn.MLP
-        The fitted network, acting on X as it is.
+    module_ : sklearn_fpe.nn.MLP or sklearn_fpe.nn.Ensemble
+        The fitted network, or with several `n_estimators` all of them as one, acting
+        on X as it is.
+
+    estimators_ : list
+        The `n_estimators` networks, each as a fitted estimator of its own. Weights,
+        such as `coefs_`, and the record of the validation belong to one network: with
+        several, they are attributes of these estimators only.
 
     expansion_ : tuple of int
         Children per parent neuron of each hidden layer, as done.
 
     budget_ : int
-        Non-zero parameters allowed, biases included.
+        Non-zero parameters allowed, biases included, in all networks together.
 
     n_nonzero_ : int
-        Kept parameters, biases included; never above `budget_`.
+        Kept parameters of all networks, biases included; never above `budget_`.
 
     coefs_ : list of scipy.sparse.csr_array
         Weight matrices of shape (n_inputs, n_units), made on demand.
@@ -222,7 +247,8 @@ class FPERegressor(RegressorMixin, BaseFPE):
         Biases, made on demand.
 
     loss_curve_ : list of float
-        Mean training loss of every epoch, those before a warm start included.
+        Mean training loss of every epoch, those before a warm start included. The
+        mean over the networks that were trained for so long.
 
     best_loss_ : float
         Least of `loss_curve_`.
@@ -296,6 +322,7 @@ class FPERegressor(RegressorMixin, BaseFPE):
     _parameter_constraints: ClassVar[dict] = {
         **BaseFPE._parameter_constraints,
         "skip_connection": ["boolean"],
+        "n_estimators": [Interval(Integral, 1, None, closed="left")],
     }
 
     def __init__(
@@ -307,6 +334,7 @@ class FPERegressor(RegressorMixin, BaseFPE):
         feature_groups=None,
         prune="auto",
         skip_connection=False,
+        n_estimators=1,
         warmup=0.1,
         budget=None,
         activation="relu",
@@ -328,6 +356,7 @@ class FPERegressor(RegressorMixin, BaseFPE):
         skorch_callbacks=None,
         memory=None,
         random_state=None,
+        distributed=False,
         verbose=False,
     ):
         self.hidden_layer_sizes = hidden_layer_sizes
@@ -336,6 +365,7 @@ class FPERegressor(RegressorMixin, BaseFPE):
         self.feature_groups = feature_groups
         self.prune = prune
         self.skip_connection = skip_connection
+        self.n_estimators = n_estimators
         self.warmup = warmup
         self.budget = budget
         self.activation = activation
@@ -357,6 +387,7 @@ class FPERegressor(RegressorMixin, BaseFPE):
         self.skorch_callbacks = skorch_callbacks
         self.memory = memory
         self.random_state = random_state
+        self.distributed = distributed
         self.verbose = verbose
 
     @fit_context(prefer_skip_nested_validation=True)

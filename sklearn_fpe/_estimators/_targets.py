@@ -1,6 +1,8 @@
 """Targets: what they are, and how the network sees them."""
 
+from collections.abc import Callable
 from numbers import Real
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,6 +12,8 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 
 from sklearn_fpe._engine._moments import Moments
 from sklearn_fpe._engine._views import View
+from sklearn_fpe._engine._world import SINGLE
+from sklearn_fpe._estimators import _together
 from sklearn_fpe._estimators._inputs import LARGEST, NUMBERS, check_classes, check_range
 from sklearn_fpe.nn import Affine
 
@@ -25,6 +29,25 @@ Rounding is then less than a thousandth of the standard deviation.
 
 PLAIN_SIZES = (1e-100, 1e100)
 """Sizes of values whose squares float64 holds."""
+
+
+class Link(NamedTuple):
+    """How raw outputs become predictions, on the CPU and on other devices.
+
+    Parameters
+    ----------
+    on_host : callable
+        Maps targets and raw outputs, an ndarray, to predictions.
+    on_device : callable
+        Maps targets and raw outputs, a tensor, to a tensor on the same device, of which
+        less has to be copied than of raw outputs.
+    finish : callable, default=None
+        Maps targets and that tensor, as an ndarray, to predictions; None: it is them.
+    """
+
+    on_host: Callable
+    on_device: Callable
+    finish: Callable | None = None
 
 
 class ClassTargets:
@@ -61,6 +84,11 @@ class ClassTargets:
         return "softmax" if self.kind == "multiclass" else "sigmoid"
 
     @property
+    def link(self):
+        """Name of what maps outputs to probabilities."""
+        return self.loss
+
+    @property
     def default_scoring(self):
         """What early stopping watches: accuracy, or the loss for several labels.
 
@@ -74,8 +102,11 @@ class ClassTargets:
         """Columns of the network's output."""
         return 1 if self.kind == "binary" else len(self.classes)
 
-    def check(self, y, weights, *, learn, classes=None, name="y"):
-        """Check targets and, if `learn`, learn the classes of positive weight."""
+    def check(self, y, weights, *, learn, classes=None, name="y", world=SINGLE):
+        """Check targets and, if `learn`, learn the classes of positive weight.
+
+        The classes are those of all processes of a world.
+        """
         y_type = _type_of(y, name)
         if y_type == "multiclass-multioutput":
             raise ValueError(
@@ -98,7 +129,14 @@ class ClassTargets:
         if classes is not None:
             classes = check_classes(classes)
         if learn:
-            self._learn(seen if classes is None else classes, multilabel)
+            labels = seen if classes is None else classes
+            world.check_equal(
+                f"{len(seen)} columns of 0 and 1" if multilabel else "labels",
+                f"kinds of {name}",
+            )
+            if not multilabel:
+                labels = _together.all_labels(world, labels)
+            self._learn(labels, multilabel)
         elif classes is not None and not np.array_equal(classes, self.classes):
             raise ValueError(
                 f"classes must be those of the first call, {self.classes}, got "
@@ -130,10 +168,11 @@ class ClassTargets:
         else:
             self.kind = "binary" if len(classes) == 2 else "multiclass"
 
-    def row_weights(self, y, weights):
+    def row_weights(self, y, weights, world=SINGLE):
         """Multiply sample weights by the weights of the rows' classes.
 
-        Those of an indicator matrix belong to entries, see :meth:`entry_weights`.
+        ``"balanced"`` counts the rows of all processes of a world. The weights of an
+        indicator matrix belong to entries, see :meth:`entry_weights`.
         """
         if self.class_weight is None or self.kind == "multilabel":
             return weights
@@ -148,9 +187,17 @@ class ClassTargets:
         present = np.unique(y[used])
         # A dict must name classes. Frequencies exist for the classes in y only.
         classes = self.classes if isinstance(self.class_weight, dict) else present
-        of_class = compute_class_weight(
-            self.class_weight, classes=classes, y=y[used], sample_weight=weights[used]
-        )
+        if world.size > 1 and not isinstance(self.class_weight, dict):
+            classes = self.classes
+            codes = np.searchsorted(classes, y[used])
+            of_class = _together.balanced_weights(world, classes, codes, weights[used])
+        else:
+            of_class = compute_class_weight(
+                self.class_weight,
+                classes=classes,
+                y=y[used],
+                sample_weight=weights[used],
+            )
         factor = np.zeros(len(y))
         factor[used] = of_class[np.searchsorted(classes, y[used])]
         if not factor.any():
@@ -168,7 +215,7 @@ class ClassTargets:
             )
         return factor
 
-    def label_weights(self, y, weights):
+    def label_weights(self, y, weights, world=SINGLE):
         """Return the weights of the entries 0 and 1 of an indicator matrix, by column.
 
         Parameters
@@ -177,6 +224,8 @@ class ClassTargets:
             Checked targets.
         weights : ndarray of shape (n_samples,)
             Sample weights; ``"balanced"`` counts every row as often as they say.
+        world : World, default=SINGLE
+            The processes whose rows ``"balanced"`` counts.
 
         Returns
         -------
@@ -189,9 +238,11 @@ class ClassTargets:
         table = np.ones((n_labels, 2))
         if isinstance(self.class_weight, str):
             counts = np.stack([weights @ (y == 0), weights @ (y == 1)], axis=1)
+            counts = world.total(counts, "frequencies of labels")
+            total = world.total(weights.sum(), "sums of weights")
             # The weight is 1 where a column holds one class only, as it is for labels.
             both = (counts > 0).all(axis=1)
-            table[both] = weights.sum() / (2 * counts[both])
+            table[both] = total / (2 * counts[both])
             return table
         for column, of_column in self._by_column(n_labels):
             self._check_numbers(of_column)
@@ -209,7 +260,7 @@ class ClassTargets:
             )
         return table
 
-    def entry_weights(self, y, weights):
+    def entry_weights(self, y, weights, world=SINGLE):
         """Return a weight for every entry of an indicator matrix, or None.
 
         The loss must multiply the binary cross-entropy of every entry by its weight
@@ -223,7 +274,7 @@ class ClassTargets:
         -------
         entry_weights : ndarray of float32 of shape (n_samples, n_labels) or None
         """
-        table = self.label_weights(y, weights)
+        table = self.label_weights(y, weights, world)
         if table is None:
             return None
         table = table.astype(np.float32)
@@ -262,7 +313,7 @@ class ClassTargets:
                     f"{label!r}."
                 )
 
-    def learn_scale(self, y, weights):
+    def learn_scale(self, y, weights, world=SINGLE):
         """Do nothing: labels have no scale."""
 
     def constant(self):
@@ -282,6 +333,12 @@ class ClassTargets:
             return torch.from_numpy(codes.astype(np.float32)[:, None])
         return torch.from_numpy(codes.astype(np.int64))
 
+    def codes(self, outputs):
+        """Turn raw outputs, a tensor, into encoded targets on the same device."""
+        if self.kind == "multiclass":
+            return outputs.argmax(dim=1)
+        return (outputs > 0).long()
+
     def decide(self, outputs):
         """Turn raw outputs into predicted targets."""
         if self.kind == "multiclass":
@@ -298,20 +355,26 @@ class ClassTargets:
 
     def probabilities(self, outputs):
         """Turn raw outputs into probabilities, (n_samples, n_classes)."""
-        logits = torch.from_numpy(outputs)
+        return self.tensor_of_probabilities(torch.from_numpy(outputs)).numpy()
+
+    def tensor_of_probabilities(self, logits):
+        """Turn raw outputs, a tensor, into probabilities on the same device."""
         if self.kind == "multiclass":
-            return torch.softmax(logits, dim=1).numpy()
+            return torch.softmax(logits, dim=1)
         if self.kind == "binary":
             # Both are computed: the rest of a probability near 1 would be rounded.
-            return torch.sigmoid(torch.cat([-logits, logits], dim=1)).numpy()
-        return torch.sigmoid(logits).numpy()
+            return torch.sigmoid(torch.cat([-logits, logits], dim=1))
+        return torch.sigmoid(logits)
 
     def log_probabilities(self, outputs):
         """Turn raw outputs into logarithms of probabilities, without underflow.
 
         Where the probability rounds to 1, its logarithm is 0.
         """
-        logits = torch.from_numpy(outputs)
+        return self.tensor_of_log_probabilities(torch.from_numpy(outputs)).numpy()
+
+    def tensor_of_log_probabilities(self, logits):
+        """Turn raw outputs, a tensor, into logarithms, on the same device."""
         if self.kind == "multiclass":
             log_p = torch.log_softmax(logits, dim=1)
         else:
@@ -319,27 +382,29 @@ class ClassTargets:
                 logits = torch.cat([-logits, logits], dim=1)
             log_p = torch.nn.functional.logsigmoid(logits)
         resolution = torch.finfo(log_p.dtype).eps
-        return log_p.masked_fill_(log_p > -resolution, 0.0).numpy()
+        return log_p.masked_fill_(log_p > -resolution, 0.0)
 
-    def score(self, y, outputs, weights):
-        """Return the accuracy."""
-        return accuracy_score(y, self.decide(outputs), sample_weight=weights)
+    def score(self, y, predicted, weights, world=SINGLE):
+        """Return the accuracy, over the rows of all processes of a world."""
+        score = accuracy_score(y, predicted, sample_weight=weights)
+        return world.mean(score, weights.sum(), "scores")
 
     def output_affine(self):
         """Return location and scale of the targets: labels have none."""
         return Affine.identity(self.n_columns)
 
 
+LABELS = Link(ClassTargets.decide, ClassTargets.codes, ClassTargets.decode)
+PROBABILITIES = Link(ClassTargets.probabilities, ClassTargets.tensor_of_probabilities)
+LOG_PROBABILITIES = Link(
+    ClassTargets.log_probabilities, ClassTargets.tensor_of_log_probabilities
+)
+
+
 def _type_of(y, name):
     """Return scikit-learn's name of the type of labels, after its checks."""
-    try:
-        check_classification_targets(y)
-        return type_of_target(y, input_name=name)
-    except UnboundLocalError as error:  # in scikit-learn 1.9, of a sparse array
-        raise ValueError(
-            f"{name} must be labels of shape (n_samples,) or a 0/1 indicator matrix of "
-            f"shape (n_samples, n_labels), got shape {y.shape}."
-        ) from error
+    check_classification_targets(y)
+    return type_of_target(y, input_name=name)
 
 
 def _are_among(labels, classes):
@@ -369,13 +434,16 @@ def r2(y, predicted, weights):
     """Return the coefficient of determination, for any size that float64 holds.
 
     Both are divided by a power of two, which changes no digit, because the squares of
-    large values would overflow.
+    large values would overflow. It is -inf where the errors are too large beside the
+    variance of y for float64.
     """
-    size = max(np.abs(y).max(initial=0.0), np.abs(predicted).max(initial=0.0))
+    # As Python's float, because 1e100 is too large for NumPy's float32.
+    size = float(max(np.abs(y).max(initial=0.0), np.abs(predicted).max(initial=0.0)))
     unit = 1.0
     if not PLAIN_SIZES[0] < size < PLAIN_SIZES[1] and 0 < size < np.inf:
         unit = 2.0 ** (np.frexp(size)[1] - 1)
-    return r2_score(y / unit, predicted / unit, sample_weight=weights)
+    with np.errstate(over="ignore"):
+        return float(r2_score(y / unit, predicted / unit, sample_weight=weights))
 
 
 class RealTargets:
@@ -399,6 +467,7 @@ class RealTargets:
     y_numeric = True
     rows_to_score = 2  # the variance of one row is zero
     loss = "squared"
+    link = "identity"
 
     def to_state(self):
         """Return the attributes by name, as plain values, dicts and arrays."""
@@ -408,7 +477,7 @@ class RealTargets:
             "moments": None if self.moments is None else self.moments.to_state(),
         }
 
-    def check(self, y, weights, *, learn, classes=None, name="y"):
+    def check(self, y, weights, *, learn, classes=None, name="y", world=SINGLE):
         """Check targets and, if `learn`, learn their shape."""
         if classes is not None:
             raise ValueError(f"classes must be None for real targets, got {classes!r}.")
@@ -417,6 +486,7 @@ class RealTargets:
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
         if learn:
+            world.check_equal(y.shape[1:], f"shapes of the rows of {name}")
             self.one_dimensional = y.ndim == 1
             self.n_columns = 1 if y.ndim == 1 else y.shape[1]
             self.moments = Moments(self.n_columns)
@@ -428,17 +498,17 @@ class RealTargets:
             )
         return y
 
-    def row_weights(self, y, weights):
+    def row_weights(self, y, weights, world=SINGLE):
         """Return the sample weights."""
         return weights
 
-    def entry_weights(self, y, weights):
+    def entry_weights(self, y, weights, world=SINGLE):
         """Return None: the weights of a row hold for all its targets."""
 
-    def learn_scale(self, y, weights):
-        """Learn location and scale of more targets."""
+    def learn_scale(self, y, weights, world=SINGLE):
+        """Learn location and scale of more targets, those of all processes."""
         if self.moments is not None:
-            self.moments.update(View(y.reshape(len(y), -1)), weights, name="y")
+            self.moments.update(View(y.reshape(len(y), -1)), weights, "y", world=world)
             self.affine = self.moments.affine()
 
     def constant(self):
@@ -462,6 +532,10 @@ class RealTargets:
             )
         return torch.from_numpy(y.astype(np.float32))
 
+    def codes(self, outputs):
+        """Turn raw outputs, a tensor, into encoded targets: they are the same."""
+        return outputs
+
     def decode(self, codes):
         """Turn encoded targets, an ndarray, back into the units of the targets."""
         return self.decide(codes)
@@ -482,9 +556,11 @@ class RealTargets:
         fit = (mean / MAX_SINGLE_OFFSET <= scale) & (scale >= least)
         return bool((fit & (scale <= most)).all())
 
-    def score(self, y, outputs, weights):
-        """Return the coefficient of determination."""
-        return r2(y, self.decide(outputs), weights)
+    def score(self, y, predicted, weights, world=SINGLE):
+        """Return the coefficient of determination, over the rows of all processes."""
+        if world.size > 1:
+            return _together.r2_of_all(world, y, predicted, weights)
+        return r2(y, predicted, weights)
 
     def output_affine(self):
         """Return location and scale of the targets."""

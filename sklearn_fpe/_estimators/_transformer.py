@@ -174,12 +174,16 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
         were fitted first.
 
     device : str or torch.device, default="auto"
-        Where to compute. ``"auto"``: on a CUDA device if there is one, else on the
-        CPU.
+        Where to compute. ``"auto"``: on a CUDA device if there is one and if X is on
+        it or rows times parameters of the expanded network are at least 2**28, else
+        on the CPU, which has finished smaller fits before a GPU is set up.
 
-    precision : {"float32", "bfloat16"}, default="float32"
-        Precision of the matrix products in training; with ``"bfloat16"`` by
-        autocast, the weights stay float32.
+    precision : {"float32", "tf32", "bfloat16"}, default="float32"
+        Precision of the matrix products in training. ``"tf32"`` rounds factors to 10
+        bits after the point on CUDA devices that can, which is several times faster
+        for wide layers; on the CPU it means ``"float32"``. The setting of torch is
+        restored at the end, but holds for all threads of the process meanwhile. With
+        ``"bfloat16"`` by autocast. The weights stay float32.
 
     skorch_callbacks : list of skorch callbacks, default=None
         Callbacks for the skorch net that trains; they cost a synchronisation per
@@ -198,6 +202,13 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
     random_state : int, RandomState instance or None, default=None
         Source of the initial weights, the split, the shuffling and the hold-out, as
         independent streams. The global generators are not touched.
+
+    distributed : bool, default=False
+        Whether this is one of several processes that fit one model together, each on
+        its own rows. All of them call `fit` with the same parameters, and all end with
+        the same model. The processes are those of torch's default process group; where
+        there is none, it is made as torchrun's environment variables say. Not with
+        `skorch_callbacks` or `memory`.
 
     verbose : bool or int, default=False
         Whether to print a line per epoch.
@@ -338,6 +349,7 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
         skorch_callbacks=None,
         memory=None,
         random_state=None,
+        distributed=False,
         verbose=False,
     ):
         self.hidden_layer_sizes = hidden_layer_sizes
@@ -369,6 +381,7 @@ class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE)
         self.skorch_callbacks = skorch_callbacks
         self.memory = memory
         self.random_state = random_state
+        self.distributed = distributed
         self.verbose = verbose
 
     @fit_context(prefer_skip_nested_validation=True)

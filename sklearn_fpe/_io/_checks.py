@@ -115,9 +115,23 @@ class Arrays:
 
     def __init__(self, arrays):
         self._arrays = dict(arrays)
+        self._parts = []
 
     def __contains__(self, name):
         return name in self._arrays
+
+    def within(self, start):
+        """Return the arrays whose names have a start, without it.
+
+        They count as taken here.
+        """
+        inner = {n: a for n, a in self._arrays.items() if n.startswith(start)}
+        for name in inner:
+            del self._arrays[name]
+        self._parts.append(
+            Arrays({name.removeprefix(start): array for name, array in inner.items()})
+        )
+        return self._parts[-1]
 
     def take(self, name, dtype, shape):
         """Return an array, which may be read-only; None in `shape`: any length."""
@@ -172,5 +186,7 @@ class Arrays:
 
     def close(self):
         """Check that nothing is left over."""
+        for part in self._parts:
+            part.close()
         left = reprlib.repr(list(self._arrays))
         require(not self._arrays, f"The file holds arrays of no use: {left}.")

@@ -57,6 +57,9 @@ Below it the bytes are, because loading takes 5 bytes a position and the file mu
 enough bytes to allow it.
 """
 
+MAX_NETWORKS = 10_000
+"""Most networks of an ensemble."""
+
 # --------------------------------------------------------------------------------------
 # To a file
 # --------------------------------------------------------------------------------------
@@ -70,7 +73,29 @@ def describe(estimator):
             parameters[name] = _encode(name, value)
         elif name == "skorch_callbacks" and value:
             raise _cannot_save(name, f"callbacks are code, got {reprlib.repr(value)}")
-    learned = estimator.learned_.to_state()
+    state = estimator.learned_.to_state()
+    others, arrays = state.pop("others", []), {}
+    learned = _describe_learned(state, parameters, "", arrays)
+    if others:
+        learned["others"] = [
+            _describe_learned(other, parameters, f"others.{i}.", arrays)
+            for i, other in enumerate(others)
+        ]
+    names = getattr(estimator, "feature_names_in_", None)
+    model = {
+        "class": type(estimator).__name__,
+        "parameters": parameters,
+        "feature_names": None if names is None else [str(name) for name in names],
+        "learned": learned,
+    }
+    return model, arrays
+
+
+def _describe_learned(learned, parameters, start, arrays):
+    """Return what JSON can hold of what one network has learned.
+
+    Its arrays are put into `arrays`, by names with this start.
+    """
     recipe, targets = learned["recipe"], learned["targets"]
     for name in ("split", "prune"):
         # What a rule of the user's own did is in the network.
@@ -85,18 +110,10 @@ def describe(estimator):
         if name in targets
     }
     _choose_masks(learned["network"])
-    arrays = {}
-    learned = _take_arrays(learned, "", arrays)
+    learned = _take_arrays(learned, start.removesuffix("."), arrays)
     learned["recipe"] |= encoded
     learned["targets"] |= labels
-    names = getattr(estimator, "feature_names_in_", None)
-    model = {
-        "class": type(estimator).__name__,
-        "parameters": parameters,
-        "feature_names": None if names is None else [str(name) for name in names],
-        "learned": learned,
-    }
-    return model, arrays
+    return learned
 
 
 def _encode(name, value):
@@ -175,6 +192,38 @@ def rebuild(model, arrays, memory, version):
     kind, parameters, names, learned = record(model, fields, "The model")
     kind = CLASSES[choice(kind, CLASSES, "The class")]
     estimator = unfitted(kind, parameters, memory)
+    others = []
+    if isinstance(learned, dict) and "others" in learned:
+        learned = dict(learned)
+        others = listing(learned.pop("others"), "The other networks", 1, MAX_NETWORKS)
+    state = _learned(learned, arrays, memory, kind)
+    n_inputs = state["recipe"]["shape"]["n_inputs"]
+    if others:
+        state["others"] = [
+            _learned(other, arrays.within(f"others.{i}."), memory, kind)
+            for i, other in enumerate(others)
+        ]
+        for other in state["others"]:
+            same = other["recipe"]["shape"] == state["recipe"]["shape"]
+            same &= other["phase"] == state["phase"]
+            require(same, "All networks must have the same shape and phase.")
+    n_networks = getattr(estimator, "n_estimators", 1)
+    require(
+        n_networks == 1 + len(others),
+        f"There must be as many networks as n_estimators says, {n_networks}, got "
+        f"{1 + len(others)}.",
+    )
+    if names is not None:
+        listing(names, "feature_names", n_inputs, n_inputs)
+        fits = all(isinstance(n, str) for n in names) and len({*names}) == n_inputs
+        require(fits, "feature_names must be texts, none of them twice.")
+        names = np.array(names, dtype=object)
+    arrays.close()
+    return make_fitted(estimator, state, names, version)
+
+
+def _learned(learned, arrays, memory, kind):
+    """Check what one network has learned; return its state."""
     parts = ("recipe", "network", "affine", "moments", "targets", "phase", "history")
     recipe, network, affine, moments, targets, phase, history = record(
         learned, parts, "What was learned"
@@ -194,13 +243,7 @@ def rebuild(model, arrays, memory, version):
         "history": _history(history, arrays),
     }
     _check_phase(state)
-    if names is not None:
-        listing(names, "feature_names", n_inputs, n_inputs)
-        fits = all(isinstance(n, str) for n in names) and len({*names}) == n_inputs
-        require(fits, "feature_names must be texts, none of them twice.")
-        names = np.array(names, dtype=object)
-    arrays.close()
-    return make_fitted(estimator, state, names, version)
+    return state
 
 
 def unfitted(kind, parameters, memory):

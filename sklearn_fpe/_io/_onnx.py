@@ -155,7 +155,7 @@ class _Graph:
 
 def _add_classifier(graph, estimator):
     targets = estimator.learned_.targets
-    logits = _add_network(graph, estimator.module_)
+    logits = _add_networks(graph, estimator)
     n_classes = len(targets.classes)
     proba = np.empty((0, n_classes), np.float32)
     if targets.kind == "multiclass":
@@ -185,7 +185,7 @@ def _add_classifier(graph, estimator):
 
 def _add_regressor(graph, estimator):
     targets = estimator.learned_.targets
-    y = _add_network(graph, estimator.module_)
+    y = _add_networks(graph, estimator)
     with np.errstate(over="ignore"):
         affine = targets.output_affine()
         scale, shift = affine.scale.astype(np.float32), affine.mean.astype(np.float32)
@@ -230,6 +230,25 @@ def _labels(classes):
 # --------------------------------------------------------------------------------------
 # Layers
 # --------------------------------------------------------------------------------------
+
+
+def _add_networks(graph, estimator):
+    """Add the networks; return the outputs whose link is the mean prediction."""
+    learned = estimator.learned_
+    outputs = [_add_network(graph, member.network) for member in learned.members]
+    if len(outputs) == 1:
+        return outputs[0]
+    link = learned.targets.link
+    if link == "identity":
+        return graph.add("Mean", *outputs)
+    if link == "softmax":
+        mean = graph.add("Mean", *(graph.add("Softmax", y, axis=1) for y in outputs))
+        return graph.add("Log", mean)
+    logarithms = []
+    for sign in (outputs, [graph.add("Neg", y) for y in outputs]):
+        mean = graph.add("Mean", *(graph.add("Sigmoid", y) for y in sign))
+        logarithms.append(graph.add("Log", mean))
+    return graph.add("Sub", *logarithms)
 
 
 def _add_hidden(graph, network):

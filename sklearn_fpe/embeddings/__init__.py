@@ -6,5 +6,6 @@ Needs the extra ``clip`` (``pip install "sklearn-fpe[clip]"``); importing
 
 from sklearn_fpe.embeddings._clip import CLIPEmbedder
 from sklearn_fpe.embeddings._folder import load_image_folder
+from sklearn_fpe.embeddings._writing import write_shards
 
-__all__ = ["CLIPEmbedder", "load_image_folder"]
+__all__ = ["CLIPEmbedder", "load_image_folder", "write_shards"]

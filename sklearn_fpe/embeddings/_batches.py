@@ -42,8 +42,8 @@ class Prepared:
 
 
 @contextmanager
-def prepared_batches(images, batch_size, encoder, cache):
-    """Prepare images in threads; give an iterator over the batches.
+def prepared_batches(images, positions, batch_size, encoder, cache):
+    """Prepare the images of a range of positions; give an iterator over the batches.
 
     While the caller handles a batch, threads prepare the next one. What they return
     does not depend on their number or their order. An error stops them after the
@@ -67,7 +67,10 @@ def prepared_batches(images, batch_size, encoder, cache):
         return [pool.submit(prepare, i, in_work) for i in positions]
 
     def iterate():
-        batches = list(gen_batches(len(images), batch_size))
+        batches = [
+            slice(positions.start + batch.start, positions.start + batch.stop)
+            for batch in gen_batches(len(positions), batch_size)
+        ]
         ahead = submit(batches[0], frozenset())
         for batch, following in zip(batches, [*batches[1:], None], strict=True):
             prepared = [future.result() for future in ahead]

@@ -62,14 +62,7 @@ class EmbeddingCache:
 
     def use_model(self, checkpoint, dtype):
         """Make a model and its preprocessing part of the keys."""
-        parts = [
-            _VERSION,
-            checkpoint.identity(self._file_digest),
-            dtype,
-            # What decodes and resizes the images is part of the preprocessing.
-            *(f"{p} {optional_version(p)}" for p in ("transformers", "pillow")),
-        ]
-        self._model_key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        self._model_key = model_key(checkpoint, dtype, self._file_digest)
 
     def _file_digest(self, file):
         """SHA-256 of a file that is given with its size, times and inode.
@@ -79,8 +72,7 @@ class EmbeddingCache:
         key = json.dumps(file)
         digest = self._read(key)
         if digest is None:
-            with open(file[0], "rb") as opened:
-                digest = hashlib.file_digest(opened, "sha256").digest()
+            digest = bytes.fromhex(file_digest(file))
             self._write({key: digest})
         return digest.hex()
 
@@ -99,6 +91,27 @@ class EmbeddingCache:
             # Take the lock at once: two readers that both want to write deadlock.
             self._database.execute("BEGIN IMMEDIATE")
             self._database.executemany("REPLACE INTO entries VALUES (?, ?, ?)", rows)
+
+
+def model_key(checkpoint, dtype, file_digest):
+    """Digest of a model and its preprocessing: all that embeddings depend on.
+
+    `file_digest` takes one of the checkpoint's files and returns its digest.
+    """
+    parts = [
+        _VERSION,
+        checkpoint.identity(file_digest),
+        dtype,
+        # What decodes and resizes the images is part of the preprocessing.
+        *(f"{p} {optional_version(p)}" for p in ("transformers", "pillow")),
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def file_digest(file):
+    """SHA-256 of a file that is given with its size, times and inode."""
+    with open(file[0], "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from contextlib import closing
 from numbers import Integral
 from typing import ClassVar
 
@@ -20,7 +21,7 @@ from sklearn_fpe._engine._context import readable_memory_errors
 from sklearn_fpe._estimators._compat import fit_context
 from sklearn_fpe._estimators._parameters import resolve_device
 from sklearn_fpe.embeddings._batches import prepared_batches
-from sklearn_fpe.embeddings._cache import open_cache
+from sklearn_fpe.embeddings._cache import file_digest, model_key, open_cache
 from sklearn_fpe.embeddings._checkpoint import ImageEncoder, resolve_checkpoint
 from sklearn_fpe.embeddings._images import check_images
 
@@ -226,6 +227,52 @@ class CLIPEmbedder(
         self._validate_params()
         return self._embed(X)
 
+    def iter_transform(self, X, rows=None):
+        """Embed images batch by batch, so that what is done can be stored meanwhile.
+
+        `on_error` does not matter here: unreadable images are handed to the caller.
+
+        Parameters
+        ----------
+        X : sequence of length n_samples
+            Images, as `transform` takes them.
+        rows : slice, default=None
+            Which of them to embed, by a slice of step 1; None: all.
+
+        Yields
+        ------
+        batch : slice
+            Positions of up to `batch_size` images in X.
+        Z : ndarray of shape (n_batch, n_features_out), dtype float32
+            Their embeddings, a row of NaN for an unreadable image.
+        unreadable : dict of str
+            Why images of the batch cannot be read, by their positions in X.
+
+        See Also
+        --------
+        write_shards : Stores the batches in files and continues after a stop.
+        """
+        self._validate_params()
+        images = check_images(X)
+        start, stop, step = (rows or slice(None)).indices(len(images))
+        if step != 1:
+            raise ValueError(f"rows must be a slice of step 1, got {rows}.")
+        if start < stop:
+            yield from self._batches(images, range(start, stop), tolerant=True)
+
+    def fingerprint(self):
+        """Digest of all that an embedding depends on but the image.
+
+        Returns
+        -------
+        digest : str
+            Of the model (its commit, or the content of its files), `dtype`,
+            `normalize`, and the versions of the packages that do the preprocessing.
+        """
+        self._validate_params()
+        key = model_key(self._resolve(), self.dtype, file_digest)
+        return f"{key}-{'normalized' if self.normalize else 'raw'}"
+
     @fit_context(prefer_skip_nested_validation=True)
     def fit_transform(self, X, y=None):
         """Embed images, and report each batch to the callbacks.
@@ -273,36 +320,48 @@ class CLIPEmbedder(
     def _embed(self, X, context=None):
         """Embeddings of all images, batch by batch."""
         images = check_images(X)
+        parts, unreadable = [], {}
+        tolerant = self.on_error == "nan"
+        with closing(self._batches(images, range(len(images)), tolerant, context)) as b:
+            for _, embeddings, errors in b:
+                parts.append(embeddings)
+                unreadable |= errors
+        if unreadable:
+            _warn_unreadable(list(unreadable.values()))
+        return np.concatenate(parts)
+
+    def _batches(self, images, positions, tolerant, context=None):
+        """Yield positions, embeddings and messages of errors, see `iter_transform`."""
         checkpoint = self._resolve()
         encoder = self._hold_encoder(checkpoint)
-        rows, unreadable, vectors = {}, [], {}
+        vectors = {}
         with (
             open_cache(self._cache_folder(), checkpoint, self.dtype) as cache,
-            prepared_batches(images, self.batch_size, encoder, cache) as batches,
+            prepared_batches(
+                images, positions, self.batch_size, encoder, cache
+            ) as batches,
         ):
             for batch, prepared in batches:
                 if context is not None:
                     task = context.subcontext(task_name="batch")
                     task.call_on_fit_task_begin(estimator=self, X=images[batch])
-                unreadable += self._errors(prepared)
+                errors = [image.error for image in prepared]
+                if not tolerant:
+                    _raise_first(errors)
                 previous, vectors = vectors, self._compute(prepared, encoder, cache)
-                for i, image in enumerate(prepared, start=batch.start):
-                    if image.error is None:
-                        # Without pixels it equals an image of the batch before.
-                        known = vectors if image.key in vectors else previous
-                        rows[i] = known[image.key]
+                # Without pixels it equals an image of the batch before.
+                rows = {
+                    i: (vectors if image.key in vectors else previous)[image.key]
+                    for i, image in enumerate(prepared)
+                    if image.error is None
+                }
+                yield (
+                    batch,
+                    self._assemble(rows, len(prepared), checkpoint),
+                    {i: str(e) for i, e in enumerate(errors, batch.start) if e},
+                )
                 if context is not None:
                     task.call_on_fit_task_end(estimator=self, X=images[batch])
-        if unreadable:
-            _warn_unreadable(unreadable)
-        return self._assemble(rows, len(images), checkpoint)
-
-    def _errors(self, prepared):
-        """Messages of the unreadable images of a batch, which may raise the first."""
-        errors = [image.error for image in prepared if image.error is not None]
-        if errors and self.on_error == "raise":
-            raise errors[0]
-        return [str(error) for error in errors]
 
     def _compute(self, prepared, encoder, cache):
         """Embeddings of a batch by key: from the cache, or computed and kept there."""
@@ -351,6 +410,12 @@ class CLIPEmbedder(
             # Two models need not fit: this lets go of one before the next is loaded.
             held = self._encoder = wanted, ImageEncoder(checkpoint, self.dtype)
         return held[1]
+
+
+def _raise_first(errors):
+    for error in errors:
+        if error is not None:
+            raise error
 
 
 def _warn_unreadable(unreadable):

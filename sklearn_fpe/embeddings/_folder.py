@@ -107,7 +107,7 @@ def load_image_folder(path, *, extensions=None, unreadable="keep"):
     folders = _class_folders(Path(path), check.endings)
     paths, labels, skipped = [], [], []
     for folder in folders:
-        found, left_out = check.split(folder)
+        found, left_out = check.split(check.list_files(folder))
         if not found:
             reason = f": {next(iter(left_out.values()))}" if left_out else "."
             raise ValueError(
@@ -132,6 +132,22 @@ def load_image_folder(path, *, extensions=None, unreadable="keep"):
     )
 
 
+def list_images(path):
+    """List all files below a folder that are images by their names.
+
+    Returns
+    -------
+    found : list of str
+        Their paths, beginning with `path`, sorted.
+    left_out : dict of str
+        Why other files are none, by path.
+    """
+    if not Path(path).is_dir():
+        raise FileNotFoundError(f"images must be a folder, got {str(path)!r}.")
+    check = _FileCheck(path, None, "keep")
+    return check.split(_walk(Path(path)))
+
+
 class _FileCheck:
     """Which files of a class are images, by the parameters of `load_image_folder`."""
 
@@ -141,10 +157,10 @@ class _FileCheck:
         self.endings = _check_extensions(extensions)
         self.endings_given = extensions is not None
 
-    def split(self, folder):
-        """Paths of the images of a class, and the errors of other files by path."""
+    def split(self, files):
+        """Paths of the images among files, and the errors of other files by path."""
         found, left_out = [], {}
-        for file in self._list_files(folder):
+        for file in files:
             try:
                 self._check(file)
             except UnreadableImageError as exc:
@@ -156,17 +172,9 @@ class _FileCheck:
                 found.append(str(file))
         return found, left_out
 
-    def _list_files(self, folder):
+    def list_files(self, folder):
         """Everything below a class but folders, sorted by its path."""
-        if not self._is_inside(folder):
-            return [folder]
-        found = []
-        for parent, folders, files in os.walk(folder, onerror=_raise):
-            folders[:] = [name for name in folders if not _is_ignored(name)]
-            links = [name for name in folders if os.path.islink(Path(parent, name))]
-            names = [name for name in files if not _is_ignored(name)]
-            found += [Path(parent, name) for name in names + links]
-        return sorted(found, key=lambda file: file.parts)
+        return _walk(folder) if self._is_inside(folder) else [folder]
 
     def _check(self, file):
         name = repr(str(file))
@@ -181,6 +189,17 @@ class _FileCheck:
 
     def _is_inside(self, file):
         return self.root in Path(os.path.realpath(file)).parents
+
+
+def _walk(folder):
+    """Everything below a folder but folders, sorted by its path."""
+    found = []
+    for parent, folders, files in os.walk(folder, onerror=_raise):
+        folders[:] = [name for name in folders if not _is_ignored(name)]
+        links = [name for name in folders if os.path.islink(Path(parent, name))]
+        names = [name for name in files if not _is_ignored(name)]
+        found += [Path(parent, name) for name in names + links]
+    return sorted(found, key=lambda file: file.parts)
 
 
 class _WrongEndingError(UnreadableImageError):

@@ -92,6 +92,11 @@ def _first_coef(estimator):
             f"array, got {type(estimator).__name__}."
         )
     check_is_fitted(estimator)
+    if len(getattr(estimator, "estimators_", ())) > 1:
+        raise ValueError(
+            f"This {type(estimator).__name__} has several networks: give one of its "
+            f"estimators_."
+        )
     if not hasattr(estimator, "coefs_"):
         raise TypeError(
             f"{type(estimator).__name__} has no coefs_: it is no network. Of a "

@@ -89,6 +89,10 @@ def get_activation(activation: str | Activation) -> Activation:
     return ACTIVATIONS[activation]
 
 
+_relu_backward = torch.ops.aten.threshold_backward.grad_input
+"""Writes the gradient where the output is above zero, and zero elsewhere."""
+
+
 def _gelu_onnx(graph: Any, x: str) -> str:
     scaled = graph.add("Mul", x, graph.scalar("scale", 1 / math.sqrt(2)))
     cdf = graph.add("Add", graph.add("Erf", scaled), graph.scalar("one", 1.0))
@@ -125,7 +129,7 @@ ACTIVATIONS = {
             "relu",
             nn.ReLU,
             torch.relu_,
-            lambda gradient, a: gradient.mul_(a.sign_()),
+            lambda gradient, a: _relu_backward(gradient, a, 0, grad_input=gradient),
             lambda graph, x: graph.add("Relu", x),
         ),
         Activation(

@@ -149,6 +149,11 @@ class BlockLinear(Layer):
         twin.reorders_columns = False
         return twin
 
+    @property
+    def has_all(self) -> bool:
+        """Whether a mask may keep every weight; not known without looking."""
+        return False
+
     def available(self) -> Tensor:
         """Return the weights that a mask may keep, bool of the shape of `weight`.
 
@@ -183,14 +188,14 @@ class BlockLinear(Layer):
             self.inputs
         ].unsqueeze(1)
 
-    def row(self, output: int) -> tuple[int, ...]:
-        """Return the index of the weights into an output."""
-        position = output if self.outputs is None else int(self.outputs[output])
-        return divmod(position, self.weight.shape[1])
+    def rows_into(self, outputs: Tensor) -> Tensor:
+        """Return the rows of the weights into some outputs, see :class:`Layer`."""
+        return outputs if self.outputs is None else self.outputs[outputs]
 
-    def input_of(self, row: tuple[int, ...], column: int) -> int:
-        """Return the input that `column` of a `row` of the weight reads."""
-        return int(self.inputs[row[0], column])
+    def inputs_at(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Return the inputs that columns of some rows read, see :class:`Layer`."""
+        blocks = rows.div(self.weight.shape[1], rounding_mode="floor")
+        return self.inputs[blocks, columns]
 
     def select_units(self, inputs: Tensor, outputs: Tensor) -> Layer:
         """Return a layer over some inputs and outputs, see :class:`Layer`."""

@@ -16,7 +16,7 @@ from sklearn_fpe.nn._arrays import to_numpy
 from sklearn_fpe.nn._blocks import BlockLinear
 from sklearn_fpe.nn._layers import DenseLinear, Layer, MaskedLinear
 from sklearn_fpe.nn._mlp import MLP
-from sklearn_fpe.nn._prune import PRUNES, Plan, PruneRule, get_prune
+from sklearn_fpe.nn._prune import PRUNES, Plan, PruneRule, Splitter, get_prune
 from sklearn_fpe.nn._shape import Shape
 from sklearn_fpe.nn._split import SplitRule, balanced_runs, get_split, is_shared
 
@@ -155,7 +155,7 @@ def expand_to(
     if shape.n_parameters() == budget and set(shape.expansion) <= {1}:
         plan = Plan.keep_all(shape)
     else:
-        plan = prune.plan(weights, shape, split, groups, budget, rng)
+        plan = prune.plan(weights, shape, Splitter(split, groups, rng), budget)
     layers, parents = _build(weights, biases, shape, plan, rng)
     skip = None
     if shape.skip:

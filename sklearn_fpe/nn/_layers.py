@@ -134,9 +134,14 @@ class Layer(ArrayModule):
         return self.weight.numel() if self.mask is None else int(self.mask.sum())
 
     @property
+    def n_biases(self) -> int:
+        """Biases of outputs."""
+        return 0 if self.bias is None else self.out_features
+
+    @property
     def n_nonzero(self) -> int:
         """Kept weights and biases."""
-        return self.n_weights + (0 if self.bias is None else self.out_features)
+        return self.n_weights + self.n_biases
 
     @torch.no_grad()
     def set_mask(self, mask: Tensor) -> None:
@@ -164,10 +169,15 @@ class Layer(ArrayModule):
                 f"mask must be a bool tensor of shape {tuple(self.weight.shape)}, got "
                 f"{mask.dtype} of shape {tuple(mask.shape)}."
             )
-        if (mask & ~self.available()).any():
+        if not self.has_all and (mask & ~self.available()).any():
             raise ValueError(
                 "mask must be False where the layer has no weight to keep."
             )
+
+    @property
+    def has_all(self) -> bool:
+        """Whether a mask may keep every weight."""
+        return True
 
     def available(self) -> Tensor:
         """Return the weights that a mask may keep, bool of the shape of `weight`."""
@@ -208,13 +218,24 @@ class Layer(ArrayModule):
         """
         return outputs.unsqueeze(1) & inputs
 
-    def row(self, output: int) -> tuple[int, ...]:
-        """Return the index of the weights into an output."""
-        return (output,)
+    def rows_into(self, outputs: Tensor) -> Tensor:
+        """Return the rows of the weights into some outputs.
 
-    def input_of(self, row: tuple[int, ...], column: int) -> int:
-        """Return the input that `column` of a `row` of the weight reads."""
-        return column
+        Parameters
+        ----------
+        outputs : int64 tensor of shape (n,)
+            Numbers of outputs.
+
+        Returns
+        -------
+        rows : int64 tensor of shape (n,)
+            Rows of ``weight.flatten(0, -2)``.
+        """
+        return outputs
+
+    def inputs_at(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Return the inputs that columns of some rows read, see :meth:`rows_into`."""
+        return columns
 
     def select_units(self, inputs: Tensor, outputs: Tensor) -> Layer:
         """Return a layer over some inputs and outputs; no kept weight may be lost.

@@ -208,6 +208,26 @@ class MLP(ArrayModule):
         return sum(layer.n_nonzero for layer in self.maps)
 
     @property
+    def n_weights(self) -> int:
+        """Weights of the layers, pruned ones included."""
+        return sum(layer.weight.numel() for layer in self.layers)
+
+    @property
+    def n_units(self) -> int:
+        """Columns of what :meth:`transform` returns."""
+        return self.layers[-1].in_features
+
+    @property
+    def n_outputs(self) -> int:
+        """Columns of the outputs."""
+        return self.layers[-1].out_features
+
+    @property
+    def n_values(self) -> int:
+        """Values that a prediction holds at a time for a row: inputs, activations."""
+        return sum(layer.in_features for layer in self.layers)
+
+    @property
     def maps(self) -> list[Layer]:
         """All layers, and after them the skip connection if there is one."""
         return [*self.layers, *([] if self.skip is None else [self.skip])]
@@ -301,26 +321,19 @@ class MLP(ArrayModule):
         alive : list of bool tensors of shape (n_units,)
             The living units of every hidden layer.
         """
-        everything = [
-            layer.total_in(m) > 0 for layer, m in zip(self.layers, masks, strict=False)
-        ]
-        alive, previous = everything[:-1], None
-        while previous is None or any(
-            not torch.equal(a, b) for a, b in zip(alive, previous, strict=True)
-        ):
-            previous = alive
-            edges = self.edges_between(alive)
-            kept = [m & e for m, e in zip(masks, edges, strict=True)]
-            into = [
-                layer.total_in(m) > 0
-                for layer, m in zip(self.layers, kept, strict=False)
-            ]
-            out = [
-                layer.total_out(m) > 0
-                for layer, m in zip(self.layers, kept, strict=False)
-            ]
-            alive = [i & o for i, o in zip(into[:-1], out[1:], strict=True)]
-        return alive
+        # Without loops until nothing changes, because the host would wait in each.
+        layers = list(zip(self.layers, masks, strict=False))
+        reached, end = [], masks[0].new_ones(layers[0][0].in_features)
+        for layer, mask in layers[:-1]:
+            edges = mask & layer.between(end, mask.new_ones(layer.out_features))
+            end = layer.total_in(edges) > 0
+            reached.append(end)
+        needed, end = [], masks[0].new_ones(layers[-1][0].out_features)
+        for layer, mask in reversed(layers[1:]):
+            edges = mask & layer.between(mask.new_ones(layer.in_features), end)
+            end = layer.total_out(edges) > 0
+            needed.append(end)
+        return [r & n for r, n in zip(reached, reversed(needed), strict=True)]
 
     def edges_between(self, alive: Sequence[Tensor]) -> list[Tensor]:
         """Return the edges that join the units `alive`, a mask for every layer."""

@@ -75,6 +75,83 @@ class Plan:
         )
 
 
+@dataclass(frozen=True)
+class Splitter:
+    """Splits layers by a rule, with the groups and the randomness that it needs.
+
+    Parameters
+    ----------
+    rule : SplitRule
+        The split rule.
+    groups : array-like or None
+        Group label of every input of the network.
+    rng : numpy.random.Generator
+        Source of randomness, for what a prune rule draws as well.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_fpe.nn import SplitRule, Splitter
+    >>> def assign(weight, n_children, rng, groups):
+    ...     row = np.arange(weight.shape[1]) % n_children
+    ...     return np.tile(row, (len(weight), 1))
+    >>> splitter = Splitter(SplitRule("interleaved", assign), None, None)
+    >>> splitter.split(np.ones((1, 4)), n_children=2, level=0)
+    array([[0, 1, 0, 1]])
+    """
+
+    rule: SplitRule
+    groups: Any
+    rng: np.random.Generator
+
+    def split(self, weight: np.ndarray, n_children: int, level: int) -> np.ndarray:
+        """Split the neurons of a hidden layer.
+
+        Parameters
+        ----------
+        weight : ndarray of shape (n_parents, n_inputs)
+            Weight of the layer.
+        n_children : int
+            Children of every parent.
+        level : int
+            Number of the layer, from 0.
+
+        Returns
+        -------
+        children : int ndarray of shape (n_parents, n_inputs)
+            The partition.
+        """
+        rule = self.rule.at_level(level)
+        return partition(weight, n_children, rule, groups=self.groups, rng=self.rng)
+
+    def split_layers(
+        self, weights: list[np.ndarray], shape: Shape
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Copy weights to the children of the layer before, and split every layer.
+
+        Parameters
+        ----------
+        weights : list of ndarrays
+            Weights of the dense parent, see :meth:`PruneRule.plan`.
+        shape : Shape
+            Shape of the expanded network.
+
+        Returns
+        -------
+        wide : list of ndarrays
+            The weights over the units of the layer before instead of its parents.
+        children : list of int ndarrays of shape (n_parents, n_inputs)
+            The partition of every hidden layer.
+        """
+        copies = (1, *shape.expansion, 1)
+        wide = [np.tile(w, (1, c)) for w, c in zip(weights, copies, strict=False)]
+        children = [
+            self.split(w, a, level)
+            for level, (w, a) in enumerate(zip(wide, shape.expansion, strict=False))
+        ]
+        return wide, children
+
+
 class PruneRule(ABC):
     """A rule that prunes an expanded network to a budget; subclass it for another.
 
@@ -97,7 +174,7 @@ class PruneRule(ABC):
     A rule that keeps the first layer whole and prunes the copies of outgoing weights:
 
     >>> import numpy as np
-    >>> from sklearn_fpe.nn import MLP, Plan, PruneRule, expand, partition
+    >>> from sklearn_fpe.nn import MLP, Plan, PruneRule, expand
     >>> class OutgoingOnly(PruneRule):
     ...     name = "outgoing"
     ...
@@ -107,14 +184,14 @@ class PruneRule(ABC):
     ...     def least_cost(self, shape):
     ...         return self.least_budget(shape)
     ...
-    ...     def plan(self, weights, shape, split, groups, budget, rng):
+    ...     def plan(self, weights, shape, splitter, budget):
     ...         (n_units,) = shape.fan_ins()[1:]
-    ...         children = partition(weights[0], *shape.expansion, split, rng=rng)
+    ...         _, children = splitter.split_layers(weights, shape)
     ...         outgoing = np.zeros((shape.n_outputs, n_units), dtype=bool)
     ...         n_kept = budget - self.least_budget(shape)
-    ...         outgoing.flat[rng.permutation(outgoing.size)[:n_kept]] = True
+    ...         outgoing.flat[splitter.rng.permutation(outgoing.size)[:n_kept]] = True
     ...         keep = [np.ones(weights[0].shape, dtype=bool), outgoing]
-    ...         return Plan([children], [np.ones(n_units, dtype=bool)], keep)
+    ...         return Plan(children, [np.ones(n_units, dtype=bool)], keep)
     >>> network, _ = expand(MLP.dense([6, 4, 3]), 2, prune=OutgoingOnly(), rng=0)
     >>> network.n_nonzero
     43
@@ -125,6 +202,17 @@ class PruneRule(ABC):
     exact = True
     allows_skip = True
     at_once = True
+
+    def __eq__(self, other: object) -> bool:
+        """Tell whether two rules are of one class with equal parameters."""
+        return type(other) is type(self) and vars(other) == vars(self)
+
+    def __hash__(self) -> int:
+        return hash(type(self))  # because a parameter need not be hashable
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({fields})"
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         """Pickle a registered rule by its name."""
@@ -157,13 +245,7 @@ class PruneRule(ABC):
 
     @abstractmethod
     def plan(
-        self,
-        weights: list[np.ndarray],
-        shape: Shape,
-        split: SplitRule,
-        groups: Any,
-        budget: int,
-        rng: np.random.Generator,
+        self, weights: list[np.ndarray], shape: Shape, splitter: Splitter, budget: int
     ) -> Plan:
         """Split and prune.
 
@@ -175,46 +257,16 @@ class PruneRule(ABC):
             the skip connection if there is one.
         shape : Shape
             Shape of the expanded network.
-        split : SplitRule
-            The split rule.
-        groups : array-like or None
-            Group label of every input.
+        splitter : Splitter
+            Splits the layers, and holds the source of randomness.
         budget : int
             Parameters to keep, biases included.
-        rng : numpy.random.Generator
-            Source of randomness.
 
         Returns
         -------
         plan : Plan
             What is kept.
         """
-
-
-def split_layers(
-    weights: list[np.ndarray],
-    shape: Shape,
-    split: SplitRule,
-    groups: Any,
-    rng: np.random.Generator,
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Copy weights to the children of the layer before, and split every layer.
-
-    Returns
-    -------
-    wide : list of ndarrays
-        The weights, as :meth:`PruneRule.plan` gets them, over the units of the layer
-        before instead of its parents.
-    children : list of int ndarrays of shape (n_parents, n_inputs)
-        The partition of every hidden layer.
-    """
-    copies = (1, *shape.expansion, 1)
-    wide = [np.tile(w, (1, c)) for w, c in zip(weights, copies, strict=False)]
-    children = [
-        partition(w, a, split.at_level(level), groups=groups, rng=rng)
-        for level, (w, a) in enumerate(zip(wide, shape.expansion, strict=False))
-    ]
-    return wide, children
 
 
 class Magnitude(PruneRule):
@@ -231,16 +283,10 @@ class Magnitude(PruneRule):
         return shape.n_outputs + 3 * sum(shape.fan_ins()[1:])
 
     def plan(
-        self,
-        weights: list[np.ndarray],
-        shape: Shape,
-        split: SplitRule,
-        groups: Any,
-        budget: int,
-        rng: np.random.Generator,
+        self, weights: list[np.ndarray], shape: Shape, splitter: Splitter, budget: int
     ) -> Plan:
         """Split all layers, then keep the largest weights of all."""
-        wide, children = split_layers(weights, shape, split, groups, rng)
+        wide, children = splitter.split_layers(weights, shape)
         return Plan(children, *prune_magnitude(wide, children, shape, budget))
 
 
@@ -261,20 +307,15 @@ class Structured(PruneRule):
         return self.least_budget(shape)
 
     def plan(
-        self,
-        weights: list[np.ndarray],
-        shape: Shape,
-        split: SplitRule,
-        groups: Any,
-        budget: int,
-        rng: np.random.Generator,
+        self, weights: list[np.ndarray], shape: Shape, splitter: Splitter, budget: int
     ) -> Plan:
         """Split and prune layer by layer: living units are assigned to blocks.
 
         Masks are broadcast, not stored, because a block keeps everything between its
         inputs and its children.
         """
-        input_share = INPUT_SHARE["contiguous" if split.contiguous else "other"]
+        contiguous = splitter.rule.contiguous
+        input_share = INPUT_SHARE["contiguous" if contiguous else "other"]
         n_reads, n_parents = structured_sizes(shape, budget, input_share)
         spare = budget - structured_count(shape, n_reads, n_parents)
         fan_outs = (*n_parents[1:], shape.n_outputs)
@@ -283,8 +324,7 @@ class Structured(PruneRule):
         n_units = shape.n_inputs
         for level, n_children in enumerate(shape.expansion):
             weight = weights[level][:, inputs % weights[level].shape[1]]
-            rule = split.at_level(level)
-            living = partition(weight, n_children, rule, groups=groups, rng=rng)
+            living = splitter.split(weight, n_children, level)
             labels = _shared_row(living, n_children)
             out_norm = np.linalg.norm(weights[level + 1], axis=0)
             energy = (weight * out_norm[:, None]) ** 2

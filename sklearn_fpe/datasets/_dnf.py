@@ -1,4 +1,4 @@
-"""Data sets in which the interference between features is known."""
+"""Boolean formulas, on which interference between features can be set by hand."""
 
 import math
 from dataclasses import dataclass

@@ -1,0 +1,88 @@
+"""The earlier steps of a pipeline: fitted once for candidates that share them."""
+
+from __future__ import annotations
+
+import joblib
+from sklearn import get_config
+from sklearn.pipeline import Pipeline
+from sklearn.utils.metadata_routing import process_routing
+
+
+def final_step(estimator):
+    """Return the last step of a pipeline, or the estimator itself."""
+    return estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
+
+
+def transforms_input(estimator) -> bool:
+    """Tell whether a pipeline transforms arguments of ``fit`` beside X."""
+    return getattr(estimator, "transform_input", None) is not None
+
+
+class EarlierSteps:
+    """The steps of a pipeline before its last one, fitted.
+
+    Parameters
+    ----------
+    pipeline : Pipeline
+        The pipeline, unfitted.
+    X, y : array-like
+        Training rows and targets.
+    fit_params : dict
+        Arguments of the pipeline's ``fit``.
+
+    Attributes
+    ----------
+    X : array-like
+        The transformed training rows.
+    """
+
+    def __init__(self, pipeline: Pipeline, X, y, fit_params: dict):
+        self.steps, self.X = pipeline.steps[:-1], X
+        if not self.steps:
+            return
+        names = [name for name, _ in self.steps]
+        earlier = Pipeline(self.steps, memory=pipeline.memory)
+        if get_config()["enable_metadata_routing"]:
+            routing = earlier.get_metadata_routing()
+            taken = routing.consumes("fit_transform", fit_params)
+            params = {name: fit_params[name] for name in taken}
+        else:
+            params = {
+                name: value
+                for name, value in fit_params.items()
+                if name.split("__", 1)[0] in names
+            }
+        self.X = earlier.fit_transform(X, y, **params)
+        self.steps = earlier.steps
+
+    @staticmethod
+    def key(pipeline: Pipeline) -> tuple[str, str]:
+        """Return what pipelines with the same earlier steps have in common."""
+        steps = pipeline.steps[:-1]
+        params = [
+            (name, type(step), step.get_params() if hasattr(step, "get_params") else "")
+            for name, step in steps
+        ]
+        return "steps", joblib.hash(params)
+
+    @staticmethod
+    def of_last(pipeline: Pipeline, fit_params: dict) -> dict:
+        """Return the arguments of the last step's ``fit``."""
+        name = pipeline.steps[-1][0]
+        if get_config()["enable_metadata_routing"]:
+            return process_routing(pipeline, "fit", **fit_params)[name].fit
+        found = {}
+        for key, value in fit_params.items():
+            step, separator, argument = key.partition("__")
+            if not separator:
+                raise ValueError(
+                    f"Pipeline.fit takes arguments of its steps as <step>__<name>, "
+                    f"such as {name}__{key}, got {key!r}."
+                )
+            if step == name:
+                found[argument] = value
+        return found
+
+    def put_into(self, pipeline: Pipeline) -> None:
+        """Give a pipeline these fitted steps."""
+        pipeline.steps = [*self.steps, pipeline.steps[-1]]

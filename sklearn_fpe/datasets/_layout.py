@@ -1,0 +1,144 @@
+"""Which files are shards, in which order, and which metadata belong to each."""
+
+import os
+import re
+from pathlib import Path
+
+from sklearn_fpe.datasets._files import ShardError
+from sklearn_fpe.datasets._npy import inspect_npy
+from sklearn_fpe.datasets._parquet import inspect_parquet
+
+ENDINGS = (".npy", ".parquet")
+METADATA = "metadata"
+"""Folder beside that of ``.npy`` shards in which their metadata are."""
+
+
+def find_shards(path):
+    """List the files of a folder, of a file, or of a list of both, in their order."""
+    paths = [path] if isinstance(path, str | os.PathLike) else list(path)
+    files = []
+    for one in paths:
+        one = Path(os.path.abspath(os.path.expanduser(one)))
+        files += _of_folder(one) if one.is_dir() else [_checked(one)]
+    if not files:
+        raise ValueError("path must name at least one folder or file, got none.")
+    endings = {file.suffix.lower() for file in files}
+    if len(endings) > 1:
+        raise ShardError(
+            f"Shards must be all .npy or all .parquet, got both: "
+            f"{str(files[0])!r} and others. Pass a list of the files that are meant."
+        )
+    return [str(file) for file in files]
+
+
+def _checked(file):
+    if not file.exists():
+        raise FileNotFoundError(f"path must exist, got {str(file)!r}.")
+    if file.suffix.lower() not in ENDINGS:
+        raise ValueError(f"path must be a folder, .npy or .parquet, got {str(file)!r}.")
+    return file
+
+
+def _of_folder(folder):
+    files = list_files(folder, ENDINGS)
+    if files:
+        return files
+    inner = [d.name for d in folder.iterdir() if d.is_dir() and list_files(d, ENDINGS)]
+    hint = f" Pass one of its folders: {sorted(inner)}." if inner else ""
+    raise ShardError(f"{str(folder)!r} must hold .npy or .parquet files.{hint}")
+
+
+def list_files(folder, endings):
+    """List files with certain endings, hidden ones left out, in numeric order."""
+    found = [
+        entry
+        for entry in folder.iterdir()
+        if entry.suffix.lower() in endings
+        and entry.name[0] not in "._"
+        and entry.is_file()
+    ]
+    return sorted(found, key=lambda file: (_numeric_key(file.name), file.name))
+
+
+def _numeric_key(name):
+    parts = re.split(r"(\d+)", name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)]
+
+
+def number_of(path):
+    """Return the last number in the name of a file, None if it has none."""
+    numbers = re.findall(r"\d+", Path(path).stem)
+    return int(numbers[-1]) if numbers else None
+
+
+def inspect_shards(paths, column):
+    """Read what all files say of themselves, and check that they belong together."""
+    shards = []
+    for path in paths:
+        is_npy = path.lower().endswith(".npy")
+        shards.append(inspect_npy(path) if is_npy else inspect_parquet(path, column))
+    known = [shard for shard in shards if shard.n_columns is not None]
+    first = known[0] if known else None
+    for shard in known:
+        for what in ("n_columns", "dtype"):
+            has, wanted = getattr(shard, what), getattr(first, what)
+            if has != wanted:
+                raise ShardError(
+                    f"All shards must have the same {what}: {shard.path!r} has {has}, "
+                    f"{first.path!r} has {wanted}."
+                )
+    return shards
+
+
+def pair_metadata(shards, metadata):
+    """Find the Parquet file with the metadata of each shard.
+
+    Parameters
+    ----------
+    shards : list of NpyFile or ParquetFile
+        The shards.
+    metadata : path, list of paths or None
+        Where the metadata are; None: in the Parquet files themselves, or in the folder
+        ``metadata`` beside that of ``.npy`` files.
+
+    Returns
+    -------
+    paths : list of str or None
+        A path or None for each shard.
+    """
+    paths = [shard.path for shard in shards]
+    if metadata is not None:
+        is_one = isinstance(metadata, str | os.PathLike)
+        files = []
+        for one in [metadata] if is_one else metadata:
+            one = Path(os.path.abspath(os.path.expanduser(one)))
+            if not one.exists():
+                raise FileNotFoundError(f"metadata must exist, got {str(one)!r}.")
+            files += list_files(one, (".parquet",)) if one.is_dir() else [one]
+        pairs = _pair(paths, files)
+        if None in pairs:
+            raise ShardError(
+                f"metadata must have a Parquet file for every shard, "
+                f"{paths[pairs.index(None)]!r} has none among {len(files)} files."
+            )
+        return pairs
+    if paths[0].lower().endswith(".parquet"):
+        return paths
+    pairs = dict.fromkeys(paths)
+    for folder in dict.fromkeys(Path(path).parent for path in paths):
+        inside = [path for path in paths if Path(path).parent == folder]
+        beside = folder.parent / METADATA
+        if beside.is_dir():
+            files = list_files(beside, (".parquet",))
+            pairs.update(zip(inside, _pair(inside, files), strict=True))
+    return [pairs[path] for path in paths]
+
+
+def _pair(paths, files):
+    """Pair by the last number in the name; by position where there are no numbers."""
+    files = [str(file) for file in files]
+    numbers = [number_of(path) for path in paths]
+    by_number = {number_of(file): file for file in files}
+    if None in numbers or len({*numbers}) < len(paths) or len(by_number) < len(files):
+        return files if len(files) == len(paths) else [None] * len(paths)
+    return [by_number.get(number) for number in numbers]

@@ -1,0 +1,404 @@
+"""The lazy array of rows in many files."""
+
+import operator
+import os
+from pathlib import Path
+
+import numpy as np
+
+from sklearn_fpe._engine._lazy import LazyArray
+from sklearn_fpe.datasets._files import ShardError
+from sklearn_fpe.datasets._index import split_key
+from sklearn_fpe.datasets._layout import find_shards, inspect_shards, pair_metadata
+from sklearn_fpe.datasets._parquet import column_names, read_column
+from sklearn_fpe.datasets._source import Source, as_slice
+
+COPY_BYTES = 2**24
+"""Bytes that are read at a time where a whole array is made."""
+
+
+def open_shards(path, *, column=None, metadata=None):
+    """Open a folder of embeddings as one array whose rows stay in their files.
+
+    Parameters
+    ----------
+    path : str, path-like or list of them
+        A folder of ``.npy`` or of Parquet files, such as the ``img_emb`` that
+        clip-retrieval writes, a single file, or a list of folders and files. The files
+        of a folder are in numeric order, ``x_2.npy`` before ``x_10.npy``; those whose
+        names begin with a dot or an underscore are left out.
+    column : str, default=None
+        Column of Parquet files with the embeddings, which are lists of numbers of one
+        length; None: the only column of lists of numbers.
+    metadata : str, path-like or list of them, default=None
+        Folder or files in Parquet format with other columns, such as labels: one file
+        for every shard, with one row for every row of it. Files belong together by the
+        last number in their names. None: the Parquet files themselves, or for ``.npy``
+        files the folder ``metadata`` beside theirs, if there is one.
+
+    Returns
+    -------
+    shards : Shards of shape (n_rows, n_features)
+        The rows of all files, none of which has been read.
+
+    Raises
+    ------
+    ShardError
+        If a file is damaged or truncated, holds anything but a matrix of real numbers,
+        or does not fit the others in width or type; the message names the file.
+    FileNotFoundError
+        If a path does not exist.
+    ImportError
+        If Parquet files are to be read and pyarrow is not installed.
+
+    See Also
+    --------
+    sklearn_fpe.embeddings.write_shards : Embeds images and writes such a folder.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> from sklearn_fpe.datasets import open_shards
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> for i in range(11):
+    ...     np.save(Path(folder.name, f"img_emb_{i}.npy"), np.full((5, 3), i))
+    >>> X = open_shards(folder.name)
+    >>> X.shape, X.dtype
+    ((55, 3), dtype('int64'))
+    >>> X[12:52:13]
+    <Shards of shape (4, 3), int64, 11 files>
+    >>> np.asarray(X[12:52:13])[:, 0]
+    array([ 2,  5,  7, 10])
+    >>> folder.cleanup()
+    """
+    shards = inspect_shards(find_shards(path), column)
+    pairs = pair_metadata(shards, metadata)
+    return Shards(Source(shards, pairs))
+
+
+class Shards(LazyArray):
+    """Rows in many files: a lazy array of shape (n_rows, n_features).
+
+    Made by :func:`open_shards`. ``X[rows]`` with a slice, integers or booleans is
+    another lazy array, which has read nothing, so that ``train_test_split`` and
+    ``GridSearchCV`` copy no rows. ``X[3]`` is a row, and ``np.asarray(X)`` reads all
+    rows. A pickle holds the paths, not the rows: they must mean the same files where
+    it is loaded.
+
+    ``fit``, ``partial_fit``, ``predict`` and ``score`` of the estimators read the rows
+    in pieces. Arrays of more than half a gigabyte as float32 are read anew in every
+    epoch, each row once, shuffled by blocks; smaller ones are loaded once.
+
+    Parameters
+    ----------
+    source : object
+        The files, as :func:`open_shards` has found them.
+    rows : range or int ndarray, default=None
+        Numbers of the rows; None: all of them.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Rows and columns.
+    dtype : numpy.dtype
+        Type of the numbers.
+    ndim : int
+        2.
+
+    See Also
+    --------
+    open_shards : Opens a folder of embeddings.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> from sklearn.model_selection import train_test_split
+    >>> from sklearn_fpe.datasets import Shards, open_shards
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> for i in range(3):
+    ...     np.save(Path(folder.name, f"{i}.npy"), np.full((20, 4), i, np.float16))
+    >>> X = open_shards(folder.name)
+    >>> train, test = train_test_split(X, random_state=0)
+    >>> isinstance(train, Shards), train.shape, test.shape
+    (True, (45, 4), (15, 4))
+    >>> test[:5].read(slice(0, 2))
+    array([[1., 1., 1., 1.],
+           [1., 1., 1., 1.]], dtype=float16)
+    >>> folder.cleanup()
+    """
+
+    def __init__(self, source, rows=None):
+        self._source = source
+        self._rows = range(int(source.starts[-1])) if rows is None else rows
+        self.shape = (len(self._rows), source.n_columns)
+        self.dtype = source.dtype
+
+    def __reduce__(self):
+        return Shards, (self._source, self._rows)
+
+    def __repr__(self):
+        n_files = len(self._source.shards)
+        return f"<Shards of shape {self.shape}, {self.dtype}, {n_files} files>"
+
+    @property
+    def nbytes(self):
+        """Bytes of the rows, if they were read."""
+        return self.size * self.dtype.itemsize
+
+    @property
+    def files(self):
+        """Paths of the files, a list of str."""
+        return [shard.path for shard in self._source.shards]
+
+    # ----------------------------------------------------------------------------------
+    # Rows
+    # ----------------------------------------------------------------------------------
+
+    def __getitem__(self, key):
+        rows, columns = split_key(key)
+        try:
+            i = operator.index(rows)
+        except TypeError:
+            chosen = Shards(self._source, self._chosen(rows))
+            if isinstance(columns, slice) and columns == slice(None):
+                return chosen
+            return chosen._read_columns(columns)
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"Row {i} is out of range for {len(self)} rows.")
+        return self.read(np.array([i % len(self)]))[0][columns]
+
+    def _chosen(self, rows):
+        """Return the rows of a slice or of an int or bool array."""
+        if isinstance(rows, slice):
+            return self._rows[rows]
+        index = np.asarray(rows)
+        if index.size == 0 and index.ndim == 1 and not hasattr(rows, "dtype"):
+            index = index.astype(np.int64)
+        if index.dtype.kind == "b" and index.shape == (len(self),):
+            index = np.flatnonzero(index)
+        if index.ndim != 1 or index.dtype.kind not in "iu":
+            raise IndexError(
+                f"Rows are chosen by an integer, a slice, or an array of shape (n,) of "
+                f"integers or of shape ({len(self)},) of booleans, got "
+                f"{index.dtype} of shape {index.shape}."
+            )
+        index = index.astype(np.int64)
+        outside = (index < -len(self)) | (index >= len(self))
+        if outside.any():
+            raise IndexError(
+                f"Row {index[outside][0]} is out of range for {len(self)} rows."
+            )
+        index[index < 0] += len(self)
+        if isinstance(self._rows, range):
+            index *= self._rows.step
+            index += self._rows.start
+        else:
+            index = self._rows[index]
+        found = as_slice(index)
+        return range(found.start, found.stop) if isinstance(found, slice) else index
+
+    def _read_columns(self, columns):
+        """Read some columns of all rows, without having all columns in memory."""
+        if not isinstance(columns, slice):
+            columns = operator.index(columns)
+        parts = [self.read(rows)[:, columns].copy() for rows in self._pieces()]
+        return np.concatenate(parts or [np.empty((0, self.shape[1]))[:, columns]])
+
+    def _pieces(self):
+        step = max(1, COPY_BYTES // max(1, self.shape[1] * self.dtype.itemsize))
+        for start in range(0, len(self), step):
+            yield slice(start, min(start + step, len(self)))
+
+    def __iter__(self):
+        for rows in self._pieces():
+            yield from self.read(rows)
+
+    def read(self, rows):
+        """Read some rows.
+
+        Parameters
+        ----------
+        rows : slice or int ndarray of shape (n,)
+            The rows, not negative.
+
+        Returns
+        -------
+        X : ndarray of shape (n, n_features)
+            Their values, a new array.
+
+        Raises
+        ------
+        ShardError
+            If a file has become unreadable; the message names it.
+        """
+        rows = self._rows[rows] if isinstance(rows, slice) else self._chosen(rows)
+        out = np.empty((len(rows), self.shape[1]), self.dtype)
+        if isinstance(rows, range):
+            if rows.step == 1:
+                self._source.read_into(out, rows)
+                return out
+            rows = np.arange(rows.start, rows.stop, rows.step)
+        if (rows[1:] >= rows[:-1]).all():
+            self._source.read_into(out, rows)
+            return out
+        order = np.argsort(rows, kind="stable")
+        self._source.read_into(out, rows[order])
+        in_order = np.empty_like(out)
+        in_order[order] = out
+        return in_order
+
+    def __array__(self, dtype=None, copy=None):
+        if copy is False:
+            raise ValueError("Shards cannot become an array without being copied.")
+        dtype = self.dtype if dtype is None else np.dtype(dtype)
+        self._check_memory(self.size * dtype.itemsize)
+        out = np.empty(self.shape, dtype)
+        order = self.file_order()
+        for rows in self._pieces():
+            place = rows if order is None else order[rows]
+            out[place] = self.read(place)
+        return out
+
+    def _check_memory(self, n_bytes):
+        """Refuse what cannot fit, because Linux would kill the process instead."""
+        if not hasattr(os, "sysconf"):
+            return
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if n_bytes > memory:
+            raise MemoryError(
+                f"An array of shape {self.shape} takes {n_bytes / 1e9:.1f} GB, but "
+                f"this machine has {memory / 1e9:.1f} GB: read some rows at a time, "
+                f"np.asarray(X[:100_000])."
+            )
+
+    # ----------------------------------------------------------------------------------
+    # Where rows are
+    # ----------------------------------------------------------------------------------
+
+    def file_order(self):
+        """Return the order in which rows lie in the files.
+
+        Returns
+        -------
+        order : int ndarray of shape (n_rows,) or None
+            Positions of the rows; None if they are in the order of the files.
+        """
+        if isinstance(self._rows, range):
+            in_order = self._rows.step > 0
+            return None if in_order else np.arange(len(self))[::-1]
+        if (self._rows[1:] >= self._rows[:-1]).all():
+            return None
+        return np.argsort(self._rows, kind="stable")
+
+    def runs(self, index=None):
+        """Return where row groups of Parquet files begin, which are read in order.
+
+        Parameters
+        ----------
+        index : int ndarray, default=None
+            Some rows, in the order of the files; None: all of them.
+
+        Returns
+        -------
+        starts : int ndarray or None
+            Positions in `index`, increasing from 0; None for ``.npy`` files, of which
+            any rows may be read.
+        """
+        bounds = self._source.run_starts()
+        if bounds is None:
+            return None
+        rows = self._rows
+        if isinstance(rows, range) and index is not None:
+            rows = rows.start + rows.step * index
+        elif index is not None:
+            rows = rows[index]
+        if isinstance(rows, range):
+            starts = np.clip(-((rows.start - bounds) // rows.step), 0, len(rows))
+        else:
+            starts = np.searchsorted(rows, bounds)
+        starts = np.unique(np.append(0, starts))
+        return starts[starts < len(rows)]
+
+    def place(self, row):
+        """Return which row of which file a row is.
+
+        Parameters
+        ----------
+        row : int
+            Number of the row.
+
+        Returns
+        -------
+        place : str
+            Such as ``row 5 of '/data/img_emb/img_emb_3.npy'``.
+        """
+        row = int(self._rows[row])
+        i = int(np.searchsorted(self._source.starts, row, side="right")) - 1
+        return f"row {row - self._source.starts[i]} of {self._source.shards[i].path!r}"
+
+    # ----------------------------------------------------------------------------------
+    # Metadata
+    # ----------------------------------------------------------------------------------
+
+    @property
+    def columns(self):
+        """Names of the columns of the metadata, a list of str."""
+        shard, path = self._source.shards[0], self._source.metadata[0]
+        if path is None:
+            return []
+        return column_names(path, getattr(shard, "column", None))
+
+    def column(self, name):
+        """Read a column of the metadata, such as the labels of the rows.
+
+        Parameters
+        ----------
+        name : str
+            Name of the column.
+
+        Returns
+        -------
+        values : ndarray of shape (n_rows,)
+            The entries of these rows, in their order; strings as objects.
+
+        Raises
+        ------
+        ShardError
+            If a shard has no metadata, or they do not fit it; the message names the
+            file.
+        """
+        rows, order = self._rows, self.file_order()
+        if not isinstance(rows, range) or rows.step != 1:
+            rows = np.asarray(rows) if order is None else np.asarray(rows)[order]
+        parts = []
+        for i, _, local in self._source.split(rows):
+            values = self._read_metadata(i, name)
+            if parts and (values.dtype.kind == "O") != (parts[0].dtype.kind == "O"):
+                raise ShardError(
+                    f"Column {name!r} must have one type, it has {values.dtype} in "
+                    f"{self._source.metadata[i]!r} and {parts[0].dtype} elsewhere."
+                )
+            parts.append(values[local])
+        if not parts:
+            return np.empty(0, dtype=object)
+        values = np.concatenate(parts)
+        if order is None:
+            return values
+        in_order = np.empty_like(values)
+        in_order[order] = values
+        return in_order
+
+    def _read_metadata(self, i, name):
+        shard, path = self._source.shards[i], self._source.metadata[i]
+        if path is None:
+            folder = Path(shard.path).parent.parent / "metadata"
+            raise ShardError(
+                f"{shard.path!r} has no metadata: there must be a Parquet file of the "
+                f"same number in {str(folder)!r}, or name it by open_shards(..., "
+                f"metadata=)."
+            )
+        return read_column(path, name, shard.n_rows)

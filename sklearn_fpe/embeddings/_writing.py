@@ -1,0 +1,372 @@
+"""Embeddings of many images, written to shards."""
+
+import hashlib
+import json
+import os
+import time
+import warnings
+from contextlib import closing
+from numbers import Integral
+from pathlib import Path
+
+import numpy as np
+from sklearn.utils import Bunch
+from sklearn.utils.validation import check_scalar
+
+from sklearn_fpe.datasets import open_shards
+from sklearn_fpe.datasets._files import import_pyarrow
+from sklearn_fpe.embeddings._folder import list_images
+from sklearn_fpe.embeddings._images import UnreadableImageError, check_images
+
+FORMAT = 1
+"""Version of the manifest."""
+
+RESERVED = ("position", "image_path")
+"""Columns of the metadata that are written for all images."""
+
+
+def write_shards(
+    embedder,
+    images,
+    folder,
+    *,
+    shard_size=65536,
+    dtype="float16",
+    metadata=None,
+    unreadable="skip",
+    progress=None,
+    verbose=False,
+):
+    """Embed images and write the embeddings to a folder of shards.
+
+    The same call continues where an earlier one was stopped, whatever stopped it. Every
+    batch is stored as soon as it is computed, so only the batch that was being computed
+    is computed again. Several processes may make the same call at the same time, on
+    machines that share the folder: each takes the next shard that no other one has, and
+    all of them return when the last shard is finished.
+
+    Needs the extra ``parquet``, and a file system with locks (``flock``).
+
+    Parameters
+    ----------
+    embedder : CLIPEmbedder
+        Embeds the images. Any object will do that has its method ``iter_transform``;
+        without ``fingerprint`` its type stands for the model.
+    images : str, path-like or sequence of length n_images
+        A folder, of which all images at any depth are embedded, sorted by path; or
+        images as :meth:`CLIPEmbedder.transform` takes them.
+    folder : str or path-like
+        Where to write; it is made if it does not exist.
+    shard_size : int, default=65536
+        Images of a shard, at least 1; those that are left out count.
+    dtype : {"float16", "float32"}, default="float16"
+        Type in which embeddings are stored.
+    metadata : dict or data frame, default=None
+        Columns to store beside the embeddings, such as labels, of n_images entries
+        each.
+    unreadable : {"skip", "raise"}, default="skip"
+        What to do about an image that cannot be read: leave it out, and name it in one
+        warning at the end, or stop with an error that names it.
+    progress : callable, default=None
+        Called after every batch as ``progress(n_done, n_images)``; images that are left
+        out are done as well.
+    verbose : bool, default=False
+        Whether to print a line for every shard.
+
+    Returns
+    -------
+    written : :class:`~sklearn.utils.Bunch`
+        What is in the folder now:
+
+        shards : Shards of shape (n_rows, n_features)
+            The embeddings, see :func:`~sklearn_fpe.datasets.open_shards`.
+        skipped : dict of str
+            Why images were left out, by their position in `images`.
+        n_embedded : int
+            Number of images that this call has embedded.
+
+    Raises
+    ------
+    ValueError
+        If the folder has shards of other images, metadata, settings or another model,
+        or embeddings are too large for `dtype`.
+    OSError
+        If an image cannot be read and ``unreadable="raise"``, or a file cannot be
+        written.
+    ImportError
+        If pyarrow is not installed.
+
+    Warns
+    -----
+    UserWarning
+        If images were left out.
+
+    See Also
+    --------
+    sklearn_fpe.datasets.open_shards : Opens the folder as one array.
+
+    Notes
+    -----
+    The layout is that of clip-retrieval::
+
+        folder/img_emb/img_emb_0.npy          embeddings, (n_rows, n_features)
+        folder/metadata/metadata_0.parquet    position, image_path, your columns
+        folder/skipped/skipped_0.json         images left out, if there are any
+        folder/manifest.json                  what the shards are made from
+
+    A shard that is not finished consists of two hidden files: rows, and a journal with
+    a checksum of every batch. Files are synchronised with the disk before they are
+    renamed into place, ``img_emb_0.npy`` last, so a shard is there as a whole or not at
+    all. An image is stored once; it is embedded once as well, unless the process was
+    stopped between computing its batch and storing it.
+
+    Examples
+    --------
+    >>> from sklearn_fpe.embeddings import CLIPEmbedder, write_shards
+    >>> written = write_shards(
+    ...     CLIPEmbedder(), "pictures", "embeddings", verbose=True
+    ... )  # doctest: +SKIP
+    >>> X, paths = written.shards, written.shards.column("image_path")  # doctest: +SKIP
+    """
+    partial = _import_partial()
+    check_scalar(shard_size, "shard_size", Integral, min_val=1)
+    for name, value, allowed in (
+        ("dtype", dtype, ("float16", "float32")),
+        ("unreadable", unreadable, ("skip", "raise")),
+    ):
+        if not isinstance(value, str) or value not in allowed:
+            raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
+    if isinstance(images, str | os.PathLike):
+        images, _ = list_images(images)
+    images = check_images(images)
+    table = _make_table(_own_columns(images) | _check_metadata(metadata, len(images)))
+    folder = Path(folder).expanduser()
+    _prepare(
+        partial,
+        folder,
+        {
+            "format": FORMAT,
+            "n_images": len(images),
+            "shard_size": int(shard_size),
+            "dtype": dtype,
+            "metadata": {name: _digest(table[name]) for name in table.column_names},
+            "embedder": _fingerprint(embedder),
+        },
+    )
+    shards = [
+        partial.PartialShard(folder, number, images_of_shard, dtype)
+        for number, images_of_shard in enumerate(_ranges(len(images), shard_size))
+    ]
+    report = _Report(len(images), progress, verbose)
+    writer = _Writer(embedder, images, table, unreadable == "raise", report)
+    n_embedded = writer.write(shards)
+    skipped = {}
+    for shard in shards:
+        skipped |= shard.read_skipped()
+    if skipped:
+        warnings.warn(
+            f"{len(skipped)} images could not be read and were left out: "
+            + "; ".join(skipped.values()),
+            UserWarning,
+            stacklevel=2,
+        )
+    shards = open_shards(folder / "img_emb", metadata=folder / "metadata")
+    return Bunch(shards=shards, skipped=skipped, n_embedded=n_embedded)
+
+
+def _import_partial():
+    """Import what locks files, which only POSIX systems can, and pyarrow."""
+    import_pyarrow("pyarrow.parquet")
+    try:
+        from sklearn_fpe.embeddings import _partial
+    except ImportError as error:
+        raise ImportError(
+            f"write_shards locks files by flock, which this system lacks: {error}."
+        ) from error
+    return _partial
+
+
+def _ranges(n_images, size):
+    return [range(i, min(i + size, n_images)) for i in range(0, n_images, int(size))]
+
+
+def _prepare(partial, folder, manifest):
+    """Make the folder; check that what it holds is made from the same."""
+    (folder / partial.EMBEDDINGS).mkdir(parents=True, exist_ok=True)
+    path = folder / "manifest.json"
+    with partial.locked(folder / ".lock"):
+        if path.exists():
+            _check_manifest(path, manifest)
+            return
+        names = [entry.name for entry in folder.iterdir()]
+        names += [entry.name for entry in (folder / partial.EMBEDDINGS).iterdir()]
+        foreign = [n for n in names if n[0] != "." and n != partial.EMBEDDINGS]
+        if foreign:
+            raise ValueError(
+                f"folder must be empty or written by this function, {str(folder)!r} "
+                f"has no manifest.json but {foreign[0]!r}."
+            )
+        with partial.replaced(path) as file:
+            file.write(json.dumps(manifest, indent=1).encode())
+
+
+class _Writer:
+    """Fills shards.
+
+    Parameters
+    ----------
+    embedder : object
+        Embeds the images.
+    images : sequence
+        Checked images.
+    table : pyarrow.Table
+        Metadata of all images.
+    strict : bool
+        Whether an unreadable image is an error.
+    report : _Report
+        Is told how far the writing is.
+    """
+
+    def __init__(self, embedder, images, table, strict, report):
+        self.embedder, self.images, self.table = embedder, images, table
+        self.strict, self.report = strict, report
+
+    def write(self, shards):
+        """Fill all shards that are not finished; return the number of embeddings.
+
+        Shards of other writers are waited for at the end, and taken over from writers
+        that have stopped.
+        """
+        n_embedded = 0
+        for wait in (False, True):
+            for shard in shards:
+                if not shard.finished:
+                    with shard.claim(wait) as claimed:
+                        if claimed:
+                            n_embedded += self._fill(shard)
+                            kept = np.array(shard.kept, dtype=np.int64)
+                            shard.finish(self.table.take(kept))
+                if shard.finished:
+                    shard.clean()  # what a stopped writer has left
+                    self.report.store(shard, shard.positions.stop)
+        return n_embedded
+
+    def _fill(self, shard):
+        """Embed the images of a shard that are not stored; return the number."""
+        start, n_stored = time.perf_counter(), len(shard.kept)
+        self.report.store(shard, shard.next)
+        if shard.next < shard.positions.stop:
+            rest = slice(shard.next, shard.positions.stop)
+            with closing(self.embedder.iter_transform(self.images, rest)) as batches:
+                for batch, embeddings, unreadable in batches:
+                    if unreadable and self.strict:
+                        raise UnreadableImageError(next(iter(unreadable.values())))
+                    shard.append(embeddings, unreadable)
+                    self.report.batch(shard, batch.stop)
+        n_embedded = len(shard.kept) - n_stored
+        self.report.shard(shard, n_embedded, time.perf_counter() - start)
+        return n_embedded
+
+
+class _Report:
+    """Says how far the writing is, to the callable and the screen of the user."""
+
+    def __init__(self, n_images, progress, verbose):
+        self.n_images, self.progress, self.verbose = n_images, progress, verbose
+        self.n_done, self.done = 0, {}
+
+    def store(self, shard, stop):
+        """Note that the images of a shard up to `stop` are stored."""
+        n_done = stop - shard.positions.start
+        self.n_done += n_done - self.done.get(shard.positions.start, 0)
+        self.done[shard.positions.start] = n_done
+
+    def batch(self, shard, stop):
+        """Report a batch that is stored."""
+        self.store(shard, stop)
+        if self.progress is not None:
+            self.progress(self.n_done, self.n_images)
+
+    def shard(self, shard, n_embedded, seconds):
+        """Report a shard that is full."""
+        if self.verbose:
+            print(
+                f"{shard.path.name}: {len(shard.kept)} rows, {len(shard.skipped)} "
+                f"images left out, {n_embedded} embedded now, "
+                f"{n_embedded / max(seconds, 1e-9):.0f} a second; "
+                f"{self.n_done} of {self.n_images} images done"
+            )
+
+
+def _check_metadata(metadata, n_images):
+    """Return the columns of the user as arrays of n_images entries."""
+    columns = {}
+    for name in () if metadata is None else metadata:
+        values = np.asarray(metadata[name])
+        if not isinstance(name, str) or name in RESERVED:
+            raise ValueError(
+                f"Columns of metadata must be named by strings other than "
+                f"{' and '.join(RESERVED)}, got {name!r}."
+            )
+        if values.shape != (n_images,):
+            raise ValueError(
+                f"metadata[{name!r}] must have one entry for every image, shape "
+                f"({n_images},), got shape {values.shape}."
+            )
+        columns[name] = values
+    return columns
+
+
+def _own_columns(images):
+    """Return positions, and paths if all images are files."""
+    columns = {"position": np.arange(len(images))}
+    is_plain = isinstance(images, list | tuple | np.ndarray)
+    if is_plain and all(isinstance(image, str | os.PathLike) for image in images):
+        paths = [str(os.fspath(image)) for image in images]
+        columns["image_path"] = np.array(paths, dtype=object)
+    return columns
+
+
+def _make_table(columns):
+    """Return the metadata as a table, whose types are then those of all shards."""
+    arrow = import_pyarrow("pyarrow")
+    arrays = {}
+    for name, values in columns.items():
+        try:
+            arrays[name] = arrow.array(values)
+        except (arrow.ArrowException, TypeError, ValueError) as error:
+            raise ValueError(
+                f"metadata[{name!r}] must have entries of one type that Parquet can "
+                f"store: {error}"
+            ) from error
+    return arrow.table(arrays)
+
+
+def _digest(column):
+    """Return a digest of a column of a table."""
+    digest = hashlib.sha256(str(column.type).encode())
+    for start in range(0, len(column), 2**16):
+        digest.update(repr(column.slice(start, 2**16).to_pylist()).encode())
+    return digest.hexdigest()
+
+
+def _fingerprint(embedder):
+    kind = type(embedder)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    return f"{name} {embedder.fingerprint()}" if hasattr(kind, "fingerprint") else name
+
+
+def _check_manifest(path, manifest):
+    """Check that the shards of a folder are made from what is given now."""
+    try:
+        stored = json.loads(path.read_text())
+        differing = [name for name in manifest if stored[name] != manifest[name]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{str(path)!r} is damaged: {error!r}.") from error
+    if differing:
+        name = differing[0]
+        raise ValueError(
+            f"folder must hold shards of the same images, metadata, settings and model "
+            f"as before; {str(path)!r} has another {', '.join(differing)}: "
+            f"{stored[name]!r}, now {manifest[name]!r}. Write to another folder."
+        )
