@@ -17,6 +17,9 @@ BLOCK = re.compile(r"^\.\. code-block:: python\n\n((?:   .*\n|\n)+)", re.MULTILI
 NOT_RUN = {
     "sentence_transformers": "downloads an encoder",
     "scheduler:8786": "needs a cluster; examples/dask_search.py makes one",
+    "distributed=True": "needs processes; examples/distributed_fit.py starts them",
+    "ray.train": "needs Ray",
+    "img_emb": "reads what another tool wrote; tests/test_shards.py writes such files",
 }
 """What stands in code that cannot be run here, and why."""
 
