@@ -91,6 +91,7 @@ class PartialShard:
             # Not appending: a batch that is not whole is cut off first.
             with open(self.rows_path, "r+b" if self.rows_path.exists() else "w+b") as f:
                 self._rows = f
+                _sync_folder(self.rows_path.parent)
                 self._resume()
                 yield True
 
@@ -207,6 +208,15 @@ def sync(file):
     os.fsync(file.fileno())
 
 
+def _sync_folder(folder):
+    """Write the names of the files of a folder through to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def replaced(path):
     """Open a new file that takes the place of `path` once it is on the disk."""
@@ -217,11 +227,7 @@ def replaced(path):
         yield file
         sync(file)
     os.replace(new, path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    _sync_folder(path.parent)
 
 
 @contextmanager
