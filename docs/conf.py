@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tomllib
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
@@ -25,10 +26,18 @@ extensions = [
     "sphinx.ext.autosummary",
     "numpydoc",
     "sphinx_gallery.gen_gallery",
+    "sphinx.ext.viewcode",
     "changelog",
+    "drawn",
     "mathml",
     "measured",
 ]
+# The address of the repository stands in pyproject.toml alone; pages write
+# |repository|.
+with open(HERE.parent / "pyproject.toml", "rb") as file:
+    hooks = tomllib.load(file)["tool"]["hatch"]["metadata"]["hooks"]
+repository = hooks["custom"]["repository"]
+rst_prolog = f".. |repository| replace:: {repository}\n"
 exclude_patterns = ["_build", "_ext", "_templates", "**/GALLERY_HEADER.rst"]
 templates_path = ["_templates"]
 default_role = "code"
@@ -44,7 +53,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
     "filename_pattern": r"\.py$",
-    "ignore_pattern": r"__init__\.py|conftest\.py",
+    "ignore_pattern": r"(^|[\\/])_\w+\.py$",
     "within_subsection_order": "gallery_order.key",
     "backreferences_dir": "generated/backreferences",
     "doc_module": ("sklearn_fpe",),
@@ -65,13 +74,16 @@ html_show_sourcelink = False
 html_theme_options = {
     "logo": {"text": "sklearn_fpe"},
     "navbar_align": "left",
-    "navbar_end": ["theme-switcher"],
+    "navbar_end": ["navbar-icon-links", "theme-switcher"],
+    "icon_links": [
+        {"name": "Source", "url": repository, "icon": "fa-brands fa-github"},
+    ],
     "navbar_persistent": ["search-button"],
     "header_links_before_dropdown": 6,
     "secondary_sidebar_items": ["page-toc", "sg_download_links"],
-    "footer_start": ["copyright"],
-    "footer_end": [],
-    "show_prev_next": False,
+    "footer_start": ["version"],
+    "footer_end": ["copyright"],
+    "show_prev_next": True,
     "pygments_light_style": "tango",
     "pygments_dark_style": "monokai",
 }

@@ -73,7 +73,7 @@ measured = {
     label: {name: [f(m, d) for m, d, _ in results[name]] for name in settings}
     for label, f in measures.items()
 }
-fig, axes = plt.subplots(1, 3, figsize=(10, 3.6), layout="constrained", sharey=True)
+fig, axes = plt.subplots(1, 3, figsize=(8, 3.2), layout="constrained", sharey=True)
 panels = {"test accuracy (%)": accuracy, **measured}
 for ax, (label, values) in zip(axes, panels.items(), strict=True):
     for row, runs in enumerate(values.values()):

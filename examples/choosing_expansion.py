@@ -48,7 +48,8 @@ for width, found in searches.items():
 # %%
 # The curve shows each expansion at its own best learning rate. The dashed line is the
 # dense network, the band is one standard deviation over the folds. The smaller network
-# gains more, because more features share each of its neurons.
+# gains more, because more features share each of its neurons. From two children on the
+# curves are flat within the band, so which of them comes first is a matter of chance.
 
 fig, ax = plt.subplots(figsize=(6.5, 4.2), layout="constrained")
 for width, found in searches.items():

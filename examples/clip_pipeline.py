@@ -12,63 +12,26 @@ skip connection.
 # ----------
 #
 # Any folder with one folder per class will do, ``pictures/red circle/0.png``. This page
-# has to build without a download, so it draws its images: shapes of five colours, with
-# random sizes and places, on a noisy background.
+# has to build without a download, so ``examples/_toy_clip.py`` draws its images: shapes
+# of five colours, with random sizes and places, on a noisy background.
 
 import tempfile
-from itertools import product
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
-import transformers
-from PIL import Image, ImageDraw
+from _toy_clip import draw_pictures, train_clip
+from PIL import Image
 from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.pipeline import make_pipeline
 
 from sklearn_fpe import FPEClassifier
 from sklearn_fpe.embeddings import CLIPEmbedder, load_image_folder
 
-SHAPES = ("circle", "square", "triangle", "cross", "ring")
-COLORS = {
-    "red": (220, 60, 60),
-    "green": (70, 190, 80),
-    "blue": (80, 110, 230),
-    "yellow": (225, 205, 70),
-    "white": (225, 225, 225),
-}
 folder = tempfile.TemporaryDirectory()
-pictures, checkpoint = Path(folder.name, "pictures"), Path(folder.name, "clip")
+pictures = Path(folder.name, "pictures")
 rng = np.random.default_rng(0)
-
-
-def draw(color, shape, size=32):
-    """Draw one shape at random place and size."""
-    image = Image.fromarray(rng.integers(0, 110, (size, size, 3), dtype=np.uint8))
-    pen = ImageDraw.Draw(image)
-    x, y = rng.uniform(12, size - 12, 2)
-    r = rng.uniform(7, 11)
-    box = (x - r, y - r, x + r, y + r)
-    fill = tuple(int(c) for c in np.add(COLORS[color], rng.integers(-30, 30, 3)))
-    if shape == "circle":
-        pen.ellipse(box, fill=fill)
-    elif shape == "square":
-        pen.rectangle(box, fill=fill)
-    elif shape == "triangle":
-        pen.polygon([(x, y - r), (x - r, y + r), (x + r, y + r)], fill=fill)
-    elif shape == "cross":
-        pen.rectangle((x - r, y - r / 3, x + r, y + r / 3), fill=fill)
-        pen.rectangle((x - r / 3, y - r, x + r / 3, y + r), fill=fill)
-    elif shape == "ring":
-        pen.ellipse(box, outline=fill, width=3)
-    return image
-
-
-for color, shape in product(COLORS, SHAPES):
-    (pictures / f"{color} {shape}").mkdir(parents=True)
-    for i in range(24):
-        draw(color, shape).save(pictures / f"{color} {shape}" / f"{i:02}.png")
+draw_pictures(pictures, rng)
 
 images = load_image_folder(pictures)
 print(f"{len(images.paths)} images of {len(images.classes)} classes")
@@ -97,46 +60,7 @@ plt.show()
 # seconds on other drawings and their captions, and saved to a folder in the format of a
 # real checkpoint. Its accuracy says nothing about a real CLIP.
 
-tower = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-}
-tokens = {"vocab_size": 16, "bos_token_id": 0, "eos_token_id": 15, "pad_token_id": 15}
-config = transformers.CLIPConfig(
-    vision_config=tower | {"image_size": 32, "patch_size": 8},
-    text_config=tower | tokens | {"max_position_embeddings": 4},
-    projection_dim=128,
-)
-processor = transformers.CLIPImageProcessorPil(
-    size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
-)
-
-
-def captioned(n):
-    """Draw images and write their captions, as token ids."""
-    named = [(str(rng.choice(list(COLORS))), str(rng.choice(SHAPES))) for _ in range(n)]
-    captions = [
-        [0, 1 + list(COLORS).index(color), 6 + SHAPES.index(shape), 15]
-        for color, shape in named
-    ]
-    drawn = processor([draw(*name) for name in named], return_tensors="pt")
-    return {"pixel_values": drawn["pixel_values"], "input_ids": torch.tensor(captions)}
-
-
-with torch.random.fork_rng():
-    torch.manual_seed(0)
-    clip = transformers.CLIPModel(config)
-optimizer = torch.optim.AdamW(clip.parameters(), lr=3e-3)
-for _ in range(150):
-    optimizer.zero_grad()
-    clip(**captioned(48), return_loss=True).loss.backward()
-    optimizer.step()
-
-clip.save_pretrained(checkpoint)
-processor.save_pretrained(checkpoint)
-model = checkpoint
+model = train_clip(Path(folder.name, "clip"), rng)
 
 # %%
 # The pipeline

@@ -8,24 +8,8 @@ to a worker. Here the cluster is two processes on this machine.
 """
 
 # %%
-# **Packages.** Workers need the same versions of Python and of the packages that
-# the estimator is made of: sklearn_fpe, scikit-learn, skorch and torch. Estimators
-# travel as pickles, of a few kilobytes before they are fitted. A callable ``split=`` or
-# your own transformer has to be importable on the workers, or be defined in the script
-# itself.
-#
-# **Data.** ``scatter=[X, y]`` sends the arrays to the workers once. Without it they
-# would be sent with every task. Put large data on storage that all workers see, as a
-# memory map; scikit-learn still copies the rows of each fold into the worker's memory.
-#
-# **Devices.** ``device="auto"`` takes the first GPU that the worker sees, or its
-# CPU. Give each worker one GPU by starting it with its own ``CUDA_VISIBLE_DEVICES``;
-# ``dask_cuda.LocalCUDACluster`` does that on one machine. One thread per worker keeps
-# two fits from sharing a device.
-#
-# **Results.** For the same ``random_state`` the search finds the same as on one
-# machine, to the bit if the processors are the same. The best estimator is fitted where
-# the search was started, after the workers are done.
+# The search itself is as everywhere; ``parallel_config("dask")`` sends its fits to the
+# workers, and ``scatter=[X, y]`` sends the arrays to them once.
 
 import logging
 
@@ -68,7 +52,7 @@ if __name__ == "__main__":
 
 # %%
 # Every bar is a task: one fit, or a few that joblib put together. The first task of a
-# worker takes longest, because it imports the packages.
+# worker, in light colour, also imports the packages.
 
 if __name__ == "__main__":
     workers = sorted({task["worker"] for task in tasks})
@@ -80,6 +64,7 @@ if __name__ == "__main__":
     ]
     begin = min(start for _, start, _ in spans)
     fig, ax = plt.subplots(figsize=(8, 2.2), layout="constrained")
+    first = {worker: min(s for w, s, _ in spans if w == worker) for worker, *_ in spans}
     for worker, start, stop in spans:
         ax.barh(
             worker,
@@ -87,7 +72,31 @@ if __name__ == "__main__":
             left=start - begin,
             color=f"C{worker}",
             edgecolor="white",
+            alpha=0.4 if start == first[worker] else 1,
         )
     ax.set_yticks(range(len(workers)), [f"worker {i}" for i in range(len(workers))])
-    ax.set(xlabel="seconds", title=f"{len(search.cv_results_['params'])} × 3 fits")
+    ax.set(xlabel="seconds", title="6 settings × 3 folds, light: first task")
     plt.show()
+
+# %%
+# What to know before you use a real cluster
+# ------------------------------------------
+#
+# **Packages.** Workers need the same versions of Python and of the packages that
+# the estimator is made of: sklearn_fpe, scikit-learn, skorch and torch. Estimators
+# travel as pickles, of a few kilobytes before they are fitted. A callable ``split=`` or
+# your own transformer has to be importable on the workers, or be defined in the script
+# itself.
+#
+# **Data.** ``scatter=[X, y]`` sends the arrays to the workers once. Without it they
+# would be sent with every task. Put large data on storage that all workers see, as a
+# memory map; scikit-learn still copies the rows of each fold into the worker's memory.
+#
+# **Devices.** ``device="auto"`` takes the first GPU that the worker sees, or its
+# CPU. Give each worker one GPU by starting it with its own ``CUDA_VISIBLE_DEVICES``;
+# ``dask_cuda.LocalCUDACluster`` does that on one machine. One thread per worker keeps
+# two fits from sharing a device.
+#
+# **Results.** For the same ``random_state`` the search finds the same as on one
+# machine, to the bit if the processors are the same. The best estimator is fitted where
+# the search was started, after the workers are done.

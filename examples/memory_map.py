@@ -12,12 +12,11 @@ standardised one after another, and the file is never copied as a whole.
 # bytes, to save disk space; float16 would do as well.
 
 import tempfile
-import threading
-import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from _watch import Watch
 
 from sklearn_fpe import FPEClassifier
 
@@ -39,39 +38,11 @@ print(f"{X.size / 2**20:.0f} MiB on disk, {4 * X.size / 2**20:.0f} as float32")
 # %%
 # Opening the file reads nothing, and training takes the map like any array. Rows are
 # shuffled in blocks of neighbouring rows, so that the disk is read in runs. If the rows
-# are sorted by class, shuffle them once when you write the file.
+# are sorted by class, shuffle them once when you write the file. ``Watch`` notes the
+# memory of this process ten times a second; it is in ``examples/_watch.py``.
 
 X = np.load(path, mmap_mode="r")
 train, test = slice(0, 140_000), slice(140_000, None)
-
-
-def anonymous_memory():
-    """Memory that this process has for itself, in MiB; pages of files do not count."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return float("nan")  # not Linux
-    line = next(x for x in status.read_text().splitlines() if x.startswith("RssAnon"))
-    return int(line.split()[1]) / 2**10
-
-
-class Watch(threading.Thread):
-    """Note the growth of memory ten times a second."""
-
-    def __enter__(self):
-        self.done, self.points = threading.Event(), []
-        self.first, self.begin = anonymous_memory(), time.perf_counter()
-        self.start()
-        return self
-
-    def run(self):
-        while not self.done.wait(0.1):
-            seconds = time.perf_counter() - self.begin
-            self.points.append((seconds, anonymous_memory() - self.first))
-
-    def __exit__(self, *exc_info):
-        self.done.set()
-        self.join()
-
 
 model = FPEClassifier((8,), max_iter=2, warmup=1, random_state=0)
 with Watch() as watch:
@@ -89,7 +60,12 @@ fig, ax = plt.subplots(figsize=(7, 3.8), layout="constrained")
 ax.fill_between(seconds, growth, alpha=0.4)
 ax.plot(seconds, growth, label="growth of the process's own memory")
 ax.axhline(4 * X.size / 2**20, color="C3", linestyle="--", label="X as float32")
-ax.set(xlabel="seconds of fit", ylabel="MiB", xlim=(0, None), ylim=(0, None))
+ax.set(
+    xlabel="seconds of fit",
+    ylabel="MiB (lower is better)",
+    xlim=(0, None),
+    ylim=(0, None),
+)
 ax.legend(loc="center right")
 plt.show()
 

@@ -80,7 +80,10 @@ for row, (name, found) in enumerate(scores.items()):
 labels = [f"{name} ({getattr(models[name], 'n_nonzero_', 650)})" for name in models]
 ax.set_yticks(range(len(labels)), labels)
 ax.invert_yaxis()
-ax.set(xlabel="test accuracy (%)", title="Digits (number of parameters)")
+ax.set(
+    xlabel="test accuracy (%, higher is better)",
+    title="Digits (number of parameters)",
+)
 ax.grid(axis="x", alpha=0.3)
 # sphinx_gallery_start_ignore
 if mpl.get_backend().lower() == "agg" and "sphinx_gallery" not in sys.modules:

@@ -14,7 +14,7 @@ here a nearest-neighbour classifier.
 import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.datasets import load_digits
-from sklearn.decomposition import PCA
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.model_selection import cross_val_score, train_test_split
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
@@ -37,28 +37,35 @@ for expansion in (1, 2, 4):
     print(f"expansion {expansion}: {100 * np.mean(scores):.1f} % accuracy")
 
 # %%
-# The first two principal components of the activations on held-out images. They show
-# only a part of the sixteen activations, so the accuracies above say more.
+# To see the activations in two dimensions, project them by linear discriminant
+# analysis, which looks for the directions that separate the digits best. The titles
+# have the accuracy of the nearest-neighbour classifier on *all* activations of held-out
+# images.
 
 X_train, X_test, y_train, y_test = train_test_split(X, y, random_state=0)
 
-fig, axes = plt.subplots(1, 2, figsize=(10, 4.8), layout="constrained")
+fig, axes = plt.subplots(1, 2, figsize=(8, 4.6), layout="constrained")
 for ax, expansion in zip(axes, (1, 4), strict=True):
     model = hidden(expansion).fit(X_train, y_train)
-    Z = model.transform(X_test)
-    points = PCA(2).fit_transform(Z)
+    Z_train, Z_test = model.transform(X_train), model.transform(X_test)
+    neighbours = KNeighborsClassifier(n_neighbors=10).fit(Z_train, y_train)
+    plane = LinearDiscriminantAnalysis(n_components=2).fit(Z_train, y_train)
+    points = plane.transform(Z_test)
     for digit in range(10):
-        shown = y_test == digit
-        ax.scatter(*points[shown].T, s=14, color=f"C{digit}", label=str(digit))
+        of_digit = points[y_test == digit]
+        ax.scatter(*of_digit.T, s=10, color=f"C{digit}", alpha=0.35)
+        ax.annotate(
+            str(digit), of_digit.mean(axis=0), color=f"C{digit}", size=15, weight="bold"
+        )
     ax.set(
-        title=f"expansion {expansion}: {Z.shape[1]} activations",
-        xlabel="first principal component",
-        ylabel="second principal component",
+        title=f"expansion {expansion}: {Z_test.shape[1]} activations,\n"
+        f"{100 * neighbours.score(Z_test, y_test):.1f} % accuracy",
+        xlabel="first discriminant direction",
     )
-fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right", title="digit")
+axes[0].set_ylabel("second discriminant direction")
 plt.show()
 
 # %%
 # The columns have names, which ``set_output`` and feature importances use.
 
-print(*model[0].get_feature_names_out()[:4])
+print("names:", ", ".join(model[0].get_feature_names_out()[:4]), "...")

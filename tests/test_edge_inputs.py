@@ -153,13 +153,12 @@ def test_exhausted_memory_of_a_check_is_a_memory_error(monkeypatch, method):
 def test_another_default_device_changes_nothing(kind, prune):
     settings = {**QUICK, "early_stopping": True, "prune": prune}
     expected = outputs(kind(**settings).fit(X, Y), X)
-    torch.set_default_device("meta")
-    try:
+    # No torch.set_default_device: torch 2.8 cannot tell the default device once it was
+    # set back to None, which would fail the tests that follow.
+    with torch.device("meta"):
         model = kind(**settings).fit(X, Y)
         found = outputs(pickle.loads(pickle.dumps(model)), X)
         model.set_params(early_stopping=False).partial_fit(X, Y)
-    finally:
-        torch.set_default_device(None)
     np.testing.assert_array_equal(found, expected)
 
 

@@ -253,7 +253,8 @@ def test_other_kinds_of_input(kind, hidden):
 
 
 def test_large_sparse_rows_are_streamed():
-    wide = sparse.random_array((300, 50), density=0.1, rng=0, format="csr")
+    rng = np.random.default_rng(0)
+    wide = sparse.csr_array(rng.random((300, 50)) * (rng.random((300, 50)) < 0.1))
     y = (np.asarray(wide.sum(axis=1)).ravel() > 2.4).astype(int)
     clf = FPEClassifier((3,), skip_connection=True, **QUICK).fit(wide, y)
     dense = FPEClassifier((3,), skip_connection=True, **QUICK).fit(wide.toarray(), y)

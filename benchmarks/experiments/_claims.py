@@ -35,9 +35,12 @@ def of_all(conditions):
     return verdict(all(conditions), any(conditions))
 
 
-def subplots(n, width=4.2, height=3.4, columns=None, **options):
-    """Make a figure with n axes, `columns` to a row; pyplot keeps no state of it."""
-    columns = min(n, columns or n)
+def subplots(n, width=4.0, height=3.2, **options):
+    """Make a figure with n axes, two to a row; pyplot keeps no state of it.
+
+    Two fit the width of a page without becoming too small to read.
+    """
+    columns = min(n, 2)
     rows = -(-n // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **options).flatten()

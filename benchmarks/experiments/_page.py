@@ -2,11 +2,13 @@
 
 import inspect
 import json
+from html import escape
 from importlib import import_module
 
 import matplotlib
 
 from benchmarks.experiments import NAMES
+from benchmarks.experiments._claims import FAILS, HOLDS, PARTLY
 
 HEAD = """\
 .. This page is made by ``python -m benchmarks.experiments``: do not edit it.
@@ -19,6 +21,8 @@ What the paper "Expand Neurons, Not Parameters" (`arXiv:2510.04500
 this page is computed from the files that the experiments wrote, every verdict by the
 rule that is stated beside it. ± is a standard deviation over seeds.
 """
+
+VERBS = {HOLDS: "hold", PARTLY: "hold partly", FAILS: "do not hold here"}
 
 FIGURE_SETTINGS = {
     "svg.hashsalt": "sklearn_fpe",
@@ -78,26 +82,54 @@ def _provenance(results):
 
 
 def _summary(results):
-    rows = [
-        [_module(name).TITLE, claim.title, f"**{claim.verdict}**"]
+    """Return the claims by verdict, short enough for one screen."""
+    claims = [
+        (claim, _module(name).TITLE)
         for name, result in results.items()
         for claim in _module(name).claims(result)
     ]
-    return _table("The claims.", ["experiment", "claim", "verdict"], rows)
+    parts = ["Summary", "-------", "", f"Of {len(claims)} claims:", ""]
+    for word, verb in VERBS.items():
+        of_word = [(c.title, title) for c, title in claims if c.verdict == word]
+        if of_word:
+            parts += [f"**{len(of_word)} {verb}**", ""]
+            parts += [f"* {claim} (`{title}`_)" for claim, title in of_word] + [""]
+    return parts
 
 
 def _section(module, result, figure):
     title = module.TITLE
     parts = [title, "-" * len(title), "", *_prose(module, result), ""]
-    parts += [f".. image:: {figure.as_posix()}", f"   :alt: {title}", ""]
+    parts += [".. container:: wide-figure", ""]
+    parts += [f"   .. image:: {figure.as_posix()}", f"      :alt: {title}", ""]
     for claim in module.claims(result):
-        parts += [claim.title, "~" * len(claim.title), ""]
-        parts += [f"**{claim.verdict.capitalize()}.** {claim.text}", ""]
-        parts += [f"*Paper:* {claim.paper}.", ""]
-        parts += [f"*Rule:* {claim.rule}", ""] if claim.rule else []
+        parts += [f"**{claim.title}: {claim.verdict}.** {claim.text}", ""]
+        rule = f" *Rule:* {claim.rule}" if claim.rule else ""
+        parts += [".. rst-class:: measured-caption", ""]
+        parts += [f"*Paper:* {claim.paper}.{rule}", ""]
     for table in module.tables(result):
-        parts += _table(table.caption, table.header, table.rows)
+        parts += folded(table.caption.rstrip("."), table.header, table.rows)
     return parts
+
+
+def folded(title, header, rows):
+    """Return a table that the reader opens; each cell knows its column, for phones."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    lines = [
+        f"<details><summary>{escape(title)}</summary>",
+        '<div class="pst-scrollable-table-container"><table class="table measured">',
+        f"<thead><tr>{head}</tr></thead>",
+        "<tbody>",
+    ]
+    for row in rows:
+        cells = zip(header, row, strict=True)
+        lines.append("<tr>" + "".join(_cell(*cell) for cell in cells) + "</tr>")
+    lines += ["</tbody></table></div></details>"]
+    return [".. raw:: html", "", *(f"   {line}" for line in lines), ""]
+
+
+def _cell(name, value):
+    return f'<td data-label="{escape(name)}">{escape(str(value))}</td>'
 
 
 def _prose(module, result):
@@ -105,10 +137,3 @@ def _prose(module, result):
     prose = inspect.cleandoc(module.__doc__).splitlines()[2:]
     more = module.text(result) if hasattr(module, "text") else []
     return [*prose, "", *more] if more else prose
-
-
-def _table(caption, header, rows):
-    lines = [f".. list-table:: {caption}", "   :header-rows: 1", ""]
-    for row in [header, *rows]:
-        lines += [f"   {'*' if i == 0 else ' '} - {cell}" for i, cell in enumerate(row)]
-    return [*(line.rstrip() for line in lines), ""]

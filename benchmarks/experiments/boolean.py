@@ -1,10 +1,10 @@
 """Eight clauses on eight neurons.
 
 Formulas of 8 clauses (ORs of ANDs) are learned by 8 hidden neurons, expanded by 2:
-dense, random split, clause-aware split (every neuron deals whole clauses to its
-children), the same with one deal shared by all neurons, and the feature split, which
-does not know the clauses. All have the same number of non-zero parameters, the same
-epochs and the same order of batches; every seed is another formula.
+dense, random split, clause-aware split (every neuron assigns whole clauses to its
+children), the same with one assignment shared by all neurons, and the feature split,
+which does not know the clauses. All have the same number of non-zero parameters, the
+same epochs and the same order of batches; every seed is another formula.
 
 The paper does not say how its formulas and rows are drawn. So settings of
 :func:`sklearn_fpe.datasets.make_dnf` and of the schedule were searched, on seeds of
@@ -171,7 +171,7 @@ def claims(result):
         f"true with probability {task['density']}) dense reaches {dense:.1f} %, random "
         f"{random:.1f} %, clause-aware {aware:.1f} %: gaps of {gaps[0]:.1f} and "
         f"{gaps[1]:.1f} points; the largest deviation from the paper is "
-        f"{deviation(result['rows']):.1f} points. One deal of clauses shared by all "
+        f"{deviation(result['rows']):.1f} points. One assignment shared by all "
         f"neurons gives {mean(methods['clause-aware, shared deal',]):.1f} %, the "
         f"feature split, which is not told the clauses, "
         f"{mean(methods['feature',]):.1f} %. Of the {n_settings} settings that were "

@@ -90,7 +90,7 @@ def _cases(result):
 
 def plot(result):
     found = _cases(result)
-    figure, axes = subplots(len(found), width=2.8)
+    figure, axes = subplots(len(found))
     for ax, (name, best) in zip(axes, found.items(), strict=True):
         for position, dealing in enumerate(DEALINGS):
             color = "C3" if dealing.startswith("overlapping") else "C0"

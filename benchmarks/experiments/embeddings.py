@@ -90,7 +90,7 @@ def _name(case):
 def plot(result):
     found = _cases(result)
     names = list(dict.fromkeys(case[:2] for case in found))
-    figure, axes = subplots(len(names), width=3.0)
+    figure, axes = subplots(len(names))
     for ax, name in zip(axes, names, strict=True):
         of_task = {case[2]: best for case, best in found.items() if case[:2] == name}
         for i, expansion in enumerate(next(iter(of_task.values()))):

@@ -213,7 +213,7 @@ def _values(rows, name):
 
 def plot(result):
     found = _cases(result)
-    figure, axes = subplots(len(found), width=4.0, height=4.4, columns=3, sharey=True)
+    figure, axes = subplots(len(found), height=4.4, sharey=True)
     for ax, (name, best) in zip(axes, found.items(), strict=True):
         for position, method in enumerate(_methods(result)):
             rows = best[method]

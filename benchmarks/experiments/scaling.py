@@ -85,7 +85,7 @@ def gain_curve(result, sweep, method="random"):
 
 
 def plot(result):
-    figure, axes = subplots(len(SWEEPS), width=3.0)
+    figure, axes = subplots(len(SWEEPS))
     for ax, sweep in zip(axes, SWEEPS, strict=True):
         for i, method in enumerate(["random", "clause-aware"], start=1):
             values, gain = gain_curve(result, sweep, method)

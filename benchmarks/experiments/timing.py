@@ -68,7 +68,7 @@ def _split(curve):
 
 def plot(result):
     curves = _curves(result)
-    figure, axes = subplots(len(curves), width=3.4)
+    figure, axes = subplots(len(curves))
     for ax, (task, curve) in zip(axes, curves.items(), strict=True):
         split = _split(curve)
         means, spreads = zip(

@@ -2,7 +2,10 @@
 
 ORDER = (
     "quickstart.py",
+    "linear_probe_or_network.py",
     "choosing_expansion.py",
+    "regression.py",
+    "save_and_export.py",
     "what_the_children_see.py",
     "clip_pipeline.py",
     "transformer_in_pipeline.py",

@@ -1,16 +1,20 @@
 """Tables of what the benchmarks measured, read from their JSON at every build.
 
-``.. measured:: accuracy``, ``frontier``, ``cost``, ``engine``, ``cells``, ``memory``,
-``shards``, ``caches``, ``search`` or ``scaling`` shows the figures of ``benchmarks/results``. No
-figure stands in the pages themselves, and where a file is missing the table says which
-command makes it.
+``.. measured:: accuracy``, or another name of :data:`TABLES`, shows the figures of
+``benchmarks/results``. No figure stands in the pages themselves, and where a file is
+missing the table says which command makes it. With ``:folded: title`` the reader opens
+the table.
 """
 
 import json
 import statistics
+from html import escape
 from pathlib import Path
 
 from docutils import nodes
+from docutils.parsers.rst import directives
+from scaling_tables import scaling, scaling_estimate, scaling_simulated
+from speed_tables import cells, cost, engine
 from sphinx.util.docutils import SphinxDirective
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -96,12 +100,11 @@ def frontier(report, columns=FRONTIER):
             n_parameters = f"{n:,}".replace(",", " ")
             rows.append([name, str(h), n_parameters, *map(_score, cells)])
     caption = (
-        "Test accuracy in % ± standard deviation over "
-        f"{_seeds(report)} seeds, each method at its own best learning rate and weight "
-        "decay. All have the non-zero parameters of the dense network but for the one "
-        "with twice as many and, on Boolean formulas, the linear probe, which has 65. "
-        "Shared split: pruned once, by magnitude. Rewired blocks: contiguous. Defaults "
-        "are those of the estimator: 50 epochs, nothing chosen."
+        f"Test accuracy in % ± standard deviation over {_seeds(report)} seeds. "
+        f"{_choice(report)} All have the non-zero parameters of the dense network but "
+        "for the one with twice as many and, on Boolean formulas, the linear probe, "
+        "which has 65. Shared split: pruned once, by magnitude. Rewired blocks: "
+        "contiguous."
     )
     caption += _older(report, columns)
     return caption, ["data", "parents", "parameters", *columns], rows
@@ -113,126 +116,42 @@ def frontier_short(report):
     columns = {name: FRONTIER[name] for name in short}
     _, header, rows = frontier(report, columns)
     caption = (
-        "Test accuracy in % ± standard deviation over "
-        f"{_seeds(report)} seeds at equal non-zeros (but 65 of the linear probe on "
-        "Boolean formulas), each method at its own best learning rate and weight "
-        "decay. The page “When it helps” has more methods."
+        f"Test accuracy in % ± standard deviation over {_seeds(report)} seeds at equal "
+        "non-zeros (but 65 of the linear probe on Boolean formulas), with settings "
+        "chosen on held-out training rows. The page “When it helps” has more methods, "
+        "and says how settings were chosen."
     )
     return caption + _older(report, columns), header, rows
+
+
+def _choice(report):
+    """Say how learning rates and weight decays were chosen."""
+    settings = report["settings"]
+    n_settings = len(settings["rates"]) * len(settings["decays"])
+    text = (
+        "Learning rate and weight decay were chosen on a fifth of the training rows, "
+        f"held out, among {n_settings} settings"
+    )
+    short = settings.get("short_grid") or {"methods": ()}
+    names = [name for name, method in FRONTIER.items() if method in short["methods"]]
+    if names:
+        rates, decays = short["rates, decays"]
+        text += f" ({len(rates) * len(decays)} for {' and '.join(names)})"
+    if settings.get("tuned_on_all_rows"):
+        text += (
+            f", after training on at most {settings['tuning_rows']} rows; dense "
+            "networks were tuned on all rows"
+        )
+    return (
+        f"{text}. “Defaults” are those of the estimator, with 50 epochs; their "
+        "learning rate and weight decay were chosen after test scores on these data "
+        "had been seen, so this column is optimistic."
+    )
 
 
 def _seeds(report):
     numbers = sorted({len(row["scores"]) for row in report["rows"]})
     return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
-
-
-def cost(report):
-    """Time of fit and predict by method, in units of the dense parent's."""
-    rows = [
-        [str(row["h"]), _name(row), str(row["expansion"]), *_times(row)]
-        for row in _headline(report)
-        if row["prune"] and row["expansion"] in (4, 8)
-    ]
-    cell = report["rows"][0]
-    caption = (
-        f"Time relative to expansion=1 with the same parents and epochs; {cell['d']} "
-        f"inputs, {cell['C']} classes, {cell['rows']} rows, batches of "
-        f"{report['settings']['batch_size']}, {_machine(report)}."
-    )
-    return caption, ["parents", "network", "expansion", *TIMES], rows
-
-
-def engine(report):
-    """Time of a fit in units of what else one could run, at every size."""
-    by_cell = {}
-    for row in report["rows"]:
-        by_cell.setdefault(_cell(row), []).append(row)
-    rows = []
-    for cell, of_cell in by_cell.items():
-        others = {row["model"]: row["fit"] for row in of_cell if row["prune"] is None}
-        structured = next(
-            row["fit"]
-            for row in of_cell
-            if (row["prune"], row["split"], row["expansion"])
-            == ("structured", "contiguous", 8)
-        )
-        naive = others.get("naive masked skorch")
-        rows.append(
-            [
-                *cell,
-                f"{1 / others['bare torch loop']:.2f}",
-                f"{1 / others['MLPClassifier']:.2f}",
-                "–" if naive is None else f"{naive / structured:.1f}",
-            ]
-        )
-    header = [*CELL, "bare torch loop", "MLPClassifier", "masked net, times faster"]
-    caption = (
-        "Time of a fit with expansion=1, divided by that of a bare loop in torch and "
-        "of MLPClassifier in float32 (below 1: faster), and how many times faster than "
-        "a masked net in skorch a fit with expansion=8, structured, contiguous is; "
-        f"{_machine(report)}."
-    )
-    return caption, header, rows
-
-
-def cells(report):
-    """Time of fit and predict at other sizes, and what binds."""
-    headline = _headline(report)
-    rows = [
-        [
-            *_cell(row),
-            _name(row),
-            str(row["expansion"]),
-            *_times(row),
-            row["binds"].replace("no gather", "–"),
-        ]
-        for row in report["rows"]
-        if row["prune"] and row not in headline
-    ]
-    header = [*CELL, "network", "expansion", *TIMES]
-    caption = (
-        f"Time relative to expansion=1 at other sizes, {_machine(report)}; "
-        "multiplications of a training step and activations relative to the dense "
-        "parent's, and whether columns are gathered for predictions."
-    )
-    return caption, [*header, "what binds"], rows
-
-
-CELL = ["inputs – parents – classes", "rows"]
-TIMES = ["fit", "predict 4096 rows", "predict one row"]
-
-
-def _cell(row):
-    return f"{row['d']} – {row['h']} – {row['C']}", str(row["rows"])
-
-
-def _times(row):
-    return [f"{row[key]:.2f}" for key in ("fit", "predict_4096", "predict_1")]
-
-
-def _headline(report):
-    """Rows of the cells that were measured in full: the naive way is in them."""
-    full = {
-        (row["d"], row["h"], row["C"], row["rows"])
-        for row in report["rows"]
-        if row["model"].startswith("naive")
-    }
-    full = {cell for cell in full if cell[3] == report["settings"]["rows"]}
-    return [
-        row
-        for row in report["rows"]
-        if (row["d"], row["h"], row["C"], row["rows"]) in full
-    ]
-
-
-def _machine(report):
-    settings, hardware = report["settings"], report["hardware"]
-    device = hardware["gpu"] if settings["device"] != "cpu" else hardware["cpu"]
-    return f"{device}, {settings['threads']} thread(s)"
-
-
-def _name(row):
-    return f"{row['prune']}, {row['split']}"
 
 
 def memory(report):
@@ -246,7 +165,7 @@ def memory(report):
         f"Largest growth of the process's own memory, in MB, over {len(rows)} settings "
         f"of the classifier. Predictions are those of all rows at once."
     )
-    header = ["memory map", "size", "while fitting", "while predicting"]
+    header = ["memory map", "size, MB", "while fitting, MB", "while predicting, MB"]
     return caption, header, [cells]
 
 
@@ -284,11 +203,11 @@ def caches(cache, embeddings):
     ]
     rows.append(["embedding the same images again", *_spanned(embeddings["rows"])])
     caption = (
-        "Time with the cache relative to the time without, median and range of runs. "
-        "The search has 4 expansions, 2 splits and 3 folds and warms up for half of "
-        "the epochs; hashing and writing are included."
+        "Time with the cache in % of the time without. The search has 4 expansions, 2 "
+        "splits and 3 folds and warms up for half of the epochs; hashing and writing "
+        "are included."
     )
-    return caption, ["what", "median", "least", "most"], rows
+    return caption, ["what", "median, %", "least, %", "most, %"], rows
 
 
 def search(report):
@@ -321,100 +240,92 @@ def search(report):
 
 def _spanned(runs, **of):
     ratios = sorted(r["ratio"] for r in runs if of.items() <= r.items())
-    return [f"{r:.3g}" for r in (statistics.median(ratios), ratios[0], ratios[-1])]
-
-
-def _size(row):
-    return f"{row['d']} – {row['h']} – {row['C']}", row["network"]
-
-
-def scaling(report):
-    """Rows per second of fits on several processes, and the share of messages."""
-    rows = [
-        [
-            *_size(row),
-            str(row["processes"]),
-            str(row["batch_size"]),
-            f"{row['step_ms']:.2f}",
-            f"{row['cpu_ms']:.2f}",
-            f"{row['message_ms']:.2f}" if row["processes"] > 1 else "–",
-            f"{row['rows_per_s']:.0f}",
-            f"{100 * row['all_reduce_share']:.0f} %",
-        ]
-        for row in report["rows"]
-        if row["batch"] in ("together", "each")
+    return [
+        f"{100 * r:.2g}" for r in (statistics.median(ratios), ratios[0], ratios[-1])
     ]
-    header = ["inputs – parents – classes", "network", "processes", "batch_size"]
-    header += ["step, ms", "CPU, ms", "message, ms", "rows per second", "all-reduce"]
-    hardware = report["hardware"]
-    caption = (
-        f"Fits on {hardware['cpu']} with {hardware['cores']} cores, one thread a "
-        f"process, {report['settings']['rows']} rows each, gloo on one machine, the "
-        f"fastest of {report['settings']['repeats']} rounds. When they began, "
-        f"{report['load_before']:.0f} processes ran or waited for these cores. Medians "
-        f"of the time and of the CPU time of a step; the time "
-        f"of the all-reduce alone, where processes begin it together; and its share of "
-        f"the whole time, waiting for the slower process included."
-    )
-    return caption, header, rows
 
 
-def scaling_simulated(report):
-    """Speedup of larger worlds over one process, simulated."""
-    sizes = sorted({row["processes"] for row in report["simulated"]})
-    found = {}
-    for row in report["simulated"]:
-        key = (*_size(row), row["link"])
-        found.setdefault(key, {})[row["processes"]] = row["speedup"]
-    rows = [[*key, *(f"{of[size]:.1f}" for size in sizes)] for key, of in found.items()]
-    links = report["links"]
-    described = ", ".join(
-        f"{name}: {1e6 * link['latency_s']:.0f} µs and "
-        f"{link['bytes_per_s'] / 1e9:.3g} GB/s"
-        for name, link in links.items()
-    )
-    caption = (
-        f"Rows per second relative to one process, with a batch of "
-        f"{report['settings']['batch_size']} rows for each process, by number of "
-        f"processes. Latency and bandwidth of a message: {described}; those of this "
-        f"machine are fitted to the all-reduce of two processes, the others assumed."
-    )
-    header = ["inputs – parents – classes", "network", "link", *map(str, sizes)]
-    return caption, header, rows
+OF_THIS_LIBRARY = {
+    "dense, here",
+    "dense, here, 2× as wide",
+    "linear probe, pruned",
+    "expanded",
+    "expanded, with skip",
+    "defaults, with skip",
+}
 
 
-def scaling_estimate(report):
-    """Hours of an epoch over very many rows, by arithmetic."""
-    assumed = report["estimate"]["assumptions"]
+def size_of(row):
+    """Number of parameters, as text."""
+    n = row["n_nonzero"]
+    return "≥ 130 000" if n is None else f"{n:,}".replace(",", " ")
+
+
+def compared(report):
+    """Accuracy, size and time of models that one could use instead."""
     rows = [
-        [
-            *_size(row),
-            str(row["processes"]),
-            f"{row['compute_h']:.2f}",
-            f"{row['messages_h']:.2f}",
-            f"{row['reading_h']:.2f}",
-            f"{row['GB_on_disk']:.1f}",
-            f"{row['GB_sent']:.0f}",
-        ]
-        for row in report["estimate"]["rows"]
+        [DATA[r["task"]], r["method"], size_of(r), _score(r), f"{r['seconds']:.2g}"]
+        for task in DATA
+        for r in report["rows"]
+        if r["task"] == task
     ]
-    batch = report["settings"]["batch_size"]
-    n_rows = f"{assumed['rows']:,}".replace(",", " ")
     caption = (
-        f"One epoch over {n_rows} rows. Assumed: batches of {batch} rows "
-        f"for each process, so that an epoch has {n_rows} / ({batch} × "
-        f"processes) steps; steps as long as the mean CPU time of one process here, "
-        f"with one thread; {assumed['network']} as above; numbers of "
-        f"{assumed['bytes_per_number']} bytes read once an epoch, by every process "
-        f"from a disk of its own, at {assumed['disk_bytes_per_s'] / 1e6:.0f} MB/s; no "
-        f"process slower than the others."
+        "Test accuracy in % ± standard deviation over the seeds, and CPU seconds of a "
+        f"fit on one thread of {report['hardware']['cpu']}. Settings were chosen among "
+        "four, on held-out training rows; RealMLP and the defaults have none to "
+        "choose. Of RealMLP the parameters between its hidden layers are counted."
     )
-    header = ["inputs – parents – classes", "network", "processes"]
-    header += ["computing, h", "messages, h", "reading, h"]
-    return caption, [*header, "GB read, each", "GB sent, each"], rows
+    return caption, ["data", "model", "parameters", "accuracy", "seconds"], rows
+
+
+PEERS = {
+    "FPE, shared split": "expanded, drawn split",
+    "FPE, learned split": "expanded, learned split",
+    "FPE, learned split, skip connection": "expanded, learned split and skip",
+    "SET": "SET",
+    "RigL": "RigL",
+    "train wide, then prune": "wide, pruned once",
+    "train wide, prune gradually": "wide, pruned gradually",
+    "dense": "dense",
+}
+"""Methods of the experiment, and columns of the table of sparse training."""
+
+
+def sparse(report):
+    """Accuracy of sparse training at equal non-zeros, as the experiment ``peers``."""
+    best = {}
+    for row in report["rows"]:
+        setting = (row["lr"], row.get("weight_decay"))
+        key = row["task"], row["neurons"], row["method"]
+        best.setdefault(key, {}).setdefault(setting, []).append(row)
+    columns = [m for m in PEERS if any(m == method for *_, method in best)]
+    rows = []
+    for task, neurons in dict.fromkeys(key[:2] for key in best):
+        cells = []
+        for method in columns:
+            of = best.get((task, neurons, method), {}).values()
+            # The setting that was chosen has all seeds.
+            runs = max(of, key=lambda r: (len(r), _mean(r, "validation")), default=[])
+            scores = [r["test"] for r in runs]
+            spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
+            cells.append(
+                f"{statistics.fmean(scores):.1f} ± {spread:.1f}" if runs else "–"
+            )
+        rows.append([DATA.get(task, task), str(neurons), *cells])
+    caption = (
+        "Test accuracy in % ± standard deviation over seeds at equal non-zeros. Each "
+        "method's setting was chosen on validation rows, over one grid for all."
+    )
+    return caption, ["data", "parents", *(PEERS[m] for m in columns)], rows
+
+
+def _mean(rows, name):
+    return statistics.fmean(row[name] for row in rows)
 
 
 TABLES = {
+    "compared": (compared, "compared"),
+    "sparse": (sparse, "experiments/peers"),
     "accuracy": (accuracy, "accuracy"),
     "frontier": (frontier, "frontier"),
     "frontier_short": (frontier_short, "frontier"),
@@ -441,6 +352,7 @@ class Measured(SphinxDirective):
     """A table of :data:`TABLES`, or what to run where there is none."""
 
     required_arguments = 1
+    option_spec = {"folded": directives.unchanged_required}  # noqa: RUF012
 
     def run(self):
         """Return the nodes of the table."""
@@ -448,16 +360,18 @@ class Measured(SphinxDirective):
         paths = [RESULTS / f"{name}.json" for name in names]
         for path in paths:
             self.env.note_dependency(str(path))
-        missing = [path.stem for path in paths if not path.exists()]
-        if missing:
-            return [_missing(name) for name in missing]
+        absent = [path.stem for path in paths if not path.exists()]
+        if absent:
+            return [missing(name) for name in absent]
         caption, header, rows = make(*map(load, names))
-        # Beside the table: it shall not scroll with it on a narrow screen.
-        below = nodes.paragraph("", caption, classes=["measured-caption"])
-        return [_table(header, rows), below]
+        above = nodes.paragraph("", caption, classes=["measured-caption"])
+        html = _table(header, rows)
+        if title := self.options.get("folded"):
+            html = f"<details><summary>{escape(title)}</summary>{html}</details>"
+        return [above, nodes.raw("", html, format="html")]
 
 
-def _missing(name):
+def missing(name):
     text = nodes.paragraph("", "Not measured in this checkout: ")
     text += nodes.literal("", f"python -m benchmarks.{name}")
     text += nodes.Text(" writes ")
@@ -467,18 +381,21 @@ def _missing(name):
 
 
 def _table(header, rows):
-    table = nodes.table(classes=["measured"])
-    group = nodes.tgroup(cols=len(header))
-    group += [nodes.colspec(colwidth=1) for _ in header]
-    group += nodes.thead("", _row(header))
-    group += nodes.tbody("", *map(_row, rows))
-    table += group
-    return table
-
-
-def _row(cells):
-    entries = [nodes.entry("", nodes.paragraph("", cell)) for cell in cells]
-    return nodes.row("", *entries)
+    """Return a table as HTML; each cell knows its column, for narrow screens."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f'<td data-label="{escape(name)}">{escape(cell)}</td>'
+            for name, cell in zip(header, row, strict=True)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        '<div class="pst-scrollable-table-container"><table class="table measured">'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
 
 
 def _drop_missing_page(app, docname, source):

@@ -1,7 +1,7 @@
 """From images to embeddings: frozen CLIP encoders as scikit-learn transformers.
 
-Needs the extra ``clip`` (``pip install "sklearn-fpe[clip]"``); importing this module
-does not import it.
+Needs the extra ``clip`` (``pip install "sklearn-fpe[clip]"``); importing
+``sklearn_fpe.embeddings`` does not load transformers.
 """
 
 from sklearn_fpe.embeddings._clip import CLIPEmbedder

@@ -1,4 +1,4 @@
-"""What interference is in a network, measured and shown."""
+"""Measure and plot interference in a network."""
 
 from sklearn_fpe.inspection._child_inputs import ChildInputsDisplay
 from sklearn_fpe.inspection._expansion_curve import ExpansionCurveDisplay

@@ -16,7 +16,7 @@ _UNSEEN_COLOR = "0.8"
 
 
 class ChildInputsDisplay:
-    """Which inputs each child of a neuron sees, and by which weight.
+    """Inputs that each child of a neuron reads, and their weights.
 
     Inputs that a child does not see are grey: they went to a sibling, or their weight
     was pruned.

@@ -233,7 +233,7 @@ def clause_coverage(model, clauses):
 
 
 def expected_collisions(expansion, clause_size, n_clauses=2, *, n_inputs=None):
-    r"""Collisions per neuron to expect where inputs are dealt to children at random.
+    r"""Compute the expected collisions per neuron if inputs are split at random.
 
     Two disjoint clauses of k literals lie in the same of :math:`\alpha` children if
     the other 2k - 1 inputs follow the first one, so that n clauses have
@@ -251,7 +251,7 @@ def expected_collisions(expansion, clause_size, n_clauses=2, *, n_inputs=None):
     n_clauses : int, default=2
         Number of clauses; no two share a variable.
     n_inputs : int, default=None
-        Number of inputs, if they are dealt to children of equal size (up to one
+        Number of inputs, if they go to children of equal size (up to one
         input): then fewer clauses collide than under independence, which the exact
         hypergeometric count allows for. None: independent inputs, the formula above.
 
@@ -275,7 +275,7 @@ def expected_collisions(expansion, clause_size, n_clauses=2, *, n_inputs=None):
 
 
 def expected_coverage(expansion, clause_size, n_neurons=1, *, n_inputs=None):
-    r"""Clause coverage to expect where each neuron deals its inputs at random.
+    r"""Compute the expected coverage if each neuron splits its inputs at random.
 
     A clause of k literals lies in one child of a neuron with probability
     :math:`\alpha^{-(k - 1)}`, and in one of some of n neurons with probability
@@ -289,7 +289,7 @@ def expected_coverage(expansion, clause_size, n_neurons=1, *, n_inputs=None):
     clause_size : int
         Literals per clause, k.
     n_neurons : int, default=1
-        Neurons that deal independently of each other; 1 for a shared partition.
+        Neurons that split independently of each other; 1 for a shared partition.
     n_inputs : int, default=None
         See :func:`expected_collisions`.
 

@@ -8,6 +8,6 @@ def import_pyplot(caller):
     except ImportError as error:
         raise ImportError(
             f"{caller} needs matplotlib, which the extra `plot` brings: "
-            "pip install 'sklearn-fpe[plot]'"
+            'pip install "sklearn-fpe[plot]"'
         ) from error
     return pyplot

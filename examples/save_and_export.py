@@ -1,0 +1,81 @@
+"""
+Save a model, load it, and run it without Python
+================================================
+
+A model is trained once and used in many places. ``save`` writes a file that holds no
+code, ``to_onnx`` a file that any ONNX runtime can run.
+"""
+
+# %%
+# A small network for digits, and the size of its files. A pickle is for your own use;
+# only ``save`` and ONNX make files that others can load without running your code.
+
+import pickle
+import tempfile
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import onnxruntime
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+import sklearn_fpe
+from sklearn_fpe import FPEClassifier
+
+X, y = load_digits(return_X_y=True)
+X_train, X_test, y_train, y_test = train_test_split(X, y, random_state=0)
+model = FPEClassifier((16,), skip_connection=True, max_iter=20, random_state=0)
+model.fit(X_train, y_train)
+print(f"{model.n_nonzero_} parameters, accuracy {model.score(X_test, y_test):.3f}")
+
+folder = tempfile.TemporaryDirectory()
+path = Path(folder.name, "digits.safetensors")
+sklearn_fpe.save(model, path)
+
+# %%
+# Loading checks the file before an estimator is made of it: format, checksum, shapes
+# and values. The loaded model is complete: it predicts, and it can be trained further.
+
+loaded = sklearn_fpe.load(path)
+print(
+    "same predictions:", np.array_equal(loaded.predict(X_test), model.predict(X_test))
+)
+
+# %%
+# A damaged file is an error, not a wrong model.
+
+damaged = bytearray(path.read_bytes())
+damaged[-1] ^= 1
+broken = Path(folder.name, "broken.safetensors")
+broken.write_bytes(damaged)
+try:
+    sklearn_fpe.load(broken)
+except sklearn_fpe.ModelFileError as error:
+    print(error)
+
+# %%
+# ONNX takes float32 rows as they are, scaling included, and returns labels and
+# probabilities. They differ from those of the estimator by rounding only.
+
+onnx_model = sklearn_fpe.to_onnx(model)
+session = onnxruntime.InferenceSession(onnx_model.SerializeToString())
+labels, probabilities = session.run(None, {"X": X_test.astype(np.float32)})
+difference = np.abs(probabilities - model.predict_proba(X_test)).max()
+print("same labels:", np.array_equal(labels, model.predict(X_test)))
+print(f"largest difference of a probability: {difference:.1e}")
+
+# %%
+# The sizes of the files. ``save`` stores the kept weights and where they are; the ONNX
+# file has the matrices with their zeros.
+
+sizes = {
+    "pickle": len(pickle.dumps(model)),
+    "save": path.stat().st_size,
+    "ONNX": len(onnx_model.SerializeToString()),
+}
+fig, ax = plt.subplots(figsize=(6.5, 2), layout="constrained")
+ax.barh(list(sizes), [n / 1024 for n in sizes.values()], alpha=0.7)
+ax.set(xlabel="KiB (lower is better)")
+plt.show()
+folder.cleanup()
