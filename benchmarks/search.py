@@ -129,7 +129,7 @@ def main():
     add("--rows", type=int, default=2000)
     add("--columns", type=int, default=128)
     add("--classes", type=int, default=10)
-    add("--epochs", type=int, default=10)
+    add("--epochs", type=int, default=30)
     add("--batch-size", type=int, default=128)
     add("--repeats", type=int, default=3)
     add("--json", default="benchmarks/results/search.json")

@@ -169,6 +169,7 @@ class Fit:
     context: Any
     estimator: Any = None
     job: Job | None = None
+    warm_up: str | None = None
     steps: EarlierSteps | None = None
     error: BaseException | None = None
     seconds: float = 0.0
@@ -263,12 +264,15 @@ class Group:
         for fit in self.fits:
             with _Attempt(self.plan, fit):
                 self.folds[fit.split].prepare(fit)
-        keys = [fit.job.warm_up_key() for fit in self._together()]
-        jobs = dict(zip(keys, (fit.job for fit in self._together()), strict=True))
-        shared = [key for key in jobs if key is not None and keys.count(key) > 1]
+        jobs: dict[str, list[Job]] = {}
+        for fit in self._together():
+            fit.warm_up = fit.job.warm_up_key()
+            if fit.warm_up is not None:
+                jobs.setdefault(fit.warm_up, []).append(fit.job)
+        first = {key: of_key[0] for key, of_key in jobs.items() if len(of_key) > 1}
         for device in self._devices():
-            here = [key for key in shared if jobs[key].settings.device == device]
-            results = run_together([jobs[key].warming() for key in here], device)
+            here = [k for k, job in first.items() if job.settings.device == device]
+            results = run_together([first[key].warming() for key in here], device)
             for key, result in zip(here, results, strict=True):
                 # If it failed, each fit finds that out by itself.
                 if not isinstance(result, Exception):
@@ -285,9 +289,7 @@ class Group:
         found = []
         for device in self._devices():
             fits = [f for f in self._together() if f.job.settings.device == device]
-            trainings = [
-                fit.job.trainings(self._warm.get(fit.job.warm_up_key())) for fit in fits
-            ]
+            trainings = [fit.job.trainings(self._warm.get(fit.warm_up)) for fit in fits]
             found.append(FitsInLockstep(fits, trainings, device))
         return found
 
