@@ -145,8 +145,8 @@ def test_divergence(kind, early_stopping):
         (_trainer.Trainer, "_expanded"),
         (_trainer.Trainer, "run_epoch"),
         (_trainer.Trainer, "learned"),
-        (_base.BaseFPE, "_settings"),
-        (_base.BaseFPE, "_resolve"),
+        (_base, "settings_of"),
+        (_base, "recipe_of"),
     ],
     ids=lambda place: place[1],
 )

@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer
 from sklearn_fpe._engine import _views
-from sklearn_fpe._estimators import _base
+from sklearn_fpe._estimators import _base, _validation
 
 # Pruned at once, so that every epoch of the fine-tuning has the same network.
 QUICK = {
@@ -111,8 +111,8 @@ def test_holding_out_is_giving_the_rows(monkeypatch):
         split.update(train=np.sort(train), held=np.sort(held), **kwargs)
         return train, held
 
-    real = _base.train_test_split
-    monkeypatch.setattr(_base, "train_test_split", record)
+    real = _validation.train_test_split
+    monkeypatch.setattr(_validation, "train_test_split", record)
     model.fit(X, y)
     train, held = split["train"], split["held"]
     np.testing.assert_array_equal(np.sort(np.r_[train, held]), range(len(X)))
@@ -123,18 +123,19 @@ def test_holding_out_is_giving_the_rows(monkeypatch):
     np.testing.assert_array_equal(given.predict_proba(X), model.predict_proba(X))
 
 
-def test_hold_out_is_stratified():
+def test_hold_out_is_stratified(monkeypatch):
     X, y = classification()
     y = np.where(y == 2, (np.arange(160) % 20 == 0) * 2, y)
     seen = []
 
-    class Recording(FPEClassifier):
-        def _hold_out(self, *args):
-            train, held = super()._hold_out(*args)
-            seen.append((train.y, held.y))
-            return train, held
+    def record(*args):
+        train, held = hold_out(*args)
+        seen.append((train.y, held.y))
+        return train, held
 
-    Recording(**QUICK).fit(X, y)
+    hold_out = _base.hold_out
+    monkeypatch.setattr(_base, "hold_out", record)
+    FPEClassifier(**QUICK).fit(X, y)
     train, held = (np.bincount(labels, minlength=3) for labels in seen[0])
     np.testing.assert_allclose(held / held.sum(), train / train.sum(), atol=0.02)
     assert held[2] > 0

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 
 from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer
 from sklearn_fpe._engine._trainer import Trainer
-from sklearn_fpe._estimators._base import NOT_OF_WARM_UP
+from sklearn_fpe._estimators._job import NOT_OF_WARM_UP
 
 ESTIMATORS = [FPEClassifier, FPERegressor, FPETransformer]
 N_WARMUP, N_EPOCHS = 3, 5
@@ -74,7 +74,10 @@ AFTER_WARM_UP = {
 }
 """Parameters that do not act on the warm-up, with other values."""
 
-BESIDE = {"distributed", "early_stopping", "memory", "refit", "skorch_callbacks"}
+BESIDE = {
+    *("distributed", "early_stopping", "memory", "n_estimators", "refit"),
+    "skorch_callbacks",
+}
 """Parameters that act through the rows, or that a cache cannot be used with."""
 
 

@@ -66,9 +66,9 @@ class Progress(Hook):
         """End the task of a phase."""
         self._end(lambda: self._attributes(trainer.learned()))
 
-    def end(self, attributes):
-        """End the task of the fit; ``attributes()`` returns the fitted attributes."""
-        self._end(attributes)
+    def end(self, learned):
+        """End the task of the fit, which has learned this."""
+        self._end(lambda: self._attributes(learned))
 
     def _begin(self):
         self._contexts[-1].call_on_fit_task_begin(**self._arguments)

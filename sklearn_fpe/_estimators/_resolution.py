@@ -1,0 +1,189 @@
+"""From parameters and data to a recipe, settings and a device."""
+
+from __future__ import annotations
+
+import torch
+from sklearn.utils import check_random_state
+
+from sklearn_fpe._engine._loss import LOSSES
+from sklearn_fpe._engine._recipe import Learned, Recipe, Seeds, Settings
+from sklearn_fpe._engine._views import Sample
+from sklearn_fpe._engine._world import SINGLE, World
+from sklearn_fpe._estimators import _consistency, _parameters, _together
+from sklearn_fpe.nn import check_expansion
+from sklearn_fpe.nn._activation import get_activation
+from sklearn_fpe.nn._expand import warn_expansion
+from sklearn_fpe.nn._prune import get_prune
+from sklearn_fpe.nn._split import get_split
+
+
+def check_parameters(estimator) -> int:
+    """Check what does not depend on data; return the epochs of the warm-up."""
+    _parameters.resolve_hidden(estimator.hidden_layer_sizes)
+    _parameters.resolve_expansion(estimator.expansion)
+    if estimator.distributed:
+        _together.check_supported(estimator)
+    if estimator.memory is not None:
+        _parameters.check_cache(estimator)
+    _parameters.check_skorch_callbacks(
+        estimator.skorch_callbacks,
+        estimator.early_stopping,
+        rules_of(estimator, None, False)[1],
+    )
+    if estimator.refit and not estimator.early_stopping:
+        raise ValueError(
+            "refit=True trains again for the epochs that early stopping found "
+            "best: it needs early_stopping=True."
+        )
+    if estimator.refit and estimator.skorch_callbacks:
+        raise ValueError(
+            "refit=True trains twice, and skorch_callbacks could stop or change "
+            "the second training, too: set skorch_callbacks=None or refit=False."
+        )
+    # Without setting up CUDA for "auto", which may choose the CPU.
+    _parameters.resolve_device(estimator.device, work=0)
+    return _parameters.resolve_warmup(estimator.warmup, estimator.max_iter)
+
+
+def check_validation(estimator, X_val, y_val):
+    """Check that rows to validate on are given whole, and are of use."""
+    if (X_val is None) != (y_val is None):
+        given, missing = ("X_val", "y_val")[:: 1 if y_val is None else -1]
+        raise ValueError(f"{given} is given, but {missing} is not.")
+    if X_val is None:
+        return
+    if not estimator.early_stopping:
+        raise ValueError(
+            "X_val and y_val are given, but early_stopping=False would not use "
+            "them: set early_stopping=True."
+        )
+    if estimator.refit:
+        raise ValueError(
+            "refit=True trains again with the rows of X that were held out; with "
+            "X_val none are: set refit=False."
+        )
+
+
+def check_partial(estimator):
+    """Check that the parameters are ones that ``partial_fit`` supports."""
+    if estimator.early_stopping:
+        raise ValueError(
+            "partial_fit does not support early_stopping=True: the caller decides "
+            "which call is the last."
+        )
+    if getattr(estimator, "class_weight", None) == "balanced":
+        raise ValueError(
+            'partial_fit does not support class_weight="balanced": the class '
+            "frequencies of all rows are not known. Pass a dict."
+        )
+
+
+def rules_of(estimator, learned: Learned | None, in_pieces: bool):
+    """Resolve `split` and `prune`, of which ``"auto"`` stands for several."""
+    prune = estimator.prune
+    if isinstance(prune, str) and prune == "auto":
+        if learned is not None:
+            prune = learned.recipe.prune
+        else:
+            # The budget holds after every call of partial_fit, so that it cannot
+            # be approached gradually.
+            prune = "magnitude" if in_pieces else "gradual"
+    prune = get_prune(prune)
+    if in_pieces and learned is None and not prune.at_once:
+        raise ValueError(
+            f"partial_fit cannot prune gradually, because the budget holds after "
+            f'every call: set prune="auto", "magnitude" or "structured", got '
+            f"{estimator.prune!r}."
+        )
+    split = estimator.split
+    if isinstance(split, str) and split == "auto":
+        if learned is not None:
+            split = learned.recipe.split
+        else:
+            split = "shared" if prune.at_once else "learned"
+    return get_split(split), prune
+
+
+def recipe_of(
+    estimator,
+    n_features,
+    targets,
+    learned: Learned | None,
+    in_pieces: bool = False,
+    world: World = SINGLE,
+) -> Recipe:
+    """Resolve shape, expansion, budget and seeds; raise if they conflict."""
+    hidden = _parameters.resolve_hidden(estimator.hidden_layer_sizes)
+    expansion = _parameters.resolve_expansion(estimator.expansion)
+    split, prune = rules_of(estimator, learned, in_pieces)
+    if split.needs_groups:
+        _parameters.check_groups(estimator.feature_groups, n_features)
+    widths = [n_features, *hidden, targets.n_columns]
+    _parameters.check_size(widths)
+    shape, budget = check_expansion(
+        widths,
+        expansion,
+        split,
+        prune=prune,
+        budget=estimator.budget,
+        groups=estimator.feature_groups,
+        skip=getattr(estimator, "skip_connection", False),
+    )
+    recipe = Recipe(
+        shape,
+        budget,
+        split,
+        prune,
+        estimator.feature_groups,
+        get_activation(estimator.activation),
+        # Those of process 0, because others may have drawn other seeds.
+        world.gather(_seeds_of(estimator), "seeds")[0]
+        if learned is None
+        else learned.recipe.seeds,
+    )
+    if learned is not None:
+        standardized = learned.moments is not None
+        _consistency.check_unchanged(estimator, recipe, learned.recipe, standardized)
+        return learned.recipe
+    level = 1 + _parameters.stack_level()
+    warn_expansion(shape, expansion, budget, prune.at_once, stacklevel=level)
+    return recipe
+
+
+def _seeds_of(estimator) -> Seeds:
+    if estimator.random_state is None:
+        return Seeds.spawn(None)  # without moving NumPy's global generator
+    return Seeds.spawn(
+        int(check_random_state(estimator.random_state).randint(2**31 - 1))
+    )
+
+
+def settings_of(estimator, targets, device: torch.device, n_warmup: int) -> Settings:
+    batch_size = estimator.batch_size
+    return Settings(
+        loss=LOSSES[targets.loss](getattr(estimator, "label_smoothing", 0.0)),
+        max_iter=estimator.max_iter,
+        n_warmup=n_warmup,
+        batch_size=None
+        if estimator.batch_size == "auto"
+        else int(estimator.batch_size),
+        learning_rate=estimator.learning_rate,
+        learning_rate_init=estimator.learning_rate_init,
+        weight_decay=estimator.weight_decay,
+        standardize=estimator.standardize,
+        bfloat16=estimator.precision == "bfloat16",
+        tf32=estimator.precision == "tf32",
+        device=device,
+        callbacks=tuple(estimator.skorch_callbacks or ()),
+    )
+
+
+def device_for(
+    estimator, rows: Sample, recipe: Recipe, world: World, before=None
+) -> torch.device:
+    """Return the device to train on; `before` is that of an earlier call."""
+    if world.size > 1:
+        return _parameters.resolve_device(estimator.device, of_process=True)
+    return _parameters.device_of_fit(
+        estimator.device, rows.view.X, recipe.shape.n_parameters(), before
+    )
