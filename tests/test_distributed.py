@@ -51,9 +51,9 @@ def test_three_processes(tmp_path, subtests):
             check([of_process[name] for of_process in found[:-1]])
 
 
-def assert_same_model(found):
-    assert len({of_process["digest"] for of_process in found}) == 1
-    assert len({of_process["pickle"] for of_process in found}) == 1
+def assert_same_model(found, forms=("digest", "pickle")):
+    for form in forms:
+        assert len({of_process[form] for of_process in found}) == 1
 
 
 def check_law(name, found):
@@ -110,7 +110,8 @@ def check_early_stopping(found):
 
 def check_partial_fit(found):
     for name in ("calls", "warm start"):
-        assert_same_model([of_process[name] for of_process in found])
+        # One of the models was pickled before; its strings are other objects.
+        assert_same_model([of_process[name] for of_process in found], ["digest"])
         assert found[0][name]["score"] > 0.85
 
 
