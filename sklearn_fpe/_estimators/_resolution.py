@@ -159,14 +159,13 @@ def _seeds_of(estimator) -> Seeds:
 
 
 def settings_of(estimator, targets, device: torch.device, n_warmup: int) -> Settings:
+    """Return how to train, by the parameters and the resolved device and warm-up."""
     batch_size = estimator.batch_size
     return Settings(
         loss=LOSSES[targets.loss](getattr(estimator, "label_smoothing", 0.0)),
         max_iter=estimator.max_iter,
         n_warmup=n_warmup,
-        batch_size=None
-        if estimator.batch_size == "auto"
-        else int(estimator.batch_size),
+        batch_size=None if batch_size == "auto" else int(batch_size),
         learning_rate=estimator.learning_rate,
         learning_rate_init=estimator.learning_rate_init,
         weight_decay=estimator.weight_decay,
