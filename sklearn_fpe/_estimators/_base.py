@@ -335,7 +335,9 @@ class BaseFPE(CallbackSupportMixin, Fitted):
 
     def _meet(self, world: World, learned: Learned | None, given: dict) -> None:
         """Check that all processes make the same call."""
-        device = _parameters.resolve_device(self.device, of_process=world.size > 1)
+        if world.size == 1:
+            return
+        device = _parameters.resolve_device(self.device, of_process=True)
         _together.check_alike(self, world, device, learned, given=given)
         world.use(device)
 

@@ -155,11 +155,13 @@ class Fitted(BaseEstimator):
         outputs were finite.
         """
         config = get_config()  # of this thread
+        starts = iter([rows.start for rows in pieces])
 
         def check(part):
+            start = next(starts)
             if not isinstance(part, torch.Tensor):
                 with config_context(**config):
-                    _inputs.check_values(self, view.X, part)
+                    _inputs.check_values(self, view, part, start)
 
         results, finite = None, []
         parts = view.pieces(pieces, device, check)
