@@ -54,13 +54,16 @@ def resolve_device(device, work=math.inf, of_process=False):
     try:
         resolved = torch.device(device)
         # Double precision is needed where the standardisation is folded.
-        torch.zeros(1, dtype=torch.float64, device=resolved).cpu()
+        there = torch.zeros(1, dtype=torch.float64, device=resolved)
+        there.cpu()
     except (RuntimeError, AssertionError, TypeError, ImportError) as error:
-        there = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        names = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         raise ValueError(
-            f"device must be 'auto' or a device that is there ({', '.join(there)}), "
+            f"device must be 'auto' or a device that is there ({', '.join(names)}), "
             f"got {device!r}."
         ) from error
+    if resolved.index is None and there.device.index is not None:
+        return there.device
     return _numbered(resolved)
 
 
