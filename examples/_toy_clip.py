@@ -81,7 +81,7 @@ def train_clip(folder, rng, n_steps=150):
     processor = transformers.CLIPImageProcessorPil(
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         clip = transformers.CLIPModel(config)
     optimizer = torch.optim.AdamW(clip.parameters(), lr=3e-3)

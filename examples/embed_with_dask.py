@@ -64,7 +64,7 @@ def save_model(folder):
         text_config=tower | {"vocab_size": 16, "bos_token_id": 0, "eos_token_id": 15},
         projection_dim=128,
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         transformers.CLIPModel(config).save_pretrained(folder)
     transformers.CLIPImageProcessorPil(

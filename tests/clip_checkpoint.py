@@ -20,7 +20,7 @@ def save_clip(folder, seed=0, projection_dim=6):
     config = transformers.CLIPConfig(
         vision_config=VISION, text_config=TEXT | TOKENS, projection_dim=projection_dim
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = transformers.CLIPModel(config)
     # A fresh model has nearly constant features; these depend on the image.

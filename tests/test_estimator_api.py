@@ -144,7 +144,9 @@ def test_every_attribute_is_documented(kind):
 
 
 # What stands in the descriptions of single classes for the same thing.
-DIFFERENT = {"hidden_layer_sizes", "scoring", "out_activation_", "warm_start"}
+DIFFERENT = {
+    *("hidden_layer_sizes", "module_", "out_activation_", "scoring", "warm_start")
+}
 
 
 @pytest.mark.parametrize("kind", [FPERegressor, FPETransformer])

@@ -89,9 +89,10 @@ class FPERegressor(RegressorMixin, Averaged, BaseFPE):
         ``prune="structured"`` or ``"rewired"``, which keep dense blocks only.
 
     n_estimators : int, default=1
-        Networks whose predictions are averaged. They differ in their initial weights
-        and random splits, read the same batches, and train as one stacked network,
-        which takes less time than one after another. `budget` is that of each of them.
+        Networks whose predictions are averaged: probabilities in classification. They
+        differ in their initial weights and random splits, read the same batches, and
+        train as one stacked network, which takes less time than one after another.
+        `budget` is that of each of them; `budget_` and `n_nonzero_` count all.
 
     warmup : int or float in [0, 1], default=0.1
         Epochs before the split: a number, or a fraction of `max_iter`; 1 is one epoch,
@@ -219,8 +220,7 @@ class FPERegressor(RegressorMixin, Averaged, BaseFPE):
         replaces it at once.
 
     module_ : sklearn_fpe.nn.MLP or sklearn_fpe.nn.Ensemble
-        The fitted network, or with several `n_estimators` all of them as one, acting
-        on X as it is.
+        The fitted network, acting on X as it is; several `n_estimators` as one.
 
     estimators_ : list
         The `n_estimators` networks, each as a fitted estimator of its own. Weights,
@@ -231,10 +231,10 @@ class FPERegressor(RegressorMixin, Averaged, BaseFPE):
         Children per parent neuron of each hidden layer, as done.
 
     budget_ : int
-        Non-zero parameters allowed, biases included, in all networks together.
+        Non-zero parameters allowed, biases included.
 
     n_nonzero_ : int
-        Kept parameters of all networks, biases included; never above `budget_`.
+        Kept parameters, biases included; never above `budget_`.
 
     coefs_ : list of scipy.sparse.csr_array
         Weight matrices of shape (n_inputs, n_units), made on demand.
@@ -247,8 +247,7 @@ class FPERegressor(RegressorMixin, Averaged, BaseFPE):
         Biases, made on demand.
 
     loss_curve_ : list of float
-        Mean training loss of every epoch, those before a warm start included. The
-        mean over the networks that were trained for so long.
+        Mean training loss of every epoch, those before a warm start included.
 
     best_loss_ : float
         Least of `loss_curve_`.
