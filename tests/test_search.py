@@ -40,6 +40,7 @@ GRIDS = {
     "skip_connection": [False, True],
     "warmup": [0, 1, 0.5],
     "budget": [40, 50, None],
+    "n_estimators": [1, 2],
     "activation": ["relu", "tanh", "logistic", "identity", "gelu"],
     "batch_size": ["auto", 16, 100],
     "learning_rate": ["cosine", "constant"],

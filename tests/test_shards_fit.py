@@ -15,7 +15,7 @@ from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer
 from sklearn_fpe._engine import _rows, _views
 from sklearn_fpe._engine._moments import Moments
-from sklearn_fpe._estimators import _inputs
+from sklearn_fpe._estimators import _inputs, _job
 from sklearn_fpe.datasets import _npy, _parquet, open_shards
 from sklearn_fpe.nn import Affine
 
@@ -289,18 +289,19 @@ def test_bad_values_are_named_with_their_file(tmp_path, value):
         model.predict(shards[rows])
 
 
-def test_damage_that_appears_during_a_fit_is_named(streamed, tmp_path):
+def test_damage_that_appears_during_a_fit_is_named(streamed, tmp_path, monkeypatch):
     paths = write_npy(tmp_path, cut(X, BOUNDS))
     shards = open_shards(tmp_path)
 
-    class Damage(FPEClassifier):
-        def _trainer_for(self, *args):
-            with open(paths[3], "r+b") as file:
-                file.truncate(200)
-            return super()._trainer_for(*args)
+    def damage(*args):
+        with open(paths[3], "r+b") as file:
+            file.truncate(200)
+        return trainer_for(*args)
 
+    trainer_for = _job.trainer_for
+    monkeypatch.setattr(_job, "trainer_for", damage)
     with pytest.raises(ValueError, match=r"img_emb_3\.npy' has changed since"):
-        Damage((4,), **QUICK).fit(shards, Y)
+        FPEClassifier((4,), **QUICK).fit(shards, Y)
 
 
 def test_shapes_that_do_not_fit_are_refused(shards):

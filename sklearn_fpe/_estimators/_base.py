@@ -215,7 +215,7 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         world: World = SINGLE,
     ) -> Job:
         """Check parameters and data; return what is left of the fit."""
-        n_warmup = check_parameters(self)
+        n_warmup = self._check_parameters()
         _parameters.check_schedule(n_warmup, self.max_iter)
         check_validation(self, X_val, y_val)
         learned = self._learned if self.warm_start and self._is_fitted() else None
@@ -274,7 +274,7 @@ class BaseFPE(CallbackSupportMixin, Fitted):
             return self._train_epoch(world, X, y, sample_weight, classes)
 
     def _train_epoch(self, world, X, y, sample_weight, classes):
-        n_warmup = check_parameters(self)
+        n_warmup = self._check_parameters()
         check_partial(self)
         learned = self._learned if self._is_fitted() else None
         self._meet(world, learned, {"classes": classes is not None})
@@ -332,6 +332,10 @@ class BaseFPE(CallbackSupportMixin, Fitted):
             return [None] * self._n_networks
         _consistency.check_same("n_estimators", len(learned.members), self._n_networks)
         return list(learned.members)
+
+    def _check_parameters(self) -> int:
+        """Check what does not depend on data; return the epochs of the warm-up."""
+        return check_parameters(self)
 
     def _meet(self, world: World, learned: Learned | None, given: dict) -> None:
         """Check that all processes make the same call."""
