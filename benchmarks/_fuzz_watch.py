@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import gc
 import signal
 import sys
@@ -77,6 +78,13 @@ def memory_used():
             peak.n_bytes = _status("VmHWM") - before
 
 
+@functools.cache
+def _freeze():
+    """Leave what there is out of later collections, which then take no time."""
+    gc.collect()
+    gc.freeze()
+
+
 def _reset_resident():
     """Forget the peak so far; return the bytes of memory, None where unknown.
 
@@ -84,6 +92,7 @@ def _reset_resident():
     for the next requests, which would be served without the process growing; garbage
     that is freed later would hide as much of the growth.
     """
+    _freeze()
     gc.collect()
     if sys.platform == "linux":
         # Only the GNU library keeps much, and only it has this function.
