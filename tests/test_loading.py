@@ -208,6 +208,7 @@ def test_no_wait_and_few_launches_for_a_piece(pretend, small_pieces, kind):
 
 
 def test_an_order_is_drawn_ahead(pretend, monkeypatch):
+    before = set(threading.enumerate())
     view, affine = View(X), Affine.identity(N_COLUMNS)
     rows = _rows.make_rows(view, torch.arange(N_ROWS), WEIGHTS, affine, pretend)
     drawn = []
@@ -223,9 +224,8 @@ def test_an_order_is_drawn_ahead(pretend, monkeypatch):
         for epoch in range(3):
             list(rows.batches(100, (7, epoch)))
     assert counts.n_waits == 0
-    for thread in threading.enumerate():
-        if thread is not threading.main_thread():
-            thread.join()
+    for thread in set(threading.enumerate()) - before:
+        thread.join()
     assert [seed for seed, _ in drawn] == [(7, 0), (7, 1), (7, 2), (7, 3)]
     assert not any(in_main for _, in_main in drawn)
 
