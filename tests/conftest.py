@@ -19,10 +19,14 @@ settings.register_profile("ci", settings.get_profile("local"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
+FIRST = ("test_device", "test_pretend")
+"""Starts of the names of files whose tests run first."""
+
+
 def pytest_collection_modifyitems(items):
     # autograd sets up its devices at the first backward pass of a process; the pretend
     # one must be there by then.
-    items.sort(key=lambda item: not item.path.name.startswith("test_device"))
+    items.sort(key=lambda item: not item.path.name.startswith(FIRST))
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_items:
         return
