@@ -19,7 +19,7 @@ settings.register_profile("ci", settings.get_profile("local"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
-FIRST = ("test_device", "test_pretend")
+FIRST = ("test_device_paths", "test_pretend_device")
 """Starts of the names of files whose tests run first."""
 
 
