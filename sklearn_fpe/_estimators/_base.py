@@ -189,10 +189,10 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         )
         device = job.settings.device
         with self._computing(job.recipe, job.settings):
-            if self._n_networks == 1:
-                (training,) = job.trainings()
+            if self._n_networks == 1 or world.size > 1:
+                # In turn, because the first error must end all processes at once.
                 with training_context(device, job.settings.tf32):
-                    results = [run_alone(training)]
+                    results = [run_alone(training) for training in job.trainings()]
             else:
                 results = run_together(job.trainings(), device)
         return job.end(results)
