@@ -23,24 +23,28 @@ TASKS = {
     "digits": {
         "hidden": (4,),
         "seeds": 5,
+        "tuning_seeds": 3,
         "expansion": 4,
         "fit": {"max_iter": 50},
     },
     "boolean": {
         "hidden": (8,),
         "seeds": 10,
+        "tuning_seeds": 3,
         "expansion": 2,
         "fit": {"max_iter": 60, "batch_size": 128},
     },
     "text": {
         "hidden": (4, 8, 16, 32),
         "seeds": 3,
+        "tuning_seeds": 1,
         "expansion": 4,
         "fit": {"max_iter": 20, "batch_size": 256},
     },
     "glyphs": {
         "hidden": (4, 8, 16),
         "seeds": 3,
+        "tuning_seeds": 1,
         "expansion": 4,
         "fit": {"max_iter": 20, "batch_size": 256},
     },

@@ -23,13 +23,11 @@ OF_WARM_UP = {
     "activation": ["tanh", "gelu"],
     "label_smoothing": [0.1],
     "learning_rate": ["constant"],
-    "learning_rate_init": [3e-3],
     "max_iter": [N_EPOCHS + 1],
     "precision": ["bfloat16"],
     "random_state": [1],
     "skip_connection": [True],
     "standardize": [False],
-    "weight_decay": [0.1],
 }
 """Parameters in the key, with other values."""
 
@@ -38,6 +36,8 @@ RESOLVED = {
     "class_weight": [{0: 2.0, 1: 1.0, 2: 1.0}, {0: 0.0}],  # as weights of rows
     "device": [],  # as device; there may be one only
     "hidden_layer_sizes": [(5,), (4, 3)],  # as widths
+    "learning_rate_init": [3e-3, 0.06],
+    "weight_decay": [0.1, 0.0],
     "task": ["regression"],  # as loss and targets
     "warmup": [2, 0.4],  # as number of epochs
 }
@@ -51,8 +51,8 @@ SAME = {
     "warmup": [np.int64(3), 0.6],
     "random_state": [np.int64(0)],
     "max_iter": [np.int32(N_EPOCHS)],
-    "learning_rate_init": [np.float64(5e-2)],
-    "weight_decay": [np.float64(0.2)],
+    "learning_rate_init": [np.float64(0.05)],  # that of "auto" for 64 columns
+    "weight_decay": [0.097],  # 64 / 60 * (64 / 120)**0.5 * 4 / 32, with 4 parents
     "label_smoothing": [0],
     "standardize": [np.True_],
     "learning_rate": [np.str_("cosine")],

@@ -179,6 +179,8 @@ class Settings:
         skorch callbacks.
     tf32 : bool
         Whether matrix products on CUDA are in TF32.
+    warm_up_decay : float, default=None
+        Weight decay of the warm-up; None: `weight_decay`.
     """
 
     loss: Loss
@@ -193,6 +195,13 @@ class Settings:
     device: torch.device
     callbacks: tuple = ()
     tf32: bool = False
+    warm_up_decay: float | None = None
+
+    def decay_in(self, phase: str) -> float:
+        """Return the weight decay of a phase."""
+        if phase == "warm-up" and self.warm_up_decay is not None:
+            return self.warm_up_decay
+        return self.weight_decay
 
     def rate_at(self, epoch: int) -> float:
         """Return the learning rate of an epoch.

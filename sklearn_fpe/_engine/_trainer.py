@@ -671,7 +671,7 @@ class Trainer:
         self.net.stop_, self.validation_score = False, None
         self.net.set_rate(epoch.rate)
         for group in self.net.optimizer_.param_groups:
-            group["weight_decay"] = self.settings.weight_decay
+            group["weight_decay"] = self.settings.decay_in(self.phase)
 
     def end_epoch(self, loss: float) -> None:
         """Record the mean training loss of an epoch."""

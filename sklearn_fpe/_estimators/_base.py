@@ -86,10 +86,16 @@ class BaseFPE(CallbackSupportMixin, Fitted):
             Interval(Integral, 1, None, closed="left"),
         ],
         "learning_rate": [StrOptions({"constant", "cosine"})],
-        "learning_rate_init": [Interval(Real, 0, None, closed="neither")],
+        "learning_rate_init": [
+            StrOptions({"auto"}),
+            Interval(Real, 0, None, closed="neither"),
+        ],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "standardize": ["boolean"],
-        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "weight_decay": [
+            StrOptions({"auto"}),
+            Interval(Real, 0, None, closed="left"),
+        ],
         "early_stopping": ["boolean"],
         "scoring": [str, callable, None],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
@@ -249,7 +255,8 @@ class BaseFPE(CallbackSupportMixin, Fitted):
             train = shared.sample(train)
             held = None if held is None else shared.sample(held)
         device = device_for(self, rows, recipe, world)
-        settings = settings_of(self, targets, device, n_warmup)
+        n_rows = world.total(len(train), "numbers of rows to train on")
+        settings = settings_of(self, recipe, targets, device, n_warmup, n_rows)
         n_phases = 1 if learned and learned.phase == "fine-tune" else 2
         n_phases *= self._n_networks
         context = self._init_callback_context(max_subtasks=n_phases)
@@ -295,7 +302,7 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         device = device_for(
             self, rows, recipe, world, learned and learned.network.device
         )
-        settings = settings_of(self, targets, device, n_warmup)
+        settings = settings_of(self, recipe, targets, device, n_warmup)
         # Taken off: if training fails, the next call starts from what was learned.
         trainers, result = vars(self).pop("_trainer", (None, None))
         if trainers and (

@@ -30,6 +30,7 @@ NOT_OF_WARM_UP = {
     "n_estimators",
     # These act on the warm-up through the data, or stand in the key as resolved.
     *("class_weight", "task", "hidden_layer_sizes", "warmup", "batch_size", "device"),
+    *("learning_rate_init", "weight_decay"),
 }
 """The parameters that the key of a cached warm-up leaves out."""
 
@@ -158,6 +159,7 @@ class Job:
                 (shape.widths, shape.skip),
                 (self.settings.loss.name, str(self.settings.device)),
                 self.settings.rows_per_step(len(self._train)),
+                speeds_of_warm_up(self.settings),
                 of_warm_up(estimator) | {"random_state": None},
             )
         )
@@ -207,6 +209,14 @@ def of_warm_up(estimator) -> dict:
     }
 
 
+def speeds_of_warm_up(settings: Settings) -> dict[str, float]:
+    """Return the learning rate and the weight decay of a warm-up."""
+    return {
+        "learning_rate_init": float(settings.learning_rate_init),
+        "weight_decay": float(settings.decay_in("warm-up")),
+    }
+
+
 def warm_up_cache(estimator, recipe: Recipe, settings: Settings, member: int = 0):
     """Return a function from what a trainer knows of a warm-up to its cache."""
     parameters = of_warm_up(estimator)
@@ -227,6 +237,7 @@ def warm_up_cache(estimator, recipe: Recipe, settings: Settings, member: int = 0
                 X, sample.view.index, sample.y, sample.weights, sample.entry_weights
             ),
             "loss": settings.loss.name,
+            **speeds_of_warm_up(settings),
             "widths": recipe.shape.widths,
             "device": str(settings.device),
             "n_threads": torch.get_num_threads(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from sklearn.utils import check_random_state
 
@@ -10,11 +12,17 @@ from sklearn_fpe._engine._recipe import Learned, Recipe, Seeds, Settings
 from sklearn_fpe._engine._views import Sample
 from sklearn_fpe._engine._world import SINGLE, World
 from sklearn_fpe._estimators import _consistency, _parameters, _together
-from sklearn_fpe.nn import check_expansion
+from sklearn_fpe.nn import Shape, check_expansion
 from sklearn_fpe.nn._activation import get_activation
 from sklearn_fpe.nn._expand import warn_expansion
 from sklearn_fpe.nn._prune import get_prune
 from sklearn_fpe.nn._split import get_split
+
+ROWS_IN_PIECES = 10_000
+"""Rows that `partial_fit`, which cannot count those to come, is taken to train on."""
+
+FREE_WIDTH = 32
+"""Units of a hidden layer from which `default_decay` does not count it as narrow."""
 
 
 def check_parameters(estimator) -> int:
@@ -158,23 +166,75 @@ def _seeds_of(estimator) -> Seeds:
     )
 
 
-def settings_of(estimator, targets, device: torch.device, n_warmup: int) -> Settings:
-    """Return how to train, by the parameters and the resolved device and warm-up."""
-    batch_size = estimator.batch_size
+def settings_of(
+    estimator,
+    recipe: Recipe,
+    targets,
+    device: torch.device,
+    n_warmup: int,
+    n_rows: int = ROWS_IN_PIECES,
+) -> Settings:
+    """Return how to train.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Its parameters.
+    recipe : Recipe
+        What shapes the network.
+    targets : Targets
+        The targets, whose loss is used.
+    device : torch.device
+        Where to train.
+    n_warmup : int
+        Epochs of the warm-up.
+    n_rows : int, default=ROWS_IN_PIECES
+        Rows to train on, those of all processes.
+    """
+    batch_size, rate = estimator.batch_size, estimator.learning_rate_init
+    decay = warm_up_decay = estimator.weight_decay
+    if decay == "auto":
+        # The warm-up must not depend on the expansion, because fits can share it.
+        warm_up_decay = default_decay(recipe.shape.parent(), n_rows)
+        decay = default_decay(recipe.shape, n_rows)
     return Settings(
         loss=LOSSES[targets.loss](getattr(estimator, "label_smoothing", 0.0)),
         max_iter=estimator.max_iter,
         n_warmup=n_warmup,
         batch_size=None if batch_size == "auto" else int(batch_size),
         learning_rate=estimator.learning_rate,
-        learning_rate_init=estimator.learning_rate_init,
-        weight_decay=estimator.weight_decay,
+        learning_rate_init=default_rate(recipe.shape) if rate == "auto" else rate,
+        weight_decay=decay,
+        warm_up_decay=warm_up_decay,
         standardize=estimator.standardize,
         bfloat16=estimator.precision == "bfloat16",
         tf32=estimator.precision == "tf32",
         device=device,
         callbacks=tuple(estimator.skorch_callbacks or ()),
     )
+
+
+def default_rate(shape: Shape) -> float:
+    """Return the learning rate of ``"auto"``.
+
+    It falls with the number of inputs, because a step of AdamW moves every weight by
+    about the learning rate, and so an output by the more the more inputs it has.
+    """
+    return min(0.1, max(0.01, 0.4 / math.sqrt(shape.n_inputs)))
+
+
+def default_decay(shape: Shape, n_rows: int) -> float:
+    """Return the weight decay of ``"auto"`` for a number of rows.
+
+    AdamW keeps weights below about 1 / decay. An output sums as many as there are
+    inputs, and its error grows with inputs per row as in linear regression. A network
+    that has to pass through a narrow layer overfits less, and needs larger weights.
+    """
+    width = FREE_WIDTH if shape.skip else min([FREE_WIDTH, *shape.fan_ins()[1:]])
+    n_inputs = shape.n_inputs
+    decay = n_inputs / 60 * math.sqrt(n_inputs / n_rows) * width / FREE_WIDTH
+    # Two digits, because networks of equal decay are updated together.
+    return float(f"{min(3.0, decay):.2g}")
 
 
 def device_for(
