@@ -162,7 +162,8 @@ def test_multilabel_outputs():
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_log_probabilities_do_not_underflow(n_classes):
     X, y = problem(n_classes=n_classes)
-    model = FPEClassifier((6,), max_iter=4, random_state=0).fit(X, y)
+    model = FPEClassifier((6,), max_iter=4, weight_decay=0.0, random_state=0)
+    model.fit(X, y)
     np.testing.assert_allclose(
         model.predict_log_proba(X), np.log(model.predict_proba(X)), rtol=1e-6
     )

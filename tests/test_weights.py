@@ -11,6 +11,9 @@ from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer
 
 QUICK = {"hidden_layer_sizes": (6,), "expansion": 2, "max_iter": 4, "random_state": 0}
 
+REPEATABLE = {"batch_size": 10**6, "weight_decay": 0.2}
+"""With "auto", both depend on the number of rows, which repetition changes."""
+
 
 def classification(n_samples=60, n_classes=3):
     return make_classification(
@@ -84,7 +87,7 @@ def test_integer_weights_are_repetition(kind, problem, is_sparse, data):
     repeated = np.repeat(np.arange(len(X)), weights)
     if is_sparse:
         X = sparse.csr_array(np.where(np.abs(X) < 0.5, 0, X))
-    settings = {**QUICK, "batch_size": 10**6}
+    settings = {**QUICK, **REPEATABLE}
     weighted = kind(**settings).fit(X, y, sample_weight=weights)
     plain = kind(**settings).fit(X[repeated], y[repeated])
     scale = max(1.0, np.abs(outputs(plain, X)).max())
@@ -100,7 +103,7 @@ def test_integer_weights_are_repetition_in_partial_fit(kind, problem):
     weights = np.random.default_rng(0).integers(0, 4, len(X))
     weights[:20] = 1
     repeated = np.repeat(np.arange(len(X)), weights)
-    settings = {**QUICK, "batch_size": 10**6, "warmup": 2}
+    settings = {**QUICK, **REPEATABLE, "warmup": 2}
     weighted, plain = kind(**settings), kind(**settings)
     for rows in (slice(0, 40), slice(20, 60), slice(0, 60)):
         weighted.partial_fit(X[rows], y[rows], sample_weight=weights[rows])
@@ -116,7 +119,7 @@ def test_balanced_classes_are_those_of_the_repeated_rows():
     X, y = classification()
     weights = np.where(y == 0, 3, 1)
     repeated = np.repeat(np.arange(len(X)), weights)
-    settings = {**QUICK, "batch_size": 10**6, "class_weight": "balanced"}
+    settings = {**QUICK, **REPEATABLE, "class_weight": "balanced"}
     weighted = FPEClassifier(**settings).fit(X, y, sample_weight=weights)
     plain = FPEClassifier(**settings).fit(X[repeated], y[repeated])
     np.testing.assert_allclose(
