@@ -23,7 +23,7 @@ from sklearn_fpe.nn._structured import (
 
 @dataclass(frozen=True)
 class Plan:
-    """What is kept of an expanded network.
+    """Record of the units and weights that an expanded network keeps.
 
     Unit ``a * n_parents + i`` of a hidden layer is child ``a`` of parent ``i``; the
     units of a layer are the inputs of the next one. Arrays may be broadcast views.
