@@ -86,7 +86,7 @@ ax.set(
     xscale="log",
     yscale="logit",
     xlabel="Non-zero parameters (fewer is better)",
-    ylabel="Accuracy on held-out folds (%, higher is better)",
+    ylabel="Accuracy (%, higher is better)",
     title="Digits: linear probe or network",
 )
 ticks = list(budgets.values())
