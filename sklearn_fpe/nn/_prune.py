@@ -234,12 +234,12 @@ class PruneRule(ABC):
         Parameters
         ----------
         recipe : Recipe
-            What shapes the network.
+            The settings that determine the network.
 
         Returns
         -------
         hook : Hook or None
-            What the training calls, see ``sklearn_fpe._engine._hooks``.
+            Object that the training calls, see ``sklearn_fpe._engine._hooks``.
         """
         return None
 
@@ -265,7 +265,7 @@ class PruneRule(ABC):
         Returns
         -------
         plan : Plan
-            What is kept.
+            Record of the kept units and weights.
         """
 
 
