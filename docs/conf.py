@@ -32,12 +32,11 @@ extensions = [
     "mathml",
     "measured",
 ]
-# The address of the repository stands in pyproject.toml alone; pages write
-# |repository|.
+# The address of the repository stands in pyproject.toml alone; pages write |issues|.
 with open(HERE.parent / "pyproject.toml", "rb") as file:
     hooks = tomllib.load(file)["tool"]["hatch"]["metadata"]["hooks"]
 repository = hooks["custom"]["repository"]
-rst_prolog = f".. |repository| replace:: {repository}\n"
+rst_prolog = f".. |issues| replace:: {repository}/issues\n"
 exclude_patterns = ["_build", "_ext", "_templates", "**/GALLERY_HEADER.rst"]
 templates_path = ["_templates"]
 default_role = "code"
@@ -62,6 +61,10 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "show_signature": False,
     "remove_config_comments": True,
+    # Estimators' diagrams have colours of their own, which the dark theme breaks.
+    "capture_repr": (),
+    "write_computation_times": False,
+    "reset_modules": ("matplotlib", "gallery_style.enlarge_text"),
 }
 
 html_math_renderer = "mathml"
@@ -84,8 +87,8 @@ html_theme_options = {
     "footer_start": ["version"],
     "footer_end": ["copyright"],
     "show_prev_next": True,
-    "pygments_light_style": "tango",
-    "pygments_dark_style": "monokai",
+    "pygments_light_style": "a11y-high-contrast-light",
+    "pygments_dark_style": "a11y-high-contrast-dark",
 }
 # Pages without a section of their own need no empty column at the left.
 html_sidebars = {"index": [], "install": [], "changelog": [], "results": []}

@@ -9,8 +9,9 @@ neurons the clauses interfere.
 """
 
 # %%
-# :func:`~sklearn_fpe.datasets.make_dnf` draws a formula, and rows of which half make it
-# true. Here it has eight clauses of four literals each, for eight parent neurons.
+# :func:`~sklearn_fpe.datasets.make_dnf` draws a random formula and rows of inputs, half
+# of which make the formula true. Here the formula has eight clauses of four literals
+# each, for eight parent neurons.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -30,12 +31,13 @@ _, _, formula = make_dnf(n_clauses=8, clause_size=4, random_state=0)
 print(str(formula).replace(" | ", "\n| "))
 
 # %%
-# Four networks of equal size. The dense one is ``expansion=1``. ``split="random"``
-# assigns the inputs of every neuron to its children at random. ``split="groups"`` keeps
-# the variables of a clause together, for which the clauses have to be known:
-# ``formula.feature_groups`` has the clause of every column. These two prune once, at
-# the split. ``split="learned"``, the default, is not told the clauses: every child
-# starts with all inputs, and gradual pruning finds out which it keeps.
+# Fit four networks of equal size. The dense network is ``expansion=1``.
+# ``split="random"`` assigns the inputs of every neuron to its children at random.
+# ``split="groups"`` keeps the variables of a clause together. It has to know the
+# clauses: ``formula.feature_groups`` is the clause of every column. These two networks
+# are pruned once, at the split. ``split="learned"``, the default, does not know the
+# clauses: every child starts with all inputs, and gradual pruning decides which inputs
+# each child keeps.
 
 settings = {
     "dense": {"expansion": 1},
@@ -63,17 +65,18 @@ for name, scores in accuracy.items():
     print(f"{name:19} {np.mean(scores):5.1f} ± {np.std(scores):.1f} % test accuracy")
 
 # %%
-# A split separates clauses: two clauses *collide* in a child that reads all inputs of
-# both. A split may also tear a clause apart: a clause is *covered* if some child still
-# reads all of its inputs. A random split does both. The clause-aware split separates
-# clauses and covers them, and so does the learned one.
+# Two measures count the effect of a split. Two clauses *collide* in a child that reads
+# all inputs of both; a split should separate them. A clause is *covered* if some child
+# still reads all of its inputs; a split should not tear it apart. A random split
+# separates clauses but also tears clauses apart. The clause-aware split and the learned
+# split separate clauses and cover them.
 
 measures = {"collisions per neuron": clause_collisions, "coverage": clause_coverage}
 measured = {
     label: {name: [f(m, d) for m, d, _ in results[name]] for name in settings}
     for label, f in measures.items()
 }
-fig, axes = plt.subplots(1, 3, figsize=(8, 3.2), layout="constrained", sharey=True)
+fig, axes = plt.subplots(1, 3, figsize=(6.5, 3), layout="constrained", sharey=True)
 panels = {"test accuracy (%)": accuracy, **measured}
 for ax, (label, values) in zip(axes, panels.items(), strict=True):
     for row, runs in enumerate(values.values()):
@@ -93,10 +96,10 @@ axes[0].invert_yaxis()
 plt.show()
 
 # %%
-# The expected values of a random split are known: with :math:`k` literals a clause
-# stays whole in a neuron with probability :math:`\alpha^{-(k-1)}`, while two clauses
-# collide with probability :math:`\alpha^{-(2k-1)}`, which falls much faster. The
-# measured numbers are lower, because pruning removes inputs as well.
+# For a random split the expected values are known. A clause of :math:`k` literals stays
+# whole in a neuron with probability :math:`\alpha^{-(k-1)}`, while two clauses collide
+# with probability :math:`\alpha^{-(2k-1)}`, which falls much faster. The measured
+# numbers are lower, because pruning removes inputs as well.
 
 for alpha in (1, 2, 4):
     collisions = expected_collisions(alpha, clause_size=4, n_clauses=8)
@@ -104,8 +107,9 @@ for alpha in (1, 2, 4):
     print(f"expansion {alpha}: {collisions:.3f} collisions, coverage {coverage:.2f}")
 
 # %%
-# The inputs of a neuron with a clause-aware split, sorted by clause, with a line
-# between clauses. Each child reads whole clauses, and its sibling the others.
+# Plot the inputs of one neuron with a clause-aware split, sorted by clause, with a line
+# between clauses. Each child reads whole clauses, and its sibling reads the other
+# clauses.
 
 model, formula, _ = results["clause-aware split"][0]
 order = np.argsort(formula.feature_groups, kind="stable")
@@ -114,7 +118,7 @@ sorted_display = ChildInputsDisplay(
     weights=display.weights[:, order], seen=display.seen[:, order], neuron=0
 )
 plt.close(display.figure_)
-fig, ax = plt.subplots(figsize=(9, 2.4), layout="constrained")
+fig, ax = plt.subplots(figsize=(6.5, 2.4), layout="constrained")
 sorted_display.plot(ax)
 for clause in range(1, 8):
     ax.axvline(4 * clause - 0.5, color="black", linewidth=0.5)

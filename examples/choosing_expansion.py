@@ -12,7 +12,7 @@ comparison. The best value depends on the data and on the width of the network, 
 # Expansions differ in their best learning rate, so the search covers both. ``memory=``
 # caches the dense warm-up, which does not depend on ``expansion``, ``split`` or
 # ``prune``: it is trained once per fold and learning rate, and every expansion starts
-# from it. The results are the same to the bit as without a cache.
+# from it. The results are bit-identical to those without a cache.
 
 import tempfile
 
@@ -38,7 +38,7 @@ with tempfile.TemporaryDirectory() as memory:
     searches = {width: search(width, memory) for width in (4, 8)}
 
 # %%
-# The best candidate of each width:
+# Print the best candidate of each width:
 
 for width, found in searches.items():
     model = found.best_estimator_
@@ -48,8 +48,9 @@ for width, found in searches.items():
 # %%
 # The curve shows each expansion at its own best learning rate. The dashed line is the
 # dense network, the band is one standard deviation over the folds. The smaller network
-# gains more, because more features share each of its neurons. From two children on the
-# curves are flat within the band, so which of them comes first is a matter of chance.
+# gains more, because more features share each of its neurons. From two children on, the
+# curves are flat within the band, so the order of these expansions is a matter of
+# chance.
 
 fig, ax = plt.subplots(figsize=(6.5, 4.2), layout="constrained")
 for width, found in searches.items():
@@ -60,12 +61,13 @@ ax.set_title("Digits, equal non-zero parameters")
 plt.show()
 
 # %%
-# You may not get the expansion that you ask for, because a child needs an input:
-# ``expansion_`` is the number of children that were made, and a warning gives the
-# reason if it is smaller. Where the network is pruned once, at the split
-# (``prune="magnitude"`` or ``"structured"``), a useful range ends near (inputs +
-# classes) / classes, because above it the copies of the outgoing weights alone exceed
-# the budget. This is 7 here, and 6 for embeddings of 512 columns and 100 classes.
+# A parent may get fewer children than you ask for, because every child needs at least
+# one input. ``expansion_`` is the number of children per parent, and a warning gives
+# the reason if it is smaller than ``expansion``. If the network is pruned once, at the
+# split (``prune="magnitude"`` or ``"structured"``), expansions above about (inputs +
+# classes) / classes are not useful, because the copies of the outgoing weights alone
+# then exceed the budget. This limit is 7 here, and 6 for embeddings of 512 columns and
+# 100 classes.
 
 best = searches[8].best_estimator_
 print(f"asked for {best.expansion}, made {best.expansion_}, a value per hidden layer")

@@ -2,18 +2,19 @@
 From a folder of images to a cross-validated classifier
 =======================================================
 
-One pipeline from image files to predictions: CLIP embeddings, and a small expanded
-network on top. Cross-validation chooses the expansion and whether the network has a
-skip connection.
+Build one pipeline from image files to predictions: CLIP embeddings, and a small
+expanded network on top. Cross-validation chooses the expansion and whether the network
+has a skip connection.
 """
 
 # %%
 # The images
 # ----------
 #
-# Any folder with one folder per class will do, ``pictures/red circle/0.png``. This page
-# has to build without a download, so ``examples/_toy_clip.py`` draws its images: shapes
-# of five colours, with random sizes and places, on a noisy background.
+# Use any folder that has one subfolder per class, such as ``pictures/red
+# circle/0.png``. This page has to build without a download, so
+# ``examples/_toy_clip.py`` draws the images: shapes in five colours, with random sizes
+# and positions, on a noisy background.
 
 import tempfile
 from pathlib import Path
@@ -41,7 +42,7 @@ print(f"{len(images.paths)} images of {len(images.classes)} classes")
 # in ``skipped`` every file that it left out. The images stay files until they are
 # embedded.
 
-fig, axes = plt.subplots(3, 6, figsize=(8, 4.4), layout="constrained")
+fig, axes = plt.subplots(3, 5, figsize=(6.5, 4.4), layout="constrained")
 for ax, i in zip(axes.flat, rng.permutation(len(images.paths)), strict=False):
     ax.imshow(Image.open(images.paths[i]))
     ax.set_title(images.labels[i], fontsize="small")
@@ -52,7 +53,7 @@ plt.show()
 # The model
 # ---------
 #
-# With a network connection and the real thing, this section is one line::
+# With a network connection and a real CLIP checkpoint, this section is one line::
 #
 #     model = "openai/clip-vit-base-patch32"
 #
@@ -66,10 +67,10 @@ model = train_clip(Path(folder.name, "clip"), rng)
 # The pipeline
 # ------------
 #
-# There are two caches. The embedder's is one SQLite file with an entry for each image,
-# whose key is the content of the image file and of the model, so the search embeds each
-# image once. The classifier's has the dense warm-up, which is the same for all
-# expansions; it needs an integer ``random_state``.
+# The pipeline has two caches. The embedder caches embeddings in one SQLite file, under
+# the content of the image file and of the model, so the search embeds each image once.
+# The classifier caches the dense warm-up, because it is the same for all expansions;
+# this cache needs an integer ``random_state``.
 
 cache = Path(folder.name, "cache")
 pipeline = make_pipeline(
@@ -78,7 +79,7 @@ pipeline = make_pipeline(
 )
 
 # %%
-# ``GridSearchCV`` takes paths and labels as it takes arrays. ``expansion=1`` is the
+# ``GridSearchCV`` accepts paths and labels like any arrays. ``expansion=1`` is the
 # dense network with the same number of parameters.
 
 train, test, y_train, y_test = train_test_split(
@@ -92,14 +93,14 @@ search = GridSearchCV(pipeline, grid, cv=3)
 search.fit(train, y_train)
 
 # %%
-# A test set that the search has not seen:
+# Score the best pipeline on a test set that the search has not seen:
 
 print("best:", search.best_params_)
 print(f"cross-validated accuracy {100 * search.best_score_:.1f} %")
 print(f"test accuracy {100 * search.score(test, y_test):.1f} %")
 
 # %%
-# All candidates, with the spread over the folds:
+# Plot the accuracy of all candidates, with the standard deviation over the folds:
 
 fig, ax = plt.subplots(figsize=(6, 3.8), layout="constrained")
 found = search.cv_results_
@@ -119,7 +120,7 @@ ax.legend(title="skip connection")
 plt.show()
 
 # %%
-# Predictions start from files as well.
+# Predict the classes of image files.
 
 for path, label in zip(test[:4], search.predict(test[:4]), strict=True):
     print(f"{Path(path).parent.name}/{Path(path).name}: {label}")

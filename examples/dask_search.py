@@ -3,13 +3,13 @@ A grid search on a Dask cluster
 ===============================
 
 scikit-learn runs its searches through joblib, and joblib can run them on a Dask
-cluster. The estimator stays as it is: one context manager sends every fit of the search
-to a worker. Here the cluster is two processes on this machine.
+cluster. The estimator needs no change: one context manager sends every fit of the
+search to a worker. Here the cluster is two processes on this machine.
 """
 
 # %%
-# The search itself is as everywhere; ``parallel_config("dask")`` sends its fits to the
-# workers, and ``scatter=[X, y]`` sends the arrays to them once.
+# Write the search as usual. ``parallel_config("dask")`` sends its fits to the workers,
+# and ``scatter=[X, y]`` sends the arrays to the workers once.
 
 import logging
 
@@ -36,8 +36,8 @@ def search_on(cluster, X, y):
 
 
 # %%
-# Workers are new processes that import this script, so the code that starts them has to
-# be guarded by ``if __name__ == "__main__"``.
+# Guard the code that starts the workers by ``if __name__ == "__main__"``, because
+# workers are new processes that import this script.
 
 if __name__ == "__main__":
     X, y = load_digits(return_X_y=True)
@@ -51,8 +51,8 @@ if __name__ == "__main__":
     print(search.best_params_, f"accuracy {search.best_score_:.3f}")
 
 # %%
-# Every bar is a task: one fit, or a few that joblib put together. The first task of a
-# worker, in light colour, also imports the packages.
+# Every bar is a task: one fit, or a few fits that joblib sent together. The first task
+# of each worker, in a lighter colour, also imports the packages.
 
 if __name__ == "__main__":
     workers = sorted({task["worker"] for task in tasks})
@@ -63,7 +63,7 @@ if __name__ == "__main__":
         if step["action"] == "compute"
     ]
     begin = min(start for _, start, _ in spans)
-    fig, ax = plt.subplots(figsize=(8, 2.2), layout="constrained")
+    fig, ax = plt.subplots(figsize=(6.5, 2.2), layout="constrained")
     first = {worker: min(s for w, s, _ in spans if w == worker) for worker, *_ in spans}
     for worker, start, stop in spans:
         ax.barh(
@@ -82,21 +82,21 @@ if __name__ == "__main__":
 # What to know before you use a real cluster
 # ------------------------------------------
 #
-# **Packages.** Workers need the same versions of Python and of the packages that
-# the estimator is made of: sklearn_fpe, scikit-learn, skorch and torch. Estimators
-# travel as pickles, of a few kilobytes before they are fitted. A callable ``split=`` or
-# your own transformer has to be importable on the workers, or be defined in the script
-# itself.
+# **Packages.** All workers need the same versions of Python, sklearn_fpe, scikit-learn,
+# skorch and torch. Estimators travel as pickles, which take a few kilobytes before the
+# fit. A callable ``split=`` or a transformer of your own must be importable on the
+# workers, or be defined in the script itself.
 #
-# **Data.** ``scatter=[X, y]`` sends the arrays to the workers once. Without it they
-# would be sent with every task. Put large data on storage that all workers see, as a
-# memory map; scikit-learn still copies the rows of each fold into the worker's memory.
+# **Data.** ``scatter=[X, y]`` sends the arrays to the workers once. Without
+# ``scatter``, joblib would send them with every task. Put large data on storage that
+# all workers see, as a memory map; scikit-learn still copies the rows of each fold into
+# the worker's memory.
 #
 # **Devices.** ``device="auto"`` takes the first GPU that the worker sees, or its
 # CPU. Give each worker one GPU by starting it with its own ``CUDA_VISIBLE_DEVICES``;
 # ``dask_cuda.LocalCUDACluster`` does that on one machine. One thread per worker keeps
 # two fits from sharing a device.
 #
-# **Results.** For the same ``random_state`` the search finds the same as on one
-# machine, to the bit if the processors are the same. The best estimator is fitted where
-# the search was started, after the workers are done.
+# **Results.** With the same ``random_state`` the search gives the same results as on
+# one machine, bit for bit if the processors are the same. The best estimator is fitted
+# on the machine that started the search, after the workers have finished.

@@ -2,25 +2,27 @@
 Embedding many images with Dask
 ===============================
 
-Embedding is the expensive step, and images are independent of one another, so it is
-the step to spread over processes and machines. This page does it in two ways, both of
-which end in a folder of shards: a data frame whose partitions are embedded, and workers
-that fill one folder together and continue after a stop.
+Distribute the embedding over processes and machines, because it is the expensive step
+and each image is embedded independently of the others. This page shows two ways. In the
+first, Dask embeds the partitions of a data frame. In the second, workers fill one
+folder together and can continue after an interruption. Both ways end in a folder of
+shards.
 """
 
 # %%
 # The images
 # ----------
 #
-# Drawings of five colours, and a very small CLIP with random weights, because this page
-# has to build without a download. With a real checkpoint, ``model`` is a name such as
-# ``"openai/clip-vit-base-patch32"``, and nothing else changes.
+# This page has to build without a download, so it draws circles in five colours and
+# uses a very small CLIP with random weights. With a real checkpoint, ``model`` is a
+# name such as ``"openai/clip-vit-base-patch32"``, and nothing else changes.
 
 import logging
 import tempfile
 from pathlib import Path
 
 import dask.dataframe as dd
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -77,7 +79,7 @@ def save_model(folder):
 # ------------------------------------
 #
 # A partition is a data frame of paths and labels; ``embed`` adds a column of
-# embeddings. Pickles of the embedder do not carry the model, so each worker has one
+# embeddings. Pickles of the embedder do not contain the model, so each worker keeps one
 # embedder, which loads the model once.
 
 
@@ -111,8 +113,9 @@ def embed_frame(images, model, folder):
 # ----------------------------
 #
 # Every worker makes the same call of :func:`~sklearn_fpe.embeddings.write_shards`. Each
-# takes the next shard that no other one has. A worker that is lost leaves its batches
-# behind, and another one, or the same call tomorrow, continues from there.
+# worker takes the next shard that no other worker has taken. If a worker is lost, its
+# finished batches stay on the disk, and another worker or a later call continues from
+# there.
 
 
 def fill_folder(client, images, model, folder):
@@ -135,8 +138,8 @@ def fill_folder(client, images, model, folder):
 
 
 # %%
-# Workers are new processes that import this script, so the code that starts them has to
-# be guarded by ``if __name__ == "__main__"``.
+# Guard the code that starts the workers by ``if __name__ == "__main__"``, because
+# workers are new processes that import this script.
 
 if __name__ == "__main__":
     temporary = tempfile.TemporaryDirectory()
@@ -160,11 +163,23 @@ if __name__ == "__main__":
         print(f"the same call again: {sum(again)} images")
 
 # %%
+# Plot one image of each class:
+
+if __name__ == "__main__":
+    labels = list(images.labels)
+    fig, axes = plt.subplots(1, len(COLORS), figsize=(6.5, 1.7), layout="constrained")
+    for ax, label in zip(axes, COLORS, strict=True):
+        ax.imshow(Image.open(images.paths[labels.index(label)]))
+        ax.set_title(label)
+        ax.set_axis_off()
+    plt.show()
+
+# %%
 # The fit
 # -------
 #
-# Both folders open as one array each, whose rows stay in their files. Labels are a
-# column beside the embeddings, and rows that are split off take theirs along.
+# Open each folder as one array whose rows stay in their files. The labels are a column
+# beside the embeddings, and a subset of the rows keeps its labels.
 
 if __name__ == "__main__":
     for path in (folder / "frame", folder / "shards" / "img_emb"):

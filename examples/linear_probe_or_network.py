@@ -2,17 +2,18 @@
 Linear probe or network, at equal budgets
 =========================================
 
-How much does a hidden layer buy, if every model has the same number of non-zero
-parameters? On embeddings the question is open: there a linear probe with pruned weights
-is hard to beat. Here four kinds of model are compared on small images of digits.
+How much does a hidden layer gain if every model has the same number of non-zero
+parameters? On embeddings this is an open question, because a linear probe with pruned
+weights is hard to beat there. This example compares five kinds of model on small images
+of digits.
 """
 
 # %%
-# A budget is what a dense network with one hidden layer of ``width`` neurons has,
-# biases included. ``hidden_layer_sizes=()`` is a linear probe, which ``budget=`` prunes
-# to the same number. ``expansion=1`` is the dense network. ``skip_connection=True``
-# adds weights from the inputs straight to the outputs, which compete with the others
-# for the budget.
+# Each budget is the number of parameters of a dense network with one hidden layer of
+# ``width`` neurons, biases included. ``hidden_layer_sizes=()`` is a linear probe, which
+# is pruned to the same number by ``budget=``. ``expansion=1`` is the dense network.
+# ``skip_connection=True`` adds weights from the inputs straight to the outputs, which
+# compete with the others for the budget.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -48,9 +49,9 @@ def grid_of(kind, width, budget):
 
 
 # %%
-# One search for every kind and budget, each at its own best learning rate.
-# ``prune="gradual"`` lets training find which weights are worth the budget, and
-# ``split="learned"`` which child keeps which input.
+# Run one search for every kind and budget, so that each model has its own best learning
+# rate. With ``prune="gradual"`` training decides which weights to keep, and with
+# ``split="learned"`` it decides which child keeps which input.
 
 folds = StratifiedKFold(3, shuffle=True, random_state=0)
 model = FPEClassifier(split="learned", prune="gradual", max_iter=30, random_state=0)
@@ -70,10 +71,11 @@ for kind, points in curves.items():
 
 # %%
 # Points are means over the folds. The vertical axis is stretched towards 100 %, so that
-# an error that is halved is the same step everywhere. The dense network alone has to
-# squeeze everything through a few neurons. With a skip connection, or expanded, it
-# catches up with the linear probe, which keeps nearly all of its weights at the right
-# end. What is best between these depends on how much the features interact.
+# halving the error is about the same step everywhere. The dense network has to
+# represent all features with a few neurons. With a skip connection or with expansion,
+# it catches up with the linear probe, which keeps nearly all of its weights at the
+# right end of the plot. The best of these models depends on how strongly the features
+# interact.
 
 fig, ax = plt.subplots(figsize=(6.4, 4.6), layout="constrained")
 markers = dict(zip(kinds, "osD^v", strict=True))
@@ -84,7 +86,7 @@ ax.set(
     xscale="log",
     yscale="logit",
     xlabel="Non-zero parameters (fewer is better)",
-    ylabel="Accuracy on held-out folds (%, higher is better)",
+    ylabel="Accuracy (%, higher is better)",
     title="Digits: linear probe or network",
 )
 ticks = list(budgets.values())

@@ -2,14 +2,14 @@
 Large data from a memory map
 ============================
 
-A file that does not fit into memory can be trained on from disk. Memory maps that would
-take more than half a gigabyte as float32 are streamed: batches are read, converted and
-standardised one after another, and the file is never copied as a whole.
+Train on a file that does not fit into memory. Memory maps that would take more than
+half a gigabyte as float32 are streamed: batches are read, converted and standardised
+one after another, and the file is never copied as a whole.
 """
 
 # %%
-# A file of 150 000 rows of 1024 features, written piece by piece. The features are
-# bytes, to save disk space; float16 would do as well.
+# Write a file of 150 000 rows with 1024 features, piece by piece. The features are
+# stored as bytes to save disk space; float16 would do as well.
 
 import tempfile
 from pathlib import Path
@@ -37,9 +37,10 @@ print(f"{X.size / 2**20:.0f} MiB on disk, {4 * X.size / 2**20:.0f} as float32")
 
 # %%
 # Opening the file reads nothing, and training takes the map like any array. Rows are
-# shuffled in blocks of neighbouring rows, so that the disk is read in runs. If the rows
-# are sorted by class, shuffle them once when you write the file. ``Watch`` notes the
-# memory of this process ten times a second; it is in ``examples/_watch.py``.
+# shuffled in blocks of neighbouring rows, so that the disk is read sequentially within
+# a block. If the rows are sorted by class, shuffle them once when you write the file.
+# ``Watch`` notes the memory of this process ten times a second; it is in
+# ``examples/_watch.py``.
 
 X = np.load(path, mmap_mode="r")
 train, test = slice(0, 140_000), slice(140_000, None)
@@ -52,8 +53,8 @@ print(
 )
 
 # %%
-# Memory grows by the rows that are read and shuffled at a time. A longer file takes
-# more time, not more memory.
+# Memory grows only by the rows that are read and shuffled at a time, so a longer file
+# takes more time but not more memory.
 
 seconds, growth = np.array(watch.points).T
 fig, ax = plt.subplots(figsize=(7, 3.8), layout="constrained")
@@ -70,9 +71,10 @@ ax.legend(loc="center right")
 plt.show()
 
 # %%
-# If the data are not in one file, ``partial_fit`` takes them piece by piece: a call is
-# one epoch over the given rows, and the first ``warmup`` calls come before the split.
-# It prunes once, at the split, because the budget holds after every later call.
+# If the data are not in one file, pass them to ``partial_fit`` piece by piece. Each
+# call runs one epoch over the given rows, and the first ``warmup`` calls come before
+# the split. ``partial_fit`` prunes once, at the split, because the budget has to hold
+# after every later call.
 
 model = FPEClassifier((8,), warmup=2, random_state=0)
 for start in range(0, 50_000, 10_000):

@@ -7,10 +7,10 @@ with a dense network that has as many non-zero parameters.
 """
 
 # %%
-# A network of four parent neurons, each of which is split into four children. The
-# estimator scales the columns itself. ``n_nonzero_`` is the number of parameters that
-# the network has left after pruning, ``budget_`` the number it may have: as many as a
-# dense network with four hidden neurons.
+# Fit a network of four parent neurons, each of which is split into four children. No
+# scaler is needed, because the estimator standardises the columns. ``n_nonzero_`` is
+# the number of parameters after pruning. ``budget_`` is the largest number allowed: the
+# number of parameters of a dense network with four hidden neurons.
 
 import sys
 
@@ -34,12 +34,12 @@ print(f"{model.n_nonzero_} of {model.budget_} parameters")
 print(f"test accuracy {100 * model.score(X_test, y_test):.1f} %")
 
 # %%
-# Is this good? Three baselines say: logistic regression, which has a weight for every
-# pixel and digit; the dense network with the same number of parameters, which is
-# ``expansion=1``; and a linear model that is pruned to this number. With
-# ``skip_connection=True`` the network has the weights of such a linear model as well,
-# under the same budget. The spread is the standard deviation over three random splits
-# of the data.
+# Compare the network with three baselines: logistic regression, which has a weight for
+# every pair of pixel and digit; the dense network with the same number of parameters,
+# ``expansion=1``; and a linear model that is pruned to the same number of parameters.
+# With ``skip_connection=True`` the network has the weights of such a linear model as
+# well, under the same budget. ± is the standard deviation over three random splits of
+# the data.
 
 models = {
     "logistic regression": make_pipeline(StandardScaler(), LogisticRegression()),
@@ -69,7 +69,7 @@ for name, found in scores.items():
 
 # %%
 # At equal parameters the expanded network is far more accurate than the dense one, and
-# it competes with logistic regression, which has twice as many.
+# it competes with logistic regression, which has twice as many parameters.
 
 fig, ax = plt.subplots(figsize=(6.5, 3), layout="constrained")
 for row, (name, found) in enumerate(scores.items()):

@@ -2,13 +2,15 @@
 Regression: a curve that a few neurons can follow
 =================================================
 
-Predict a number with a linear model, and with three networks of the same number of
-parameters: a dense one, an expanded one, and one with a skip connection as well.
+Predict a number with a linear model and with three networks that have the same number
+of parameters: a dense network, an expanded network, and an expanded network with a skip
+connection.
 """
 
 # %%
 # The target is Friedman's function of five columns: products, a square and two linear
-# terms. Fifteen more columns are noise. The estimator standardises columns and target.
+# terms. Fifteen more columns are noise. The estimator standardises the columns and the
+# target.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,8 +27,9 @@ model = FPERegressor((4,), skip_connection=True, random_state=0).fit(X_train, y_
 print(f"{model.n_nonzero_} parameters, R² {model.score(X_test, y_test):.3f}")
 
 # %%
-# R² is the share of the variance that is explained: 1 is perfect, 0 is a constant.
-# Because of the noise no model can get beyond about 0.96 here.
+# R² is the share of the variance that a model explains: a perfect prediction has 1, a
+# constant prediction has 0. No model can get beyond about 0.96 here, because of the
+# noise.
 
 models = {
     "ridge regression (21)": RidgeCV(),
@@ -54,7 +57,7 @@ plt.show()
 # %%
 # Which columns does the network use? The first three act in a product and a square, so
 # the hidden layer reads them. The next two act linearly, so the skip connection carries
-# them. Columns of noise have few weights left, or small ones.
+# them. The noise columns keep few weights, or small ones.
 
 hidden = abs(model.coefs_[0].toarray()).sum(axis=1)
 skip = abs(model.skip_coef_.toarray()).sum(axis=1)

@@ -2,13 +2,13 @@
 Save a model, load it, and run it without Python
 ================================================
 
-A model is trained once and used in many places. ``save`` writes a file that holds no
-code, ``to_onnx`` a file that any ONNX runtime can run.
+Train a model once and use it in many places. ``save`` writes a file that contains no
+code. ``to_onnx`` writes a file that any ONNX runtime can run.
 """
 
 # %%
-# A small network for digits, and the size of its files. A pickle is for your own use;
-# only ``save`` and ONNX make files that others can load without running your code.
+# Fit a small network on the digits data and save it. Use pickles for yourself only;
+# ``save`` and ``to_onnx`` write files that others can load without running your code.
 
 import pickle
 import tempfile
@@ -34,8 +34,9 @@ path = Path(folder.name, "digits.safetensors")
 sklearn_fpe.save(model, path)
 
 # %%
-# Loading checks the file before an estimator is made of it: format, checksum, shapes
-# and values. The loaded model is complete: it predicts, and it can be trained further.
+# ``load`` checks the format, the checksum, the shapes and the values of the file before
+# it builds an estimator. The loaded model is complete: it can predict, and it can be
+# trained further.
 
 loaded = sklearn_fpe.load(path)
 print(
@@ -43,7 +44,7 @@ print(
 )
 
 # %%
-# A damaged file is an error, not a wrong model.
+# A damaged file raises an error; it does not load as a wrong model.
 
 damaged = bytearray(path.read_bytes())
 damaged[-1] ^= 1
@@ -55,8 +56,9 @@ except sklearn_fpe.ModelFileError as error:
     print(error)
 
 # %%
-# ONNX takes float32 rows as they are, scaling included, and returns labels and
-# probabilities. They differ from those of the estimator by rounding only.
+# The ONNX model takes float32 rows without scaling, because the scaling is part of the
+# model, and returns labels and probabilities. The results differ from those of the
+# estimator by rounding only.
 
 onnx_model = sklearn_fpe.to_onnx(model)
 session = onnxruntime.InferenceSession(onnx_model.SerializeToString())
@@ -66,8 +68,8 @@ print("same labels:", np.array_equal(labels, model.predict(X_test)))
 print(f"largest difference of a probability: {difference:.1e}")
 
 # %%
-# The sizes of the files. ``save`` stores the kept weights and where they are; the ONNX
-# file has the matrices with their zeros.
+# Compare the sizes of the files. ``save`` stores the kept weights and their positions;
+# the ONNX file stores the whole matrices, zeros included.
 
 sizes = {
     "pickle": len(pickle.dumps(model)),

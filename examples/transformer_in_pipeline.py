@@ -3,13 +3,13 @@ Hidden activations as features
 ==============================
 
 :class:`~sklearn_fpe.FPETransformer` trains the same network as the classifier and
-returns its last hidden layer, one column per kept child. Any estimator can follow it,
-here a nearest-neighbour classifier.
+returns the activations of its last hidden layer, one column per kept child. Any
+estimator can follow it; here a nearest-neighbour classifier does.
 """
 
 # %%
-# Four parent neurons represent an image by four numbers. With ``expansion=4`` the same
-# number of non-zero parameters represents it by up to sixteen.
+# Four parent neurons represent an image by four numbers. With ``expansion=4`` a network
+# with the same number of non-zero parameters represents it by up to sixteen numbers.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -37,14 +37,14 @@ for expansion in (1, 2, 4):
     print(f"expansion {expansion}: {100 * np.mean(scores):.1f} % accuracy")
 
 # %%
-# To see the activations in two dimensions, project them by linear discriminant
-# analysis, which looks for the directions that separate the digits best. The titles
-# have the accuracy of the nearest-neighbour classifier on *all* activations of held-out
+# To plot the activations in two dimensions, project them by linear discriminant
+# analysis, which finds the directions that separate the digits best. The titles give
+# the accuracy of the nearest-neighbour classifier on *all* activations of held-out
 # images.
 
 X_train, X_test, y_train, y_test = train_test_split(X, y, random_state=0)
 
-fig, axes = plt.subplots(1, 2, figsize=(8, 4.6), layout="constrained")
+fig, axes = plt.subplots(1, 2, figsize=(6.5, 4), layout="constrained")
 for ax, expansion in zip(axes, (1, 4), strict=True):
     model = hidden(expansion).fit(X_train, y_train)
     Z_train, Z_test = model.transform(X_train), model.transform(X_test)
@@ -66,6 +66,6 @@ axes[0].set_ylabel("second discriminant direction")
 plt.show()
 
 # %%
-# The columns have names, which ``set_output`` and feature importances use.
+# The columns have names, because ``set_output`` and feature importances use them.
 
 print("names:", ", ".join(model[0].get_feature_names_out()[:4]), "...")

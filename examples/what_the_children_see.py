@@ -4,15 +4,15 @@ What the children see
 
 A hidden neuron of a small network has to represent several features at once, and they
 interfere. Expansion divides the neuron's inputs among children, so that each represents
-fewer features. This example compares the first layer of a dense and of expanded
-networks.
+fewer features. This example compares the first layers of a dense network and of
+expanded networks.
 """
 
 # %%
-# Networks with the same number of non-zero parameters, on 8×8 images of digits. The
-# pixels are brought to one scale beforehand, so that weights can be compared. The
-# expanded network has a drawn split, the same for all neurons, and is pruned once, at
-# the split.
+# Fit a dense and an expanded network with the same number of non-zero parameters on 8×8
+# images of digits. Standardise the pixels beforehand, so that weights can be compared.
+# The expanded network has a random split, the same for all neurons, and is pruned once,
+# at the split.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -48,8 +48,8 @@ for name, model in {"dense": dense, "expanded": expanded}.items():
     print(f"test accuracy {100 * model.score(X_test, y_test):.1f} %")
 
 # %%
-# Pruning removes more from some parents than from others, and may remove whole
-# children. This is the neuron with the most children left:
+# Pruning removes more weights from some parents than from others, and may remove whole
+# children. Select the neuron with the most children left:
 
 parents = expanded.module_.parents[0].numpy()
 neuron = np.bincount(parents).argmax()
@@ -78,7 +78,7 @@ plt.show()
 
 # %%
 # With ``split="learned"``, the default, every child starts with all pixels, and gradual
-# pruning finds out which it keeps. Siblings may then share pixels;
+# pruning decides which pixels it keeps. Siblings may then share pixels;
 # :func:`~sklearn_fpe.inspection.shared_inputs` counts them.
 
 learned = fit(4, split="learned", prune="gradual")
@@ -87,17 +87,18 @@ plt.show()
 print(f"inputs that siblings share: {shared_inputs(learned):.2f}")
 
 # %%
-# Two measures tell how much interference there is. The *capacity* of an input is the
-# share of its direction that no other input uses: 1 if no other input is read alike, so
-# a curve further right is better. The *cosine similarity* of two neurons is 1 if they
-# read the same inputs in the same proportions, and 0 if they have no input in common.
+# Two measures quantify the interference. The *capacity* of an input is the share of its
+# direction that no other input uses. It is 1 if no other input is read in a similar
+# way, so a curve further to the right is better. The *cosine similarity* of two neurons
+# is 1 if they read the same inputs in the same proportions, and 0 if they have no input
+# in common.
 
 models = {"dense": dense, "shared split": expanded, "learned split": learned}
 InterferenceDisplay.from_estimators(models)
 plt.show()
 
 # %%
-# Both measures are functions, too.
+# Both measures are also available as functions.
 
 for name, model in models.items():
     capacity = feature_capacity(model).mean()

@@ -16,10 +16,11 @@ HEAD = """\
 Results
 =======
 
-What the paper "Expand Neurons, Not Parameters" (`arXiv:2510.04500
-<https://arxiv.org/abs/2510.04500>`_) claims, measured by this library. Every figure on
-this page is computed from the files that the experiments wrote, every verdict by the
-rule that is stated beside it. ± is a standard deviation over seeds.
+This page compares the claims of the paper "Expand Neurons, Not Parameters"
+(`arXiv:2510.04500 <https://arxiv.org/abs/2510.04500>`_) with measurements of this
+library. Every figure is computed from the files that the experiments wrote, and every
+verdict follows from the rule that is stated beside it. ± is a standard deviation over
+seeds.
 """
 
 VERBS = {HOLDS: "hold", PARTLY: "hold partly", FAILS: "do not hold here"}

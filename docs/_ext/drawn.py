@@ -129,8 +129,8 @@ def cost(report):
             ax.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
             ax.set(
                 xlabel="expansion",
-                ylabel=f"{label}, dense = 1 (lower is better)",
-                title=f"{h} parents",
+                ylabel="dense = 1 (lower is better)",
+                title=f"{label}, {h} parents",
                 ylim=(0, None),
             )
             legend(figure)

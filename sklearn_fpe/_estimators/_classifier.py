@@ -35,18 +35,18 @@ class FPEClassifier(ClassifierMixin, Averaged, BaseFPE):
         `activation` and `skip_connection` have no effect on it.
 
     expansion : int or array-like of int, default=4
-        Children per parent neuron, one number for all hidden layers or one for
-        each. 1 is the dense baseline under the same schedule. Where the inputs or
-        the budget do not allow it, the largest possible one is used, with a
-        warning; see `expansion_`.
+        Children per parent neuron, one number for all hidden layers or one for each. 1
+        is the dense baseline under the same schedule. If the inputs or the budget do
+        not allow it, the largest possible expansion is used, with a warning; see
+        `expansion_`.
 
     split : {"auto", "learned", "random", "shared", "contiguous", "feature", "groups"} \
             or callable or sklearn_fpe.nn.SplitRule, default="auto"
         How the input edges of a parent are partitioned among its children.
 
-        - ``"auto"``: ``"learned"`` where pruning is gradual, else ``"shared"``;
+        - ``"auto"``: ``"learned"`` if pruning is gradual, else ``"shared"``;
         - ``"learned"``: every child starts with all inputs of its parent, and gradual
-          pruning finds which child keeps which. The most accurate where features
+          pruning decides which child keeps which input. The most accurate if features
           interact;
         - ``"random"``: a random partition for every neuron (the paper's);
         - ``"shared"``: one random partition for all neurons of a layer, so that the
@@ -72,16 +72,17 @@ class FPEClassifier(ClassifierMixin, Averaged, BaseFPE):
         - ``"auto"``: ``"gradual"``; ``"magnitude"`` for `partial_fit`, because the
           budget holds after every call;
         - ``"gradual"``: keep everything at the split, and remove the weights of least
-          saliency step by step until three quarters of the epochs. Until then the
-          whole expanded network trains, at about 20 bytes a weight (value, gradient,
-          two running means, masks);
+          saliency step by step until three quarters of the epochs are over. Until then
+          the whole expanded network trains, at about 20 bytes a weight (value,
+          gradient, two running means, masks);
         - ``"magnitude"``: remove the smallest weights of all layers at the split;
         - ``"structured"``: remove the least used inputs of a block and the weakest
-          children at the split. What is kept is dense, so the matrix products cost
-          what the parent's cost. Needs a split that all neurons of a layer share;
+          children at the split. The remaining matrices are dense, so the matrix
+          products cost as much as the parent's. Needs a split that all neurons of a
+          layer share;
         - ``"rewired"``: keep dense blocks as well, and move edges inside them during
-          the fine-tuning: the smallest weights are replaced by those of the largest
-          gradients. Needs a split that all neurons of a layer share;
+          the fine-tuning: the smallest weights are replaced by the edges with the
+          largest gradients. Needs a split that all neurons of a layer share;
         - a rule of your own, see :class:`~sklearn_fpe.nn.PruneRule`.
 
     skip_connection : bool, default=False
@@ -92,23 +93,24 @@ class FPEClassifier(ClassifierMixin, Averaged, BaseFPE):
         ``prune="structured"`` or ``"rewired"``, which keep dense blocks only.
 
     n_estimators : int, default=1
-        Networks whose predictions are averaged: probabilities in classification. They
-        differ in their initial weights and random splits, read the same batches, and
-        train as one stacked network, which takes less time than one after another.
-        `budget` is that of each of them; `budget_` and `n_nonzero_` count all.
+        Number of networks whose predictions are averaged: probabilities in
+        classification. They differ in their initial weights and random splits, read the
+        same batches, and train as one stacked network, which takes less time than one
+        after another. `budget` is the budget of each network; `budget_` and
+        `n_nonzero_` count all networks.
 
     warmup : int or float in [0, 1], default=0.1
-        Epochs before the split: a number, or a fraction of `max_iter`; 1 is one epoch,
-        1.0 all of them. For ``partial_fit``, calls.
+        Epochs before the split, as a number or as a fraction of `max_iter`: 1 is one
+        epoch, 1.0 is all epochs. In ``partial_fit`` it counts calls.
 
     budget : int, default=None
-        Non-zero parameters in all, biases included. None: as many as the dense
+        Number of non-zero parameters, biases included. None: as many as the dense
         parent has.
 
     activation : {"identity", "logistic", "tanh", "relu", "gelu", "silu"} or \
             sklearn_fpe.nn.Activation, default="relu"
         Activation of the hidden layers. The first four train fastest, because their
-        gradients are computed without autograd. Or one of your own, see
+        gradients are computed without autograd. For an activation of your own, see
         :class:`~sklearn_fpe.nn.Activation`.
 
     batch_size : int or "auto", default="auto"
@@ -116,9 +118,8 @@ class FPEClassifier(ClassifierMixin, Averaged, BaseFPE):
         rows, between 16 and 256.
 
     learning_rate : {"cosine", "constant"}, default="cosine"
-        Course of the learning rate over the epochs: half a cosine from
-        `learning_rate_init` down to 0, or constant. `partial_fit` is always
-        constant.
+        Schedule of the learning rate over the epochs: half a cosine from
+        `learning_rate_init` down to 0, or constant. `partial_fit` is always constant.
 
     learning_rate_init : float or "auto", default="auto"
         Learning rate of AdamW at the start. ``"auto"``: 0.4 divided by the square root
@@ -129,9 +130,9 @@ class FPEClassifier(ClassifierMixin, Averaged, BaseFPE):
 
     standardize : bool, default=True
         Whether to bring the columns of X to mean 0 and variance 1 for training. The
-        scaling is folded into the first layer when training ends: predictions pay
-        nothing, `coefs_` act on X as it is. A column that differs by rounding only
-        counts as constant, with a warning.
+        scaling is folded into the first layer when training ends: predictions take no
+        extra time, and `coefs_` act on X as it is. A column whose values differ only by
+        rounding counts as constant, with a warning.
 
     weight_decay : float or "auto", default="auto"
         Decoupled weight decay of AdamW, per unit of learning rate. ``"auto"``:
@@ -148,9 +149,9 @@ class FPEClassifier(ClassifierMixin, Averaged, BaseFPE):
         ``"balanced"`` for every column; every entry of y is weighted by itself.
 
     label_smoothing : float in [0, 1), default=0.0
-        Share of every target that is spread evenly over the classes: with 0.1 and
-        ten classes the network learns 0.91 for the class of a row and 0.01 for the
-        others. In binary and multi-label problems over the two values of every
+        Share of every target that is spread evenly over the classes: with 0.1 and ten
+        classes the network learns 0.91 for the class of a row and 0.01 for the others.
+        In binary and multi-label problems it is spread over the two values of every
         output.
 
     early_stopping : bool, default=False
@@ -182,35 +183,35 @@ class FPEClassifier(ClassifierMixin, Averaged, BaseFPE):
         Least improvement of the score that counts for `early_stopping`.
 
     refit : bool, default=False
-        Whether to train anew on all rows, the held-out ones included, for the
-        `best_iter_` epochs that `early_stopping` found best, under the same course
-        of the learning rate. Not with `X_val` or `skorch_callbacks`.
+        Whether to train a new network on all rows, held-out rows included, for the
+        `best_iter_` epochs that `early_stopping` found best, with the same schedule of
+        the learning rate. Not with `X_val` or `skorch_callbacks`.
 
     warm_start : bool, default=False
-        Whether `fit` goes on fine-tuning the network of an earlier `fit`, for
-        `max_iter` epochs, with its partition, its masks and its scaling. What shapes
-        the network, such as `expansion`, must stay as it is. y may lack classes that
-        were fitted first.
+        Whether `fit` continues to fine-tune the network of an earlier `fit`, for
+        `max_iter` epochs, with its partition, its masks and its scaling. Parameters
+        that determine the network, such as `expansion`, must stay as they are. y may
+        lack classes of the earlier `fit`.
 
     device : str or torch.device, default="auto"
-        Where to compute. ``"auto"``: on a CUDA device if there is one and if X is on
-        it or rows times parameters of the expanded network are at least 2**28, else
-        on the CPU, which has finished smaller fits before a GPU is set up.
+        Device that computes. ``"auto"``: a CUDA device, if there is one and if X is on
+        it or rows times parameters of the expanded network are at least 2**28; else the
+        CPU, because it has finished smaller fits before a GPU is set up.
 
     precision : {"float32", "tf32", "bfloat16"}, default="float32"
         Precision of the matrix products in training. ``"tf32"`` rounds factors to 10
-        bits after the point on CUDA devices that can, which is several times faster
-        for wide layers; on the CPU it means ``"float32"``. The setting of torch is
-        restored at the end, but holds for all threads of the process meanwhile. With
-        ``"bfloat16"`` by autocast. The weights stay float32.
+        bits after the point on CUDA devices that support it, which is several times
+        faster for wide layers; on the CPU it means ``"float32"``. The setting of torch
+        is restored at the end, but holds for all threads of the process meanwhile.
+        ``"bfloat16"`` uses autocast. The weights stay float32.
 
     skorch_callbacks : list of skorch callbacks, default=None
-        Callbacks for the skorch net that trains; they cost a synchronisation per
-        batch, and gradients by autograd. Copies of them are used. Warm-up and
-        fine-tuning are a training each, with a history of its own; a callback that
-        stops the training stops the phase. With `early_stopping` they see the held-out
-        rows, as ``valid_loss`` and in their scorers. The learning rate is set anew at
-        every epoch, so that learning rate schedulers are refused.
+        Callbacks of the skorch net that runs the training. They cost a synchronisation
+        per batch, and autograd computes the gradients. Copies of them are used. Warm-up
+        and fine-tuning are separate trainings, each with its own history; a callback
+        that stops the training stops the phase. With `early_stopping` they see the
+        held-out rows, as ``valid_loss`` and in their scorers. Learning rate schedulers
+        are refused, because the learning rate is set at every epoch.
 
     memory : str, path-like or joblib.Memory, default=None
         Cache of the dense warm-up, which does not depend on `expansion`, `split`,
@@ -225,8 +226,8 @@ class FPEClassifier(ClassifierMixin, Averaged, BaseFPE):
     distributed : bool, default=False
         Whether this is one of several processes that fit one model together, each on
         its own rows. All of them call `fit` with the same parameters, and all end with
-        the same model. The processes are those of torch's default process group; where
-        there is none, it is made as torchrun's environment variables say. Not with
+        the same model. The processes form torch's default process group; if there is
+        none, `fit` creates it from torchrun's environment variables. Not with
         `skorch_callbacks` or `memory`.
 
     verbose : bool or int, default=False
@@ -241,9 +242,9 @@ class FPEClassifier(ClassifierMixin, Averaged, BaseFPE):
         ``"softmax"``, or ``"logistic"`` for binary and multi-label problems.
 
     learned_ : object
-        All that was learned, as one frozen object: the network, the standardisation
-        of inputs and targets, the recipe and the history of the training. A fit
-        replaces it at once.
+        The whole fitted state as one frozen object: the network, the standardisation of
+        inputs and targets, the recipe and the history of the training. A fit replaces
+        it at once.
 
     module_ : sklearn_fpe.nn.MLP or sklearn_fpe.nn.Ensemble
         The fitted network, acting on X as it is; several `n_estimators` as one.
@@ -254,7 +255,7 @@ class FPEClassifier(ClassifierMixin, Averaged, BaseFPE):
         several, they are attributes of these estimators only.
 
     expansion_ : tuple of int
-        Children per parent neuron of each hidden layer, as done.
+        Children made per parent neuron, for each hidden layer.
 
     budget_ : int
         Non-zero parameters allowed, biases included.
@@ -276,7 +277,7 @@ class FPEClassifier(ClassifierMixin, Averaged, BaseFPE):
         Mean training loss of every epoch, those before a warm start included.
 
     best_loss_ : float
-        Least of `loss_curve_`.
+        Smallest value of `loss_curve_`.
 
     validation_scores_ : list of float
         Score of the held-out rows, see `scoring`, after every epoch of the
@@ -323,7 +324,7 @@ class FPEClassifier(ClassifierMixin, Averaged, BaseFPE):
 
     Notes
     -----
-    Training is in float32 by AdamW; predictions are computed in float64 where X is of
+    Training is in float32 by AdamW; predictions are computed in float64 if X has a
     higher precision than float32. Without `early_stopping` the schedule runs to its
     end. With the same seed, machine and number of threads, two fits give the same bits.
     Progress is shown by scikit-learn's callbacks, ``set_callbacks(ProgressBar())``.

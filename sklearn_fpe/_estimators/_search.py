@@ -30,17 +30,17 @@ from sklearn_fpe._estimators._steps import final_step
 class FPESearchCV(BaseSearchCV):
     """Exhaustive search over parameters, in which the candidates train together.
 
-    Used like :class:`~sklearn.model_selection.GridSearchCV`, and with the same
-    results to rounding, in a fraction of the time: candidates whose networks have the
-    same shape train as one stacked network, those that differ in what happens after
-    the warm-up share the warm-up, and rows are checked and standardised once per
-    split. What cannot be stacked is trained one by one.
+    Use it like :class:`~sklearn.model_selection.GridSearchCV`. The results are the same
+    up to rounding, in a fraction of the time: candidates whose networks have the same
+    shape train as one stacked network, candidates that differ only after the warm-up
+    share the warm-up, and rows are checked and standardised once per split. Candidates
+    that cannot be stacked are trained one by one.
 
     Parameters
     ----------
     estimator : FPEClassifier, FPERegressor or Pipeline
-        What to search with; of a pipeline, the last step must be one of the two. Its
-        earlier steps are fitted once per split and setting of their own parameters.
+        Estimator to search with. The last step of a pipeline must be one of the two;
+        its earlier steps are fitted once per split and setting of their own parameters.
 
     param_grid : dict or list of dict
         Values to try by parameter name, as for
@@ -53,8 +53,8 @@ class FPESearchCV(BaseSearchCV):
 
     n_jobs : int, default=None
         Processes among which groups of candidates are divided. It does not change the
-        results. None: 1, or that of a :func:`joblib.parallel_config` context. As
-        candidates train together in each of them, one process is often enough.
+        results. None: 1, or the number of a :func:`joblib.parallel_config` context. One
+        process is often enough, because candidates train together in each process.
 
     refit : bool, str or callable, default=True
         Whether to fit the best candidate on all rows, as for
@@ -76,21 +76,20 @@ class FPESearchCV(BaseSearchCV):
     halving : bool, default=False
         Whether to drop the worst candidates while they train. After
         ``max_iter / factor**r`` epochs, for r from the number of rounds down to 1, the
-        candidates are scored on the test rows and one in `factor` of them goes on.
-        All candidates must have one `max_iter`. `cv_results_` has, of those dropped,
-        the scores at that epoch, and the column `n_epochs`; the best candidate is
-        chosen among those that reached the end.
+        candidates are scored on the test rows, and the best one in `factor` continues.
+        All candidates must have the same `max_iter`. `cv_results_` holds the scores of
+        dropped candidates at that epoch, and the column `n_epochs`; the best candidate
+        is chosen among the candidates that reached the end.
 
     factor : int, default=3
-        Share of the candidates that goes on in every round of `halving`: one in so
-        many. At least 2.
+        In every round of `halving`, one in `factor` candidates continues. At least 2.
 
     Attributes
     ----------
     cv_results_ : dict of arrays
         Scores, times and ranks by candidate, as for
-        :class:`~sklearn.model_selection.GridSearchCV`. A fit's time is that of its
-        group, divided by the number of fits in it.
+        :class:`~sklearn.model_selection.GridSearchCV`. The time of a fit is the time of
+        its group, divided by the number of fits in it.
 
     best_estimator_ : estimator
         The best candidate, fitted on all rows, if `refit`.
@@ -123,8 +122,8 @@ class FPESearchCV(BaseSearchCV):
     Notes
     -----
     Stacked products round differently from separate ones, in the last digits of
-    float32. Where two weights are about equally salient, that can decide which of them
-    is pruned, so that single predictions may differ from those of a separate fit.
+    float32. If two weights are about equally salient, the rounding can decide which of
+    them is pruned, so single predictions may differ from those of a separate fit.
 
     Examples
     --------

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 class ShardError(ValueError):
-    """A file of rows that cannot be used; the message names it."""
+    """A shard file cannot be used; the message names the file."""
 
 
 @contextmanager

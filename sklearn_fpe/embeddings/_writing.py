@@ -76,7 +76,7 @@ def write_shards(
     Returns
     -------
     written : :class:`~sklearn.utils.Bunch`
-        What is in the folder now:
+        Contents of the folder now:
 
         shards : Shards of shape (n_rows, n_features)
             The embeddings, see :func:`~sklearn_fpe.datasets.open_shards`.

@@ -60,8 +60,8 @@ class InterferenceDisplay:
         Parameters
         ----------
         models : dict of str to estimator, MLP or array-like (n_neurons, n_inputs)
-            Name and model, such as ``{"dense": ..., "expanded": ...}``. What a model
-            can be says :func:`~sklearn_fpe.inspection.feature_capacity`.
+            Name and model, such as ``{"dense": ..., "expanded": ...}``. For the kinds
+            of model, see :func:`~sklearn_fpe.inspection.feature_capacity`.
         axes, line_kw
             See :meth:`plot`.
 

@@ -11,7 +11,7 @@ from sklearn_fpe.inspection._first_layer import (
 
 
 def feature_capacity(model):
-    r"""Share of its own direction that each input feature has to itself.
+    r"""Share of each input feature's direction that no other feature uses.
 
     With :math:`w_i` the column of the first layer's weights W that reads input
     :math:`i`,

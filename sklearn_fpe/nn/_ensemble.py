@@ -27,7 +27,7 @@ class Ensemble(nn.Module):
     members : sequence of MLP
         Networks with equal numbers of inputs and of outputs.
     link : {"softmax", "sigmoid", "identity"}
-        What maps outputs to predictions.
+        Function that maps outputs to predictions.
 
     Attributes
     ----------

@@ -204,7 +204,7 @@ def check_expansion(
     Raises
     ------
     ValueError
-        If the arguments do not fit one another; the message says what must hold.
+        If the arguments do not fit one another; the message names the condition.
 
     Examples
     --------

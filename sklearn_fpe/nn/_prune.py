@@ -23,7 +23,7 @@ from sklearn_fpe.nn._structured import (
 
 @dataclass(frozen=True)
 class Plan:
-    """What is kept of an expanded network.
+    """Record of the units and weights that an expanded network keeps.
 
     Unit ``a * n_parents + i`` of a hidden layer is child ``a`` of parent ``i``; the
     units of a layer are the inputs of the next one. Arrays may be broadcast views.
@@ -234,12 +234,12 @@ class PruneRule(ABC):
         Parameters
         ----------
         recipe : Recipe
-            What shapes the network.
+            The settings that determine the network.
 
         Returns
         -------
         hook : Hook or None
-            What the training calls, see ``sklearn_fpe._engine._hooks``.
+            Object that the training calls, see ``sklearn_fpe._engine._hooks``.
         """
         return None
 
@@ -265,7 +265,7 @@ class PruneRule(ABC):
         Returns
         -------
         plan : Plan
-            What is kept.
+            Record of the kept units and weights.
         """
 
 
