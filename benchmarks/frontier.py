@@ -203,6 +203,7 @@ def settings(files, args):
         "jobs": args.jobs,
         "rates": RATES,
         "decays": DECAYS,
+        "edge": EDGE,
         "notes": NOTES,
         "tasks": TASKS,
     }

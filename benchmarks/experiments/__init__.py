@@ -25,5 +25,7 @@ NAMES = (
     "peers",
     "depth",
     "prediction",
+    "learned",
+    "skip",
 )
 """The experiments, in the order of the page."""
