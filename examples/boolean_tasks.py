@@ -76,7 +76,7 @@ measured = {
     label: {name: [f(m, d) for m, d, _ in results[name]] for name in settings}
     for label, f in measures.items()
 }
-fig, axes = plt.subplots(1, 3, figsize=(6.5, 3), layout="constrained", sharey=True)
+fig, axes = plt.subplots(1, 3, figsize=(7.5, 3), layout="constrained", sharey=True)
 panels = {"test accuracy (%)": accuracy, **measured}
 for ax, (label, values) in zip(axes, panels.items(), strict=True):
     for row, runs in enumerate(values.values()):

@@ -177,7 +177,7 @@ class Fitted(BaseEstimator):
 
     @property
     def learned_(self) -> Learned:
-        """All that was learned, as one frozen object."""
+        """The whole fitted state as one frozen object."""
         if not self._is_fitted():
             check_is_fitted(self)
         return self._learned
@@ -243,7 +243,7 @@ class Fitted(BaseEstimator):
 
     @property
     def best_loss_(self) -> float:
-        """Least of `loss_curve_`."""
+        """Smallest value of `loss_curve_`."""
         return min(self.loss_curve_, default=math.inf)
 
     def _validated(self, name: str):
