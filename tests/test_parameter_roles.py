@@ -51,7 +51,7 @@ SAME = {
     "warmup": [np.int64(3), 0.6],
     "random_state": [np.int64(0)],
     "max_iter": [np.int32(N_EPOCHS)],
-    "learning_rate_init": [np.float64(0.05)],  # that of "auto" for 64 columns
+    "learning_rate_init": [np.float64(0.1)],  # that of "auto" for 64 columns
     "weight_decay": [0.097],  # 64 / 60 * (64 / 120)**0.5 * 4 / 32, with 4 parents
     "label_smoothing": [0],
     "standardize": [np.True_],

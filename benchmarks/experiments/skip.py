@@ -90,7 +90,7 @@ def plot(result):
         ax.set_xticks(list(curve), [str(value) for value in curve])
         ax.set(title=f"{task}, {NEURONS[task]} neurons", xlabel="Expansion")
     axes[0].set(ylabel="Test accuracy (%)")
-    axes[0].legend(fontsize="small")
+    axes[0].legend(fontsize="small", loc="lower right")
     return figure
 
 

@@ -122,8 +122,8 @@ class FPEClassifier(ClassifierMixin, Averaged, BaseFPE):
         `learning_rate_init` down to 0, or constant. `partial_fit` is always constant.
 
     learning_rate_init : float or "auto", default="auto"
-        Learning rate of AdamW at the start. ``"auto"``: 0.4 divided by the square root
-        of the number of columns of X, between 0.01 and 0.1.
+        Learning rate of AdamW at the start. ``"auto"``: 6.4 divided by the number of
+        columns of X, between 0.01 and 0.1.
 
     max_iter : int, default=50
         Epochs, warm-up and fine-tuning together.

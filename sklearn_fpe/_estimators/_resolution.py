@@ -220,7 +220,7 @@ def default_rate(shape: Shape) -> float:
     It falls with the number of inputs, because a step of AdamW moves every weight by
     about the learning rate, and so an output by the more the more inputs it has.
     """
-    return min(0.1, max(0.01, 0.4 / math.sqrt(shape.n_inputs)))
+    return min(0.1, max(0.01, 6.4 / shape.n_inputs))
 
 
 def default_decay(shape: Shape, n_rows: int) -> float:
