@@ -97,3 +97,23 @@ def test_the_table_at_equal_non_zeros_is_that_of_the_measurements(monkeypatch):
     text = FRONTIER.read_text(encoding="utf-8")
     assert f"| {' | '.join(header)} |" in text
     assert {*map(tuple, rows)} <= {*table_lines(FRONTIER)}
+
+
+def test_how_far_the_defaults_are_below_the_best_is_measured(monkeypatch):
+    monkeypatch.syspath_prepend(README.parent / "docs" / "_ext")
+    measured = pytest.importorskip("measured", reason="Sphinx is not installed")
+    rows = [
+        {"task": task, "h": 4, "method": method, "accuracy": accuracy}
+        for task, method, accuracy in [
+            ("a", "defaults + skip", 90.0),
+            ("a", "dense", 91.0),
+            ("a", "dense, 2x parameters", 99.0),
+            ("b", "defaults + skip", 80.0),
+            ("b", "dense", 70.0),
+        ]
+    ]
+    assert measured.largest_gap({"rows": rows}) == (1.0, "a", 4)
+    gap, *_ = measured.largest_gap(measured.load("frontier"))
+    for path in (README, FRONTIER):
+        text = " ".join(path.read_text(encoding="utf-8").split())
+        assert f"at most {gap:.1f} points below the best" in text

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+import sklearn_fpe
 from benchmarks.experiments import NAMES
 from benchmarks.experiments._page import load_results, write_page
 
@@ -51,6 +52,7 @@ def run_one(name, quick, data, n_jobs):
         "data": _name(data, "glyphs"),
         "text": _name(data, "text"),
         "n_jobs": n_jobs,
+        "version": sklearn_fpe.__version__,
         "torch": torch.__version__.split("+")[0],
         **result,
     }

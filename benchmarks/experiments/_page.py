@@ -60,7 +60,7 @@ def _provenance(results):
     minutes = sum(r["seconds"] for r in results.values()) / 60
     machines = {(r["n_jobs"], r["torch"]) for r in results.values()}
     ran = " and ".join(
-        f"{jobs} processes of one thread each, torch {torch}"
+        f"{jobs} process{'es' if jobs > 1 else ''} of one thread, torch {torch}"
         for jobs, torch in sorted(machines)
     )
     text = f"The experiments took {minutes:.0f} minutes on {ran}."
@@ -75,6 +75,13 @@ def _provenance(results):
     without = [name for name, r in results.items() if r["data"] is None]
     if without:
         text += "\n\nNo file of embeddings was given to: " + ", ".join(without) + "."
+    earlier = [
+        f"*{_module(n).TITLE}*" for n, r in results.items() if "version" not in r
+    ]
+    if earlier:
+        text += (
+            "\n\nMeasured with an earlier training loop: " + "; ".join(earlier) + "."
+        )
     for task, key in (("glyphs", "data"), ("text", "text")):
         files = sorted({r.get(key) for r in results.values()} - {None})
         if files:

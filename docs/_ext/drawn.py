@@ -64,7 +64,7 @@ def legend(figure, columns=2):
 LINES = {
     name: method
     for name, method in measured.FRONTIER.items()
-    if name not in {"dense, 2× parameters", "defaults"}
+    if name not in {"dense, 2× parameters", "defaults", "defaults + skip"}
 }
 SHORT = ("dense", "linear probe, pruned", "learned split", "learned + skip")
 

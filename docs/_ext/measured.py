@@ -93,6 +93,31 @@ def frontier(report, columns=FRONTIER):
     return caption, ["data", "parents", "parameters", *columns], rows
 
 
+LARGER = ("dense, 2x parameters", "linear probe, full")
+"""Methods of the benchmark with more non-zeros than the others."""
+
+
+def largest_gap(report, method="defaults + skip"):
+    """Return how far a method is below the best of its size, and where the most.
+
+    Returns
+    -------
+    gap : float
+        Points below the best method with at most as many non-zeros.
+    task, h : str, int
+        Where it is the largest.
+    """
+    best, own = {}, {}
+    for row in report["rows"]:
+        place = row["task"], row["h"]
+        if row["method"] not in LARGER:
+            best[place] = max(best.get(place, 0.0), row["accuracy"])
+        if row["method"] == method:
+            own[place] = row["accuracy"]
+    place = max(own, key=lambda p: best[p] - own[p])
+    return best[place] - own[place], *place
+
+
 def frontier_short(report):
     """Return the columns that fit the first page, see :func:`frontier`."""
     short = ("dense", "linear probe, pruned", "learned split", "learned + skip")
