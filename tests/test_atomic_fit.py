@@ -260,7 +260,15 @@ def test_interrupt_at_any_line(kind, method):
     assert vars(model) == dictionary
 
 
+def is_measured():
+    """Tell whether coverage measures this process."""
+    coverage = sys.modules.get("coverage")
+    return coverage is not None and coverage.Coverage.current() is not None
+
+
 def test_interrupt_by_a_signal_at_any_time():
+    if is_measured():
+        pytest.skip("an interrupt inside coverage leaves its lock closed for ever")
     model = FPEClassifier(**QUICK).fit(X, Y)
     expected, n_interrupted, errors = outputs(model), 0, np.geterr()
     # Python drops an exception that is raised in a callback of its garbage collector,
