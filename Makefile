@@ -63,7 +63,7 @@ experiments: .venv/.installed ## reproduce the paper's claims (DATA=embeddings.n
 	$(PY) -m benchmarks.experiments $(if $(DATA),--data $(DATA))
 
 clean: ## remove the environment and everything else that was made
-	rm -rf .venv .venv-min .venv-new .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-min .venv-new .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	rm -rf docs/_build docs/auto_examples docs/generated docs/sg_execution_times.rst
 	find sklearn_fpe tests examples benchmarks docs -name __pycache__ -prune \
 		-exec rm -rf {} + 2>/dev/null || true

@@ -1,5 +1,6 @@
 """fit replaces what was learned at once, or not at all."""
 
+import gc
 import itertools
 import pickle
 import signal
@@ -259,9 +260,21 @@ def test_interrupt_at_any_line(kind, method):
     assert vars(model) == dictionary
 
 
+def is_measured():
+    """Tell whether coverage measures this process."""
+    coverage = sys.modules.get("coverage")
+    return coverage is not None and coverage.Coverage.current() is not None
+
+
 def test_interrupt_by_a_signal_at_any_time():
+    if is_measured():
+        pytest.skip("an interrupt inside coverage leaves its lock closed for ever")
     model = FPEClassifier(**QUICK).fit(X, Y)
     expected, n_interrupted, errors = outputs(model), 0, np.geterr()
+    # Python drops an exception that is raised in a callback of its garbage collector,
+    # where hypothesis has one.
+    callbacks = gc.callbacks[:]
+    gc.callbacks.clear()
     previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
         for delay in np.linspace(1e-4, 0.02, 30):
@@ -274,6 +287,7 @@ def test_interrupt_by_a_signal_at_any_time():
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
+        gc.callbacks.extend(callbacks)
     assert n_interrupted == 30
     assert np.geterr() == errors
     assert torch.is_grad_enabled()

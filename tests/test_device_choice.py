@@ -10,7 +10,7 @@ import torch
 from pretend_device import NAME
 
 from sklearn_fpe import FPEClassifier
-from sklearn_fpe._engine import _context, _rows
+from sklearn_fpe._engine import _rows
 from sklearn_fpe._engine._context import training_context
 from sklearn_fpe._estimators import _parameters
 
@@ -102,7 +102,7 @@ def test_tf32_is_float32_on_the_cpu():
     assert model.loss_curve_ == plain.loss_curve_
     np.testing.assert_array_equal(model.predict_proba(X), plain.predict_proba(X))
     with training_context(torch.device("cpu"), tf32=True):
-        seen.append(_context._matmul_precision())
+        seen.append(torch.backends.cuda.matmul.fp32_precision)
     assert seen != ["tf32"]
 
 
@@ -119,14 +119,21 @@ def precision_before(request):
     torch.set_float32_matmul_precision("highest")
 
 
+def precisions():
+    products = torch.backends.cuda.matmul
+    return products.fp32_precision, torch.get_float32_matmul_precision()
+
+
+# torch 2.9 warns of its older functions, which users may call nevertheless.
+@pytest.mark.filterwarnings("ignore:Please use the new API settings:UserWarning")
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_precision_is_restored(precision_before, fails):
     device = torch.device("cuda:0")
-    before = _context._matmul_precision(), torch.get_float32_matmul_precision()
+    before = precisions()
 
     def compute():
         with training_context(device, tf32=True):
-            assert _context._matmul_precision() == "tf32"
+            assert torch.backends.cuda.matmul.fp32_precision == "tf32"
             if fails:
                 raise KeyboardInterrupt
 
@@ -135,20 +142,19 @@ def test_the_precision_is_restored(precision_before, fails):
             compute()
     else:
         compute()
-    after = _context._matmul_precision(), torch.get_float32_matmul_precision()
-    assert after == before
+    assert precisions() == before
     with training_context(device):
-        assert _context._matmul_precision() == before[0]
+        assert torch.backends.cuda.matmul.fp32_precision == before[0]
 
 
 def test_the_last_of_several_threads_restores_the_precision():
-    before, device = _context._matmul_precision(), torch.device("cuda:0")
+    before, device = torch.backends.cuda.matmul.fp32_precision, torch.device("cuda:0")
     barrier, found = threading.Barrier(4), []
 
     def compute(number):
         with training_context(device, tf32=True):
             barrier.wait()
-            found.append(_context._matmul_precision())
+            found.append(torch.backends.cuda.matmul.fp32_precision)
             barrier.wait()
 
     threads = [threading.Thread(target=compute, args=(i,)) for i in range(4)]
@@ -157,7 +163,7 @@ def test_the_last_of_several_threads_restores_the_precision():
     for thread in threads:
         thread.join()
     assert found == ["tf32"] * 4
-    assert _context._matmul_precision() == before
+    assert torch.backends.cuda.matmul.fp32_precision == before
 
 
 # --------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ import types
 from pathlib import Path
 
 import pytest
-from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -133,23 +132,6 @@ def test_the_templates_are_yaml():
     for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
         assert yaml.safe_load(path.read_text(encoding="utf-8"))
     assert yaml.safe_load(read("CITATION.cff"))["cff-version"] == "1.2.0"
-
-
-def test_the_lowest_versions_tested_are_the_floors():
-    pins = dict(
-        line.split("==")
-        for line in read("constraints-min.txt").splitlines()
-        if "==" in line
-    )
-    extras = PROJECT["optional-dependencies"]
-    floors = dict(
-        text.split(">=")
-        for texts in [PROJECT["dependencies"], *extras.values()]
-        for text in texts
-        if ">=" in text
-    )
-    for name, floor in floors.items():
-        assert Version(pins[name]) == Version(floor), name
 
 
 def test_the_readme_names_targets_that_exist():

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import sklearn_fpe
 
@@ -261,31 +262,53 @@ def requirements():
     return [requirement for requirement in parsed if requirement.name != "sklearn-fpe"]
 
 
-def test_dependencies_have_floors_and_no_upper_bounds():
+def of_users():
+    """The requirements that users install: the dependencies, and those of extras."""
     project = PYPROJECT["project"]
     extras = project["optional-dependencies"]
-    for text in sum(extras.values(), project["dependencies"]):
-        requirement = Requirement(text)
-        if requirement.name != "sklearn-fpe":
-            assert [spec.operator for spec in requirement.specifier] == [">="], text
+    parsed = map(Requirement, sum(extras.values(), project["dependencies"]))
+    return [requirement for requirement in parsed if requirement.name != "sklearn-fpe"]
+
+
+def floors(requirement):
+    return [spec.version for spec in requirement.specifier if spec.operator == ">="]
+
+
+def test_dependencies_have_floors_and_no_upper_bounds():
+    for requirement in of_users():
+        assert len(floors(requirement)) == 1, str(requirement)
+        # Single versions that do not work may be excluded.
+        assert {spec.operator for spec in requirement.specifier} <= {">=", "!="}
+
+
+def pins(name):
+    """Versions that a file of constraints pins, by canonical name."""
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    parsed = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    found = {}
+    for pin in parsed:
+        (spec,) = pin.specifier
+        assert spec.operator == "==", str(pin)
+        assert canonicalize_name(pin.name) not in found, f"{pin.name} is pinned twice"
+        found[canonicalize_name(pin.name)] = Version(spec.version)
+    return found
+
+
+def test_the_lowest_versions_are_those_that_are_tested():
+    lowest = pins("constraints-min.txt")
+    for requirement in of_users():
+        (floor,) = floors(requirement)
+        assert lowest[canonicalize_name(requirement.name)] == Version(floor)
 
 
 def test_every_requirement_is_pinned_once():
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
-    names = [canonicalize_name(pin.name) for pin in pins]
-    assert len(set(names)) == len(names)
-    for pin in pins:
-        assert [spec.operator for spec in pin.specifier] == ["=="], str(pin)
+    versions = pins("constraints.txt")
     for requirement in requirements():
         in_place = any(spec.operator == "==" for spec in requirement.specifier)
-        in_constraints = canonicalize_name(requirement.name) in names
-        assert in_place != in_constraints, f"{requirement} needs exactly one pin"
-    for pin in pins:
-        for requirement in requirements():
-            if canonicalize_name(requirement.name) == canonicalize_name(pin.name):
-                version = next(iter(pin.specifier)).version
-                assert requirement.specifier.contains(version), f"{pin}: {requirement}"
+        version = versions.get(canonicalize_name(requirement.name))
+        assert in_place != (version is not None), f"{requirement} needs exactly one pin"
+        if version is not None:
+            assert requirement.specifier.contains(version), f"{version}: {requirement}"
 
 
 def test_ruff_version_stands_in_pyproject_only():

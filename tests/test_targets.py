@@ -251,11 +251,15 @@ def test_bad_real_targets_are_refused_by_name():
 
 @pytest.mark.parametrize("method", ["fit", "partial_fit", "score"])
 @pytest.mark.parametrize("kind", [FPEClassifier, FPERegressor])
-def test_sparse_targets_have_two_axes(kind, method):
+@pytest.mark.parametrize("form", [sparse.coo_array, sparse.csr_array])
+def test_sparse_targets_have_two_axes(kind, method, form):
     X = np.random.default_rng(0).standard_normal((12, 5))
     model = kind((4,), max_iter=2, random_state=0).fit(X, np.arange(12) % 2)
-    y = sparse.coo_array(np.arange(12) % 2).tocsr()
-    with pytest.raises((TypeError, ValueError), match=r"sparse|Sparse"):
+    try:
+        y = form(np.arange(12) % 2)
+    except ValueError:
+        pytest.skip("CSR arrays of one axis need SciPy >= 1.15")
+    with pytest.raises(ValueError, match=r"got a sparse array of shape \(12,\)"):
         getattr(model, method)(X, y)
 
 

@@ -46,39 +46,27 @@ class _Tf32:
     def __enter__(self) -> None:
         with self._lock:
             if self._n_inside == 0:
-                self._before = _matmul_precision()
-                _set_matmul_precision("tf32")
+                self._before = torch.backends.cuda.matmul.fp32_precision
+                torch.backends.cuda.matmul.fp32_precision = "tf32"
             self._n_inside += 1
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
             self._n_inside -= 1
             if self._n_inside == 0:
-                _set_matmul_precision(self._before)
+                torch.backends.cuda.matmul.fp32_precision = self._before
 
 
 _tf32 = _Tf32()
 
 
-def _matmul_precision() -> str:
-    """Return the precision of CUDA's products of float32 matrices, in torch's words."""
-    products = torch.backends.cuda.matmul
-    if hasattr(torch.backends, "fp32_precision"):  # torch >= 2.9
-        return products.fp32_precision
-    return "tf32" if products.allow_tf32 else "ieee"
-
-
-def _set_matmul_precision(precision: str) -> None:
-    products = torch.backends.cuda.matmul
-    if hasattr(torch.backends, "fp32_precision"):
-        products.fp32_precision = precision
-    else:
-        products.allow_tf32 = precision == "tf32"
-
-
 def _default_device_of_torch() -> AbstractContextManager:
     """Return a context in which tensors are made on the CPU by default."""
-    if torch.get_default_device().type == "cpu":
+    try:
+        device = torch.get_default_device()
+    except AttributeError:  # torch 2.9, after torch.set_default_device(None)
+        return nullcontext()
+    if device.type == "cpu":
         return nullcontext()  # because a device as context slows every call of torch
     return torch.device("cpu")
 
