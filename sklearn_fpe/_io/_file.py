@@ -18,6 +18,7 @@ from functools import partial
 
 import numpy as np
 
+from sklearn_fpe._optional import import_optional
 from sklearn_fpe._replacing import NEW_MODE, replaced
 from sklearn_fpe.nn._state import (
     ModelFileError,
@@ -92,7 +93,9 @@ def pack(model, arrays, version):
     document = {"format_version": FORMAT_VERSION, "version": version, "model": model}
     document["sha256"] = checksum(document, arrays)
     # One entry of metadata only: safetensors writes several in no fixed order.
-    return _safetensors().save(arrays, {KEY: json.dumps(document)})
+    return import_optional("safetensors.numpy").save(
+        arrays, {KEY: json.dumps(document)}
+    )
 
 
 def unpack(data):
@@ -176,7 +179,7 @@ def checksum(document, arrays):
 
 def _read(file, size):
     """Read `size` bytes; the arrays only if the header accounts for every byte."""
-    parse = _safetensors().load
+    parse = import_optional("safetensors.numpy").load
     start, memory = file.read(8), Memory(size)
     length = int.from_bytes(start, "little")
     require(
@@ -278,14 +281,3 @@ def _check_table(table, n_bytes, memory):
         f"The file is truncated or too long: {n_bytes} bytes follow the header, and "
         f"its arrays take {total}",
     )
-
-
-def _safetensors():
-    try:
-        import safetensors.numpy
-    except ImportError as error:
-        raise ImportError(
-            f"Saving and loading models needs safetensors, which cannot be imported "
-            f'({error}). Install the extra: pip install "sklearn-fpe[safetensors]"'
-        ) from error
-    return safetensors.numpy
