@@ -83,16 +83,7 @@ class InTraining:
                 network = copy.deepcopy(learned.network)
                 network.unfold_input(learned.affine)
             self.network: MLP = network.to(settings.device)
-            self.net: Net = make_net(
-                self.network,
-                settings.loss,
-                lr=settings.learning_rate_init,
-                weight_decay=settings.weight_decay,
-                device=settings.device,
-                callbacks=copy.deepcopy(list(settings.callbacks)) or None,
-                targets=self.targets,
-                bfloat16=settings.bfloat16,
-            )
+            self.net: Net = make_net(self.network, settings, self.targets)
         self.held: Rows | None = None
         is_registered = recipe.prune in PRUNES.values()
         if self.phase == "warm-up" and (recipe.split.checked or not is_registered):

@@ -38,7 +38,7 @@ class Affine:
         return {"mean": self.mean, "scale": self.scale}
 
     @classmethod
-    def from_state(cls, state: Any, name: str = "affine") -> Affine:
+    def from_state(cls, state: Any, name: str) -> Affine:
         """Make a map of copies of what :meth:`to_state` returned, and check it.
 
         `name` is that of the map in messages.
