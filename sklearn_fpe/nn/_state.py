@@ -43,12 +43,13 @@ def record(
     """Return the values of an object with just these fields; of a missing one None."""
     found = value if isinstance(value, dict) else {}
     missing = [key for key in needed if key not in found]
-    others = [key for key in found if key not in (*needed, *optional)]
-    text = f"{name} must have the fields {', '.join(needed)}"
-    text += f"; missing: {', '.join(missing)}" * bool(missing)
-    text += f"; of no use: {reprlib.repr(others)}" * bool(others)
-    require(isinstance(value, dict) and not missing and not others, text)
-    return [value.get(key) for key in (*needed, *optional)]
+    if missing or found is not value or len(found) > len(needed):
+        others = [key for key in found if key not in (*needed, *optional)]
+        text = f"{name} must have the fields {', '.join(needed)}"
+        text += f"; missing: {', '.join(missing)}" * bool(missing)
+        text += f"; of no use: {reprlib.repr(others)}" * bool(others)
+        require(found is value and not missing and not others, text)
+    return [found.get(key) for key in (*needed, *optional)]
 
 
 def flag(value: Any, name: str) -> bool:
@@ -93,11 +94,12 @@ def array(
     Indices may be of any integer type.
     """
     require(isinstance(value, np.ndarray), f"The array {name} is missing", value)
-    fits = np.issubdtype(value.dtype, dtype) and value.ndim == len(shape)
+    fits = issubclass(value.dtype.type, dtype) and value.ndim == len(shape)
     for wanted, size in zip(shape, value.shape, strict=False):
         fits &= wanted in (None, size)
-    text = f"The array {name} must be {dtype.__name__} of shape {tuple(shape)}"
-    require(fits, text, value.dtype, value.shape)
+    if not fits:
+        text = f"The array {name} must be {dtype.__name__} of shape {tuple(shape)}"
+        require(False, text, value.dtype, value.shape)
     return value
 
 
