@@ -268,7 +268,7 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(packed):
         ("binary", ["learned", "recipe", "seeds", "init"], 2**32, "seeds.init"),
         ("binary", ["feature_names"], ["a"], "feature_names must be a list of 8"),
         ("binary", ["feature_names"], [1] * 8, "feature_names must be texts"),
-        ("binary", ["learned", "network", "layers"], [], "layers.0.mask is of no use"),
+        ("binary", ["learned", "network", "layers"], [], "layers.0.bias is of no use"),
         (
             "binary",
             ["learned", "network", "layers", 0, "kind"],

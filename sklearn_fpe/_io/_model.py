@@ -147,7 +147,7 @@ def _take_arrays(state, name, arrays):
 
 def put_arrays(tree, arrays):
     """Put arrays into JSON at their paths, where only the last object may be new."""
-    for path, values in arrays.items():
+    for path, values in sorted(arrays.items()):
         *outer, last = path.split(".")
         place = tree
         for depth, key in enumerate(outer, 1):
