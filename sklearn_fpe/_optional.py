@@ -4,13 +4,16 @@ import importlib
 from importlib import metadata
 from types import ModuleType
 
-EXTRAS = {
-    "safetensors": ("safetensors", "A model file"),
-    "onnx": ("onnx", "to_onnx"),
-    "pyarrow": ("parquet", "A Parquet file"),
-    "matplotlib": ("plot", "A display"),
+NEEDS = {
+    "safetensors": ("A model file", 'pip install "sklearn-fpe[safetensors]"'),
+    "onnx": ("to_onnx", 'pip install "sklearn-fpe[onnx]"'),
+    "pyarrow": ("A Parquet file", 'pip install "sklearn-fpe[parquet]"'),
+    "matplotlib": ("A display", 'pip install "sklearn-fpe[plot]"'),
 }
-"""The extra that brings a package, and what needs it; the others are for embeddings."""
+"""What needs a package, and the command that installs its extra."""
+
+OTHERS = ("sklearn_fpe.embeddings", 'pip install "sklearn-fpe[clip]"')
+"""What needs any other package, and the command."""
 
 
 def import_optional(module: str) -> ModuleType:
@@ -30,8 +33,8 @@ def optional_version(package: str) -> str:
 
 
 def _missing(package: str, error: Exception) -> ImportError:
-    extra, user = EXTRAS.get(package, ("clip", "sklearn_fpe.embeddings"))
+    user, command = NEEDS.get(package, OTHERS)
     return ImportError(
         f"{user} needs {package}, which cannot be imported ({error}). Install the "
-        f'extra: pip install "sklearn-fpe[{extra}]"'
+        f"extra: {command}"
     )

@@ -39,7 +39,7 @@ class Affine:
 
     @classmethod
     def from_state(cls, state: Any, name: str) -> Affine:
-        """Make a map of copies of what :meth:`to_state` returned, and check it.
+        """Make a map of copies of `state`, what :meth:`to_state` returned; check it.
 
         `name` is that of the map in messages.
         """
