@@ -28,8 +28,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import estimator_checks, get_tags
 
-from sklearn_fpe import FPEClassifier
-from sklearn_fpe.embeddings import CLIPEmbedder, _images, _optional, load_image_folder
+from sklearn_fpe import FPEClassifier, _optional
+from sklearn_fpe.embeddings import CLIPEmbedder, _images, load_image_folder
 from sklearn_fpe.embeddings._checkpoint import Checkpoint, ImageEncoder
 
 transformers = pytest.importorskip(

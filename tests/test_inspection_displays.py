@@ -1,4 +1,4 @@
-import builtins
+import sys
 
 import numpy as np
 import pytest
@@ -247,14 +247,7 @@ def test_child_inputs_of_a_dense_network_and_of_no_neuron(network):
 
 
 def test_without_matplotlib_the_error_names_the_extra(monkeypatch, network):
-    import_module = builtins.__import__
-
-    def no_matplotlib(name, *args, **kwargs):
-        if name.split(".")[0] == "matplotlib":
-            raise ImportError(name)
-        return import_module(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", no_matplotlib)
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     for make in (
         lambda: ExpansionCurveDisplay.from_estimator(Tree(), [[0], [1]], [0, 1]),
         lambda: ExpansionCurveDisplay.from_cv_results({}),

@@ -296,10 +296,10 @@ def test_damage_that_appears_during_a_fit_is_named(streamed, tmp_path, monkeypat
     def damage(*args):
         with open(paths[3], "r+b") as file:
             file.truncate(200)
-        return trainer_for(*args)
+        return make_trainer(*args)
 
-    trainer_for = _job.trainer_for
-    monkeypatch.setattr(_job, "trainer_for", damage)
+    make_trainer = _job.Trainer
+    monkeypatch.setattr(_job, "Trainer", damage)
     with pytest.raises(ValueError, match=r"img_emb_3\.npy' has changed since"):
         FPEClassifier((4,), **QUICK).fit(shards, Y)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -9,6 +12,7 @@ from sklearn_fpe._engine._device import chunk_bytes, is_accelerator, upload
 from sklearn_fpe._engine._views import View, as_double, chunks
 from sklearn_fpe._engine._world import SINGLE, World
 from sklearn_fpe.nn import Affine
+from sklearn_fpe.nn._state import above_zero, array, record, require
 
 PLAIN_DEVIATIONS = (1e-100, 1e100)
 """Deviations whose squares float64 holds; others are divided by a power of two."""
@@ -57,11 +61,28 @@ class Moments:
         return {name: np.asarray(value) for name, value in vars(self).items()}
 
     @classmethod
-    def from_state(cls, state: dict[str, np.ndarray]) -> Moments:
-        """Make moments of copies of what :meth:`to_state` returned."""
-        moments = cls(len(state["shift"]))
-        for name, value in state.items():
-            setattr(moments, name, np.array(value))
+    def from_state(cls, state: Any, n_columns: int, name: str) -> Moments:
+        """Make moments of copies of what :meth:`to_state` returned, and check it.
+
+        Parameters
+        ----------
+        state : dict of ndarray
+            The attributes.
+        n_columns : int
+            Columns.
+        name : str
+            Name of the moments in messages.
+        """
+        moments = cls(n_columns)
+        shapes = {key: np.shape(value) for key, value in vars(moments).items()}
+        record(state, name, list(shapes))
+        for key, shape in shapes.items():
+            value = array(state[key], f"{name}.{key}", np.float64, shape)
+            setattr(moments, key, value.copy())
+        for key in ("weight", "unit"):
+            above_zero(state[key], f"{name}.{key}", shapes[key])
+        fits = (moments.m2 >= 0).all()
+        require(fits, f"The array {name}.m2 must hold no negative numbers")
         moments.weight = float(moments.weight)
         return moments
 
@@ -101,8 +122,8 @@ class Moments:
         """
         if world.size > 1:
             own = Moments(view.shape[1]).update(view, weights, name, device)
-            for state in world.gather(own.to_state(), f"moments of {name}"):
-                self.merge(Moments.from_state(state), name)
+            for other in world.gather(own, f"moments of {name}"):
+                self.merge(other, name)
             return self
         if isinstance(view.X, torch.Tensor) and is_accelerator(view.X.device):
             device = view.X.device
@@ -179,7 +200,7 @@ class Moments:
             If a column's spread is too large for float64; the message names it.
         """
         if self.weight == 0:
-            vars(self).update(vars(Moments.from_state(other.to_state())))
+            vars(self).update(copy.deepcopy(vars(other)))
             return
         with np.errstate(over="ignore"):
             shift = other.shift - self.shift

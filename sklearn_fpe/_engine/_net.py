@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from sklearn_fpe._engine._device import is_accelerator
 from sklearn_fpe._engine._graph import CAPTURES, RecordedSteps
 from sklearn_fpe._engine._hooks import StepHooks
 from sklearn_fpe._engine._loss import Loss
-from sklearn_fpe._engine._recipe import Targets
+from sklearn_fpe._engine._recipe import Settings, Targets
 from sklearn_fpe._engine._step import (
     FlatParameters,
     VectorAdamW,
@@ -267,30 +268,20 @@ def is_recordable(device: torch.device) -> bool:
     return is_accelerator(device) or device.type in CAPTURES
 
 
-def make_net(
-    module: MLP,
-    loss: Loss,
-    *,
-    lr: float,
-    weight_decay: float,
-    device: torch.device,
-    callbacks: Iterable[Any] | None = None,
-    targets: Targets | None = None,
-    bfloat16: bool = False,
-) -> Net:
+def make_net(module: MLP, settings: Settings, targets: Targets) -> Net:
     """Make a net that trains `module` in place."""
     net = Net(
         module=module,
-        criterion=Criterion(loss),
+        criterion=Criterion(settings.loss),
         optimizer=VectorAdamW,
-        optimizer__weight_decay=weight_decay,
+        optimizer__weight_decay=settings.weight_decay,
         optimizer__fused=True,
-        lr=lr,
+        lr=settings.learning_rate_init,
         train_split=None,
-        callbacks=callbacks,
+        callbacks=copy.deepcopy(list(settings.callbacks)) or None,
         use_caching=True,  # because batches cannot be indexed by a scorer
-        device=device,
+        device=settings.device,
         verbose=0,
     )
-    net.autocast, net.targets_ = bfloat16, targets
+    net.autocast, net.targets_ = settings.bfloat16, targets
     return net.initialize()

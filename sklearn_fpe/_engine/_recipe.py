@@ -25,6 +25,15 @@ from sklearn_fpe.nn import (
 from sklearn_fpe.nn._activation import ACTIVATIONS
 from sklearn_fpe.nn._prune import PRUNES
 from sklearn_fpe.nn._split import SPLITS
+from sklearn_fpe.nn._state import (
+    array,
+    choice,
+    flag,
+    integer,
+    listing,
+    record,
+    require,
+)
 
 RULES: dict[str, dict[str, Any]] = {
     "split": SPLITS,
@@ -56,14 +65,24 @@ def rule_to_state(field: str, rule: Any) -> Any:
     return {"rule": rule.name, **vars(rule)} if field == "prune" else rule
 
 
-def rule_from_state(field: str, state: Any) -> Any:
-    """Return the rule of what :func:`rule_to_state` returned."""
-    if isinstance(state, str):
-        return RULES[field][state]
-    if isinstance(state, dict):
-        parameters = {k: v for k, v in state.items() if k != "rule"}
-        return type(RULES[field][state["rule"]])(**parameters)
-    return state
+def rule_from_state(field: str, state: Any, name: str) -> Any:
+    """Return the rule of what :func:`rule_to_state` returned, and check it."""
+    rules = RULES[field]
+    if isinstance(state, dict) and field == "prune":
+        known = rules[choice(state.get("rule"), f"{name}.rule", rules)]
+        record(state, name, ("rule", *vars(known)))
+        parameters = {key: state[key] for key in vars(known)}
+        for key, default in vars(known).items():
+            if type(default) is int:
+                integer(parameters[key], f"{name}.{key}", 1)
+            else:
+                number = parameters[key]
+                fits = type(number) in (int, float) and 0 <= number < 2**53
+                require(fits, f"{name}.{key} must be a number of at least 0", number)
+        return type(known)(**parameters)
+    if isinstance(state, SplitRule | PruneRule | Activation):
+        return state
+    return rules[choice(state, name, rules)]
 
 
 @dataclass(frozen=True)
@@ -142,11 +161,34 @@ class Recipe:
         }
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Recipe:
-        """Make a recipe of what :meth:`to_state` returned, which is not checked."""
-        shape, seeds = Shape(**state["shape"]), Seeds(**state["seeds"])
-        rules = {name: rule_from_state(name, state[name]) for name in RULES}
-        return cls(**{**state, **rules, "shape": shape, "seeds": seeds})
+    def from_state(cls, state: Any, n_inputs: int, n_outputs: int, name: str) -> Recipe:
+        """Make a recipe of what :meth:`to_state` returned, and check it.
+
+        Parameters
+        ----------
+        state : dict
+            The recipe; rules are as :func:`rule_from_state` takes them.
+        n_inputs, n_outputs : int
+            Inputs and outputs of the network.
+        name : str
+            Name of the recipe in messages.
+        """
+        fields = ("shape", "budget", "groups", "seeds", *RULES)
+        shape, budget, groups, seeds, *rules = record(state, name, fields)
+        streams = list(Seeds.__dataclass_fields__)
+        seeds = record(seeds, f"{name}.seeds", streams)
+        for stream, seed in zip(streams, seeds, strict=True):
+            integer(seed, f"{name}.seeds.{stream}", 0, 2**32 - 1)
+        return cls(
+            shape=Shape.from_state(shape, n_inputs, n_outputs, f"{name}.shape"),
+            budget=integer(budget, f"{name}.budget", 1),
+            groups=groups,
+            seeds=Seeds(*seeds),
+            **{
+                field: rule_from_state(field, rule, f"{name}.{field}")
+                for field, rule in zip(RULES, rules, strict=True)
+            },
+        )
 
 
 @dataclass(frozen=True)
@@ -305,11 +347,24 @@ class History:
         }
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> History:
-        """Make a record of what :meth:`to_state` returned, which is not checked."""
+    def from_state(cls, state: Any, name: str) -> History:
+        """Make a record of what :meth:`to_state` returned, and check it."""
         curves = ("losses", "validation_losses", "validation_scores")
-        plain = {name: tuple(state[name].tolist()) for name in curves}
-        return cls(**{**state, **plain, "best_score": float(state["best_score"])})
+        fields = (*curves, "best_score", *COUNTS)
+        *values, score, best, n_iter, refitted = record(state, name, fields)
+        losses, val_losses, val_scores = (
+            tuple(array(value, f"{name}.{field}", np.float64, (None,)).tolist())
+            for field, value in zip(curves, values, strict=True)
+        )
+        return cls(
+            losses=losses,
+            validation_losses=val_losses,
+            validation_scores=val_scores,
+            best_score=float(array(score, f"{name}.best_score", np.float64, ())),
+            best_iter=None if best is None else integer(best, f"{name}.best_iter"),
+            n_iter=integer(n_iter, f"{name}.n_iter", 0, len(losses)),
+            refitted=flag(refitted, f"{name}.refitted"),
+        )
 
 
 @dataclass(frozen=True)
@@ -400,30 +455,61 @@ class Learned:
 
     @classmethod
     def from_state(
-        cls, state: dict[str, Any], make_targets: Callable[[dict[str, Any]], Targets]
+        cls, state: Any, make_targets: Callable[[Any, str], Targets], name: str
     ) -> Learned:
-        """Make one of what :meth:`to_state` returned, which is not checked.
+        """Make one of what :meth:`to_state` returned, and check it.
 
         Parameters
         ----------
         state : dict
             What was learned.
         make_targets : callable
-            Makes the targets of their state.
+            Makes the targets of their state and their name in messages.
+        name : str
+            Name of it in messages.
 
         Returns
         -------
         learned : Learned
             What was learned, with the network on the CPU.
         """
-        recipe, moments = Recipe.from_state(state["recipe"]), state["moments"]
+        others = state.get("others", ()) if isinstance(state, dict) else ()
+        listing(others, f"{name}.others")
+        if others:
+            state = {key: part for key, part in state.items() if key != "others"}
+        names = [name, *(f"{name}.others.{i}" for i in range(len(others)))]
+        pairs = zip((state, *others), names, strict=True)
+        return cls.join([cls._single(part, make_targets, key) for part, key in pairs])
+
+    @classmethod
+    def _single(
+        cls, state: Any, make_targets: Callable[[Any, str], Targets], name: str
+    ) -> Learned:
+        """Make what one network has learned of its state, and check it."""
+        parts = (
+            "recipe",
+            "network",
+            "moments",
+            "phase",
+            "history",
+            "affine",
+            "targets",
+        )
+        recipe, network, moments, phase, history, affine, targets = record(
+            state, name, parts
+        )
+        affine = Affine.from_state(affine, f"{name}.affine")
+        targets = make_targets(targets, f"{name}.targets")
+        n = len(affine.mean)
+        recipe = Recipe.from_state(recipe, n, targets.n_columns, f"{name}.recipe")
+        if moments is not None:
+            moments = Moments.from_state(moments, n, f"{name}.moments")
         return cls(
             recipe,
-            MLP.from_state(state["network"], recipe.activation, recipe.shape.n_inputs),
-            Affine.from_state(state["affine"]),
-            None if moments is None else Moments.from_state(moments),
-            make_targets(state["targets"]),
-            state["phase"],
-            History.from_state(state["history"]),
-            tuple(cls.from_state(s, make_targets) for s in state.get("others", ())),
+            MLP.from_state(network, recipe.activation, recipe.shape, f"{name}.network"),
+            affine,
+            moments,
+            targets,
+            choice(phase, f"{name}.phase", ("warm-up", "fine-tune")),
+            History.from_state(history, f"{name}.history"),
         )

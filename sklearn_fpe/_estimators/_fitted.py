@@ -372,8 +372,8 @@ class Fitted(BaseEstimator):
         state = dict(state)
         version, learned = state.pop("_fpe_version", None), state.get("_learned")
         on_accelerator = state.pop("_on_accelerator", None)
-        if learned is not None:
-            state["_learned"] = Learned.from_state(learned, targets_from_state)
+        if isinstance(learned, dict):
+            state["_learned"] = Learned.from_state(learned, targets_from_state, "it")
         super().__setstate__(state)
         if learned is None:
             return
@@ -413,24 +413,9 @@ class Averaged(Fitted):
 
 
 def make_unfitted(kind: type, parameters: dict[str, Any]):
-    """Make an estimator and check its parameters, but for the device.
+    """Make an estimator of parameters that ``fit`` would take, whatever the device.
 
-    Parameters
-    ----------
-    kind : type
-        FPEClassifier, FPERegressor or FPETransformer.
-    parameters : dict
-        Parameters by name.
-
-    Returns
-    -------
-    estimator : object
-        The estimator.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a parameter is none that ``fit`` would take.
+    Raises ValueError or TypeError if there are others.
     """
     estimator = kind(**parameters)
     estimator._validate_params()
@@ -439,35 +424,11 @@ def make_unfitted(kind: type, parameters: dict[str, Any]):
     return estimator
 
 
-def make_fitted(estimator, learned: dict[str, Any], feature_names, version: str):
-    """Let an estimator have learned what a file says, as if it were unpickled.
-
-    Parameters
-    ----------
-    estimator : BaseFPE
-        An estimator that is not fitted.
-    learned : dict
-        What ``Learned.to_state`` returned.
-    feature_names : ndarray of object or None
-        Names of the columns of X.
-    version : str
-        The version of sklearn_fpe that stored it.
-
-    Returns
-    -------
-    estimator : BaseFPE
-        The same estimator, fitted.
-    """
-    names = {} if feature_names is None else {"feature_names_in_": feature_names}
-    estimator.__setstate__(
-        {
-            **vars(estimator),
-            **names,
-            "_learned": learned,
-            "n_features_in_": learned["recipe"]["shape"]["n_inputs"],
-            "_fpe_version": version,
-        }
-    )
+def make_fitted(estimator, learned: Learned, version: str):
+    """Let an estimator have learned what a version stored, as if it were unpickled."""
+    estimator.n_features_in_ = learned.recipe.shape.n_inputs
+    state = vars(estimator) | {"_learned": learned, "_fpe_version": version}
+    estimator.__setstate__(state)
     return estimator
 
 

@@ -14,7 +14,7 @@ from sklearn_fpe._engine._recipe import Learned, Recipe, Settings
 from sklearn_fpe._engine._shared import Shared
 from sklearn_fpe._engine._trainer import Trainer, Training
 from sklearn_fpe._engine._views import Sample
-from sklearn_fpe._engine._world import SINGLE, World
+from sklearn_fpe._engine._world import World
 from sklearn_fpe._estimators import _consistency, _parameters
 from sklearn_fpe._estimators._progress import Progress
 from sklearn_fpe._estimators._validation import stopping_hook
@@ -94,16 +94,14 @@ class Job:
 
         `member` is the number of the network in an ensemble.
         """
-        return trainer_for(
-            self._draft,
-            self.recipe.of_member(member),
-            self.settings,
-            self._targets,
-            self._parts[member],
-            sample,
-            self._shared,
-            self._world,
+        recipe, learned = self.recipe.of_member(member), self._parts[member]
+        trainer = Trainer(
+            recipe, self.settings, self._targets, learned, self._shared, self._world
         )
+        if learned is None:
+            trainer.learn_scale(sample)
+            _consistency.warn_constant(self._draft, trainer)
+        return trainer
 
     def trainings(self, warm: Warm | None = None) -> list[Training]:
         """Return the training of every network.
@@ -187,17 +185,6 @@ class Job:
         # No process learns what another one did not.
         self._world.gather(None, "ends")
         return self.accept(learned)
-
-
-def trainer_for(
-    estimator, recipe, settings, targets, learned, train, shared=None, world=SINGLE
-) -> Trainer:
-    """Make a trainer that knows location and scale of the rows."""
-    trainer = Trainer(recipe, settings, targets, learned, shared, world)
-    if learned is None:
-        trainer.learn_scale(train)
-        _consistency.warn_constant(estimator, trainer)
-    return trainer
 
 
 def of_warm_up(estimator) -> dict:

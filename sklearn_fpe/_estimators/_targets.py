@@ -1,6 +1,7 @@
 """Targets: what they are, and how the network sees them."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from numbers import Real
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from sklearn_fpe._engine._world import SINGLE
 from sklearn_fpe._estimators import _together
 from sklearn_fpe._estimators._inputs import LARGEST, NUMBERS, check_classes, check_range
 from sklearn_fpe.nn import Affine
+from sklearn_fpe.nn._state import choice, flag, record, require
 
 SINGLE_SCALES = (1e-30, 1e30)
 """Smallest and largest standard deviation of targets that are predicted in float32."""
@@ -76,7 +78,39 @@ class ClassTargets:
 
     def to_state(self):
         """Return kind, classes and class weights by name."""
-        return dict(vars(self))
+        names = ("kind", "classes", "class_weight")
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def from_state(cls, state, name):
+        """Make targets of what :meth:`to_state` returned, and check it."""
+        kind, classes, weight = record(state, name, ("kind", "classes", "class_weight"))
+        choice(kind, f"{name}.kind", ("binary", "multiclass", "multilabel"))
+        labels = classes.tolist() if isinstance(classes, np.ndarray) else []
+        try:
+            # A label that is not above its neighbour has no place of its own.
+            increasing = all(a < b for a, b in pairwise(labels))
+        except TypeError:
+            increasing = False
+        n = len(labels)
+        # The labels of an indicator matrix are its columns.
+        is_range = n > 0 and labels == list(range(n))
+        fits = {"binary": n == 2, "multiclass": n > 2, "multilabel": is_range}[kind]
+        require(
+            increasing and fits,
+            f"{name}.classes of a {kind} problem must be as many labels as it has, in "
+            f"increasing order",
+            labels,
+        )
+        is_name = isinstance(weight, str) and weight == "balanced"
+        require(
+            weight is None or is_name or isinstance(weight, dict | list | tuple),
+            f"{name}.class_weight must be a dict, a list, 'balanced' or None",
+            weight,
+        )
+        targets = cls(weight)
+        targets.kind, targets.classes = kind, classes
+        return targets
 
     @property
     def loss(self):
@@ -477,6 +511,21 @@ class RealTargets:
             "moments": None if self.moments is None else self.moments.to_state(),
         }
 
+    @classmethod
+    def from_state(cls, state, name):
+        """Make targets of what :meth:`to_state` returned, and check it."""
+        fields = ("one_dimensional", "affine", "moments")
+        one_dimensional, affine, moments = record(state, name, fields)
+        targets = cls()
+        targets.affine = Affine.from_state(affine, f"{name}.affine")
+        targets.n_columns = n = len(targets.affine.mean)
+        targets.one_dimensional = flag(one_dimensional, f"{name}.one_dimensional")
+        fits = n == 1 or not one_dimensional
+        require(fits, f"{name}.one_dimensional must be False for several columns")
+        if moments is not None:
+            targets.moments = Moments.from_state(moments, n, f"{name}.moments")
+        return targets
+
     def check(self, y, weights, *, learn, classes=None, name="y", world=SINGLE):
         """Check targets and, if `learn`, learn their shape."""
         if classes is not None:
@@ -567,15 +616,10 @@ class RealTargets:
         return self.affine
 
 
-def targets_from_state(state):
-    """Make targets of what their ``to_state`` returned, which is not checked."""
-    if "one_dimensional" not in state:
-        targets = ClassTargets()
-        vars(targets).update(state)
-        return targets
-    targets, moments = RealTargets(), state["moments"]
-    targets.one_dimensional = state["one_dimensional"]
-    targets.affine = Affine.from_state(state["affine"])
-    targets.n_columns = len(targets.affine.mean)
-    targets.moments = None if moments is None else Moments.from_state(moments)
-    return targets
+def targets_from_state(state, name):
+    """Make targets of what their ``to_state`` returned, and check it.
+
+    `name` is that of the targets in messages.
+    """
+    is_real = isinstance(state, dict) and "one_dimensional" in state
+    return (RealTargets if is_real else ClassTargets).from_state(state, name)

@@ -6,6 +6,7 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_fpe._estimators._classifier import FPEClassifier
 from sklearn_fpe._estimators._regressor import FPERegressor
 from sklearn_fpe._estimators._transformer import FPETransformer
+from sklearn_fpe._optional import import_optional
 from sklearn_fpe._version import __version__
 from sklearn_fpe.nn import BlockLinear
 from sklearn_fpe.nn._arrays import to_numpy
@@ -78,20 +79,9 @@ def to_onnx(estimator):
             f"estimator must be one of {names}, got a {type(estimator).__name__}."
         )
     check_is_fitted(estimator)
-    graph = _Graph(_import_onnx())
+    graph = _Graph(import_optional("onnx"))
     export(graph, estimator)
     return graph.model(type(estimator).__name__, estimator.n_features_in_)
-
-
-def _import_onnx():
-    try:
-        import onnx
-    except ImportError as error:
-        raise ImportError(
-            f"to_onnx needs onnx, which cannot be imported ({error}). Install the "
-            f'extra: pip install "sklearn-fpe[onnx]"'
-        ) from error
-    return onnx
 
 
 class _Graph:

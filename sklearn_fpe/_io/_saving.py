@@ -3,9 +3,9 @@
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_fpe._io import _file, _model
-from sklearn_fpe._io._checks import Arrays, ModelFileError
 from sklearn_fpe._io._version1 import upgrade
 from sklearn_fpe._version import __version__
+from sklearn_fpe.nn._state import ModelFileError
 
 
 def save(estimator, path):
@@ -73,7 +73,7 @@ def save(estimator, path):
     check_is_fitted(estimator)
     data = _file.pack(*_model.describe(estimator), __version__)
     try:
-        _rebuilt(_file.unpack(data))
+        _rebuilt(*_file.unpack(data))
     except ModelFileError as error:
         raise ValueError(f"The estimator cannot be saved: {error}") from error
     _file.write(path, data)
@@ -123,11 +123,14 @@ def load(path):
     --------
     save : Save an estimator.
     """
-    return _rebuilt(_file.read(path))
+    return _rebuilt(*_file.read(path))
 
 
-def _rebuilt(content):
-    model, arrays = content.model, content.arrays
-    if content.format_version == 1:
-        model, arrays = upgrade(model, arrays, content.memory)
-    return _model.rebuild(model, Arrays(arrays), content.memory, content.version)
+def _rebuilt(document, arrays, memory):
+    model = document["model"]
+    if document["format_version"] == 1:
+        _model.put_arrays(model, arrays)
+        model = upgrade(model, memory)
+    else:
+        _model.put_arrays(model, {f"learned.{name}": a for name, a in arrays.items()})
+    return _model.rebuild(model, memory, document["version"])

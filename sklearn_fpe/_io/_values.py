@@ -5,101 +5,65 @@ with one field stands for the rest: ``{"float": "inf"}``, ``{"tuple": [...]}``,
 ``{"dict": [[key, value], ...]}`` and ``{"array": {"dtype": name, "values": [...]}}``.
 """
 
-import json
 import math
 import re
 import reprlib
 
 import numpy as np
 
-from sklearn_fpe._io._checks import ModelFileError, choice, integer, listing, record
+from sklearn_fpe.nn._state import choice, integer, listing, record, require
 
-NUMBERS = {
+DTYPES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"),
-    *("uint64", "float16", "float32", "float64"),
-}
-"""The numeric types of arrays; next to them stand "str" and "object"."""
+    *("uint64", "float16", "float32", "float64", "object"),
+)
+"""The types of arrays; beside them there are texts: "str" and their longest length."""
 
 MAX_INTEGER = 2**64 - 1
 """The largest absolute value of an integer."""
-
-MAX_DIGITS = 30
-"""Digits of the longest integer that is parsed; those of a parameter have 20."""
 
 MAX_DEPTH = 4
 """Levels of nesting of a parameter."""
 
 
-class CannotSaveError(ValueError):
-    """A value has no form in a model file."""
+def cannot_save(name, reason):
+    """Return the error of a parameter, or of labels, without a form in a file."""
+    if name == "classes":
+        return ValueError(f"The class labels cannot be saved: {reason}.")
+    return ValueError(
+        f"The parameter {name} cannot be saved: {reason}. Give it another value by "
+        f"set_params, which leaves alone what was learned, or use joblib."
+    )
 
 
-def parse_json(text, name):
-    """Parse JSON strictly: no name twice in an object, no NaN, no infinity."""
-
-    def unique(pairs):
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            raise ValueError("a name comes twice in one object")
-        return result
-
-    def finite(text):
-        number = float(text)
-        if not math.isfinite(number):
-            raise ValueError(f"{text} is too large")
-        return number
-
-    def short(text):
-        if len(text) > MAX_DIGITS:
-            raise ValueError(f"an integer has {len(text)} digits")
-        return int(text)
-
-    def no_number(text):
-        raise ValueError(f"{text} is no number of JSON")
-
-    try:
-        return json.loads(
-            text.decode("utf-8") if isinstance(text, bytes) else text,
-            object_pairs_hook=unique,
-            parse_float=finite,
-            parse_int=short,
-            parse_constant=no_number,
-        )
-    except (ValueError, RecursionError) as error:
-        raise ModelFileError(f"The JSON of {name} is damaged: {error}") from error
-
-
-def encode(value):
+def encode(value, name):
     """Turn a parameter into what JSON can hold."""
-    if isinstance(value, np.generic) or (
-        isinstance(value, np.ndarray) and value.ndim == 0
-    ):
+    if isinstance(value, np.generic | np.ndarray) and value.ndim == 0:
         value = value.item()
     if isinstance(value, float) and math.isinf(value):
         return {"float": str(value)}
     if isinstance(value, list):
-        return [encode(v) for v in value]
+        return [encode(v, name) for v in value]
     if isinstance(value, tuple):
-        return {"tuple": [encode(v) for v in value]}
+        return {"tuple": [encode(v, name) for v in value]}
     if isinstance(value, dict):
-        return {"dict": [[_plain(k), encode(v)] for k, v in value.items()]}
-    if hasattr(value, "__array__"):
-        return {"array": _encode_array(np.asarray(value))}
-    return _plain(value)
-
-
-def _encode_array(array):
-    if array.ndim != 1:
-        raise CannotSaveError(f"an array must be a vector, got shape {array.shape}")
+        pairs = value.items()
+        return {"dict": [[_encode_plain(k, name), encode(v, name)] for k, v in pairs]}
+    if not hasattr(value, "__array__"):
+        return _encode_plain(value, name)
+    array = np.asarray(value)
+    dtype = array.dtype.name
     if array.dtype.kind == "U":
-        # Four bytes a character.
-        return {"dtype": f"str{array.dtype.itemsize // 4}", "values": array.tolist()}
-    if array.dtype.name not in (*NUMBERS, "object"):
-        raise CannotSaveError(f"an array must hold numbers or texts, not {array.dtype}")
-    return {"dtype": array.dtype.name, "values": [_plain(v) for v in array.tolist()]}
+        dtype = f"str{array.dtype.itemsize // 4}"  # four bytes a character
+    elif dtype not in DTYPES:
+        raise cannot_save(name, f"an array must hold numbers or texts, not {dtype}")
+    if array.ndim != 1:
+        raise cannot_save(name, f"an array must be a vector, got shape {array.shape}")
+    values = [_encode_plain(v, name) for v in array.tolist()]
+    return {"array": {"dtype": dtype, "values": values}}
 
 
-def _plain(value):
+def _encode_plain(value, name):
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, bool | str):
@@ -110,78 +74,62 @@ def _plain(value):
     if isinstance(value, float) and math.isfinite(value):
         return float(value)
     code = "a function is code; " if callable(value) else ""
-    raise CannotSaveError(
+    raise cannot_save(
+        name,
         f"{code}only numbers, texts, lists, tuples, dicts and arrays of them can be "
-        f"saved, got {reprlib.repr(value)} of type {type(value).__name__}"
+        f"saved, got {reprlib.repr(value)} of type {type(value).__name__}",
     )
 
 
 def decode(value, name, memory, depth=0):
     """Turn JSON back into a parameter; `memory` counts what texts take."""
-    if depth > MAX_DEPTH:
-        raise ModelFileError(f"{name} must not be nested deeper than {MAX_DEPTH}.")
+    require(depth <= MAX_DEPTH, f"{name} must not be nested deeper than {MAX_DEPTH}")
 
-    def inner(entry):
-        return decode(entry, name, memory, depth + 1)
+    def inner(values):
+        return [decode(v, name, memory, depth + 1) for v in listing(values, name)]
 
     if isinstance(value, list):
-        return [inner(v) for v in value]
+        return inner(value)
     if not isinstance(value, dict):
         return _decode_plain(value, name)
     if value.keys() == {"float"}:
-        return float(choice(value["float"], ("inf", "-inf"), name))
+        return float(choice(value["float"], name, ("inf", "-inf")))
     if value.keys() == {"tuple"}:
-        return tuple(inner(v) for v in listing(value["tuple"], name))
+        return tuple(inner(value["tuple"]))
     if value.keys() == {"array"}:
         return _decode_array(value["array"], name, memory)
-    (pairs,) = record(value, ["dict"], name)
+    (pairs,) = record(value, name, ["dict"])
     pairs = [listing(pair, name, 2, 2) for pair in listing(pairs, name)]
-    return {_decode_plain(key, name): inner(entry) for key, entry in pairs}
-
-
-def _decode_array(value, name, memory):
-    dtype, values = record(value, ["dtype", "values"], name)
-    for entry in listing(values, name):
-        _decode_plain(entry, name)
-    if dtype == "object":
-        array = np.empty(len(values), dtype=object)
-        array[:] = values
-        return array
-    # Nobody has texts of 10**9 characters, and converting digits takes long.
-    if isinstance(dtype, str) and re.fullmatch("str[0-9]{1,9}", dtype):
-        return _texts(
-            values, integer(int(dtype[3:]), f"{name}: length", 1), name, memory
-        )
-    return _numbers(
-        values, np.dtype(choice(dtype, NUMBERS, f"The type of {name}")), name
-    )
+    keys = [_decode_plain(key, name) for key, _ in pairs]
+    return dict(zip(keys, inner([entry for _, entry in pairs]), strict=True))
 
 
 def _decode_plain(value, name):
-    if isinstance(value, list | dict):
-        raise ModelFileError(
-            f"{name} must be a number or a text, got {reprlib.repr(value)}."
-        )
+    is_plain = value is None or isinstance(value, bool | int | float | str)
+    require(is_plain, f"{name} must be a number or a text", value)
     if isinstance(value, int):
         integer(int(value), name, -MAX_INTEGER, MAX_INTEGER)
     return value
 
 
-def _numbers(values, dtype, name):
-    kind = {"b": bool, "i": int, "u": int, "f": float}[dtype.kind]
+def _decode_array(value, name, memory):
+    dtype, values = record(value, name, ("dtype", "values"))
+    for entry in listing(values, name):
+        _decode_plain(entry, name)
+    # Nobody has texts of 10**9 characters, and converting digits takes long.
+    if isinstance(dtype, str) and re.fullmatch("str[1-9][0-9]{0,8}", dtype):
+        # Every entry takes the room of the longest one, four bytes a character.
+        memory.take(8 * int(dtype[3:]) * len(values), f"{name}, an array of texts,")
+        kind = f"U{dtype[3:]}"
+    else:
+        kind = choice(dtype, f"The type of {name}", DTYPES)
     try:
         with np.errstate(over="ignore"):
-            array = np.array(values, dtype=dtype)
+            array = np.array(values, dtype=kind)
     except (ValueError, TypeError, OverflowError):
-        array = np.array(np.nan)
-    if not all(type(v) is kind for v in values) or not np.isfinite(array).all():
-        raise ModelFileError(f"{name} must hold numbers that fit the type {dtype}.")
+        array = np.empty(0)
+    # NumPy reads texts as numbers, rounds, and cuts what is too long.
+    found = array.tolist()
+    fits = found == values and [*map(type, found)] == [*map(type, values)]
+    require(fits, f"{name} must hold values that fit the type {dtype}", values)
     return array
-
-
-def _texts(values, length, name, memory):
-    # Every entry takes the room of the longest one, four bytes a character.
-    memory.take(8 * length * len(values), f"{name}, an array of texts,")
-    if not all(isinstance(v, str) and len(v) <= length for v in values):
-        raise ModelFileError(f"{name} must hold texts of at most {length} characters.")
-    return np.array(values, dtype=f"U{length}")

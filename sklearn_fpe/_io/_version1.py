@@ -3,107 +3,89 @@
 import numpy as np
 
 from sklearn_fpe._estimators._parameters import resolve_hidden
-from sklearn_fpe._io._checks import ModelFileError, choice, record
 from sklearn_fpe._io._model import CLASSES, unfitted
+from sklearn_fpe.nn._state import array, choice, record
 
 FIELDS = (
     *("class", "parameters", "made_with", "feature_names", "targets", "expansion"),
-    *("budget", "phase", "n_iter", "seeds", "layers"),
+    *("budget", "phase", "n_iter", "seeds", "layers", "scaler", "loss_curve"),
 )
-"""What a file says of an estimator."""
+"""What every file says of an estimator; arrays stand at their paths."""
 
-NAMES = {
-    "layers.": "network.layers.",
-    "parents.": "network.parents.",
-    "scaler.": "affine.",
-    "targets.mean": "targets.affine.mean",
-    "targets.scale": "targets.affine.scale",
-    "loss_curve": "history.losses",
-    "validation_scores": "history.validation_scores",
-    "best_validation_score": "history.best_score",
-}
-"""Starts of the names of arrays, and what took their place."""
+OPTIONAL = (
+    *("parents", "moments", "center", "validation_scores", "best_validation_score"),
+)
+"""What some files say."""
 
 
-def upgrade(model, arrays, memory):
-    """Return JSON and arrays as in a file of version 2; what they say is not checked.
+def upgrade(model, memory):
+    """Return a model, with the arrays at their paths, as a file of version 2 has it.
 
-    Parameters
-    ----------
-    model : object
-        What stood in JSON.
-    arrays : dict of ndarrays
-        The arrays by name.
-    memory : Memory
-        What loading may take.
+    Only what must be known for that is checked; `memory` is what loading may take.
     """
-    fields = dict(zip(FIELDS, record(model, FIELDS, "The model"), strict=True))
-    kind = CLASSES[choice(fields["class"], CLASSES, "The class")]
-    made_with = fields["made_with"]
-    made = unfitted(kind, made_with, memory)
-    arrays = {_new_name(name): array for name, array in arrays.items()}
-    targets = fields["targets"]
-    if not isinstance(targets, dict):
-        raise ModelFileError("The targets must be an object.")
-    if "one_dimensional" in targets:
-        moments = _moments(arrays, "targets.moments")
-        targets = {**targets, "affine": {}, "moments": moments}
-    else:
-        targets = {**targets, "class_weight": made_with.get("class_weight")}
-        targets["classes"] = {"array": targets.get("classes")}
-    best_iter = _best_iter(arrays, fields["n_iter"])
-    empty = {f"history.validation_{name}": np.empty(0) for name in ("losses", "scores")}
+    record(model, "model", FIELDS, OPTIONAL)
+    made_with, n_iter = model["made_with"], model["n_iter"]
+    kind = CLASSES[choice(model["class"], "model.class", CLASSES)]
+    made = unfitted(kind, made_with, "model.made_with", memory)
+    network = {"layers": model["layers"], "skip": None}
+    if "parents" in model:
+        network["parents"] = model["parents"]
+    if "center" in model:
+        center = array(model["center"], "center", np.floating, (None,))
+        network["input_mean"] = center.astype(np.float64)
+        network["input_scale"] = np.ones(center.shape)
+    best_iter, scores = None, model.get("validation_scores", np.empty(0))
+    array(scores, "validation_scores", np.float64, (None,))
+    if scores.size and type(n_iter) is int:
+        best_iter = max(0, n_iter - scores.size + 1 + int(scores.argmax()))
     learned = {
         "recipe": {
             "shape": {
                 "hidden": list(resolve_hidden(made.hidden_layer_sizes)),
-                "expansion": fields["expansion"],
+                "expansion": model["expansion"],
                 "skip": False,
             },
-            "budget": fields["budget"],
+            "budget": model["budget"],
             **{name: getattr(made, name) for name in ("split", "prune", "activation")},
             "groups": made_with.get("feature_groups"),
-            "seeds": fields["seeds"],
+            "seeds": model["seeds"],
         },
-        "network": {"layers": fields["layers"], "skip": None},
-        "affine": {},
-        "moments": _moments(arrays, "moments"),
-        "targets": targets,
-        "phase": fields["phase"],
+        "network": network,
+        "affine": model["scaler"],
+        "moments": _moments(model.get("moments"), "moments"),
+        "targets": _targets(model["targets"], made_with),
+        "phase": model["phase"],
         "history": {
-            **{"best_iter": best_iter, "n_iter": fields["n_iter"]},
-            "refitted": False,
+            **{"losses": model["loss_curve"], "n_iter": n_iter, "refitted": False},
+            **{"validation_losses": np.empty(0), "validation_scores": scores},
+            "best_score": model.get("best_validation_score", np.array(-np.inf)),
+            "best_iter": best_iter,
         },
     }
-    center = arrays.pop("center", None)
-    if center is not None:
-        arrays["network.input_mean"] = center.astype(np.float64)
-        arrays["network.input_scale"] = np.ones(center.shape)
-    arrays = {**empty, "history.best_score": np.array(-np.inf), **arrays}
     kept = ("class", "parameters", "feature_names")
-    return {**{name: fields[name] for name in kept}, "learned": learned}, arrays
+    return {**{name: model[name] for name in kept}, "learned": learned}
 
 
-def _new_name(name):
-    for old, new in NAMES.items():
-        if name.startswith(old):
-            return new + name[len(old) :]
-    return name
+def _targets(targets, made_with):
+    """Return the targets as version 2 has them."""
+    if isinstance(targets, dict) and "one_dimensional" in targets:
+        needed = ("one_dimensional", "mean", "scale")
+        values = record(targets, "targets", needed, ("moments",))
+        one_dimensional, mean, scale, moments = values
+        return {
+            "one_dimensional": one_dimensional,
+            "affine": {"mean": mean, "scale": scale},
+            "moments": _moments(moments, "targets.moments"),
+        }
+    kind, classes = record(targets, "targets", ("kind", "classes"))
+    weight = made_with.get("class_weight")
+    return {"kind": kind, "classes": {"array": classes}, "class_weight": weight}
 
 
-def _moments(arrays, name):
-    """Take the old mean as the first row seen; return what JSON says of moments."""
-    if f"{name}.mean" not in arrays:
+def _moments(moments, name):
+    """Return moments as version 2 has them: the old mean was the first row seen."""
+    if moments is None:
         return None
-    mean = arrays.pop(f"{name}.mean")
-    arrays[f"{name}.shift"], arrays[f"{name}.mean"] = mean, np.zeros_like(mean)
-    arrays[f"{name}.unit"] = np.ones_like(mean)
-    return {}
-
-
-def _best_iter(arrays, n_iter):
-    """Return the epoch of the best score, if there are any scores."""
-    scores = arrays.get("history.validation_scores")
-    if scores is None or not scores.size or type(n_iter) is not int:
-        return None
-    return max(0, n_iter - scores.size + 1 + int(scores.argmax()))
+    weight, mean, m2 = record(moments, name, ("weight", "mean", "m2"))
+    zeros = np.zeros_like(array(mean, f"{name}.mean", np.float64, (None,)))
+    return {"weight": weight, "shift": mean, "unit": zeros + 1, "mean": zeros, "m2": m2}

@@ -1,6 +1,5 @@
 """Files of rows: errors that name them, and a bounded number that is open."""
 
-import importlib
 import threading
 from collections import OrderedDict
 from contextlib import contextmanager
@@ -19,17 +18,6 @@ def naming(path):
         raise
     except Exception as error:
         raise ShardError(f"{path!r} cannot be read: {error}") from error
-
-
-def import_pyarrow(module):
-    """Import a module of pyarrow; where it is missing, say what to install."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"Parquet files need pyarrow, which cannot be imported ({error}). "
-            'Install the extra: pip install "sklearn-fpe[parquet]"'
-        ) from error
 
 
 class OpenFiles:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sklearn_fpe.datasets._files import ShardError, import_pyarrow, naming
+from sklearn_fpe._optional import import_optional
+from sklearn_fpe.datasets._files import ShardError, naming
 
 MAX_OPEN = 4
 """Files that are open at a time, few because readers hold decoded rows."""
@@ -122,7 +123,7 @@ class ParquetReader:
 
 def open_parquet(path):
     """Open a Parquet file with little memory; check the checksums that it has."""
-    return import_pyarrow("pyarrow.parquet").ParquetFile(
+    return import_optional("pyarrow.parquet").ParquetFile(
         path, buffer_size=BUFFER_BYTES, page_checksum_verification=True
     )
 
@@ -179,7 +180,7 @@ def _find_column(path, schema, wanted):
     found = {}
     for field in schema:
         lists = getattr(field.type, "storage_type", field.type)
-        types = import_pyarrow("pyarrow").types
+        types = import_optional("pyarrow").types
         is_list = types.is_list(lists) or types.is_large_list(lists)
         if is_list or types.is_fixed_size_list(lists):
             numbers = lists.value_type
@@ -206,7 +207,7 @@ def read_column(path, name, n_rows):
 
     Strings are objects, of which equal ones are the same, to save memory.
     """
-    pyarrow = import_pyarrow("pyarrow")
+    pyarrow = import_optional("pyarrow")
     with naming(path):
         opened = open_parquet(path)
         if opened.metadata.num_rows != n_rows:

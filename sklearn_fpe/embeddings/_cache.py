@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sklearn_fpe.embeddings._optional import optional_version
+from sklearn_fpe._optional import optional_version
 
 # Part of every key: to be raised when the pixels of an image are computed differently.
 _VERSION = 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sklearn_fpe.embeddings._optional import import_optional
+from sklearn_fpe._optional import import_optional
 
 _MODEL_TYPES = ("clip", "siglip")
 # transformers reports its progress through one hook per process.

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from sklearn.utils import Bunch
 
+from sklearn_fpe._optional import import_optional
 from sklearn_fpe.embeddings._images import (
     UnreadableImageError,
     decode,
     read_source,
     readable_formats,
 )
-from sklearn_fpe.embeddings._optional import import_optional
 
 # Made by operating systems and programs beside, or among, the files of a user. So is
 # everything whose name begins with a dot.

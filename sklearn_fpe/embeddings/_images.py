@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sklearn_fpe.embeddings._optional import import_optional
+from sklearn_fpe._optional import import_optional
 
 # Bounds on what one image may cost. Decoding takes up to 12 bytes per pixel; the
 # preprocessing scales the short side up, so a long strip grows with its ratio.

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from sklearn_fpe import _replacing
+from sklearn_fpe._replacing import sync, sync_folder
+
 EMBEDDINGS, METADATA, SKIPPED = "img_emb", "metadata", "skipped"
 """Folders of the files of finished shards."""
 
@@ -91,7 +94,7 @@ class PartialShard:
             # Not appending: a batch that is not whole is cut off first.
             with open(self.rows_path, "r+b" if self.rows_path.exists() else "w+b") as f:
                 self._rows = f
-                _sync_folder(self.rows_path.parent)
+                sync_folder(self.rows_path.parent)
                 self._resume()
                 yield True
 
@@ -202,32 +205,13 @@ def _parse(line):
         return None
 
 
-def sync(file):
-    """Write a file through to the disk."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(folder):
-    """Write the names of the files of a folder through to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 @contextmanager
 def replaced(path):
     """Open a new file that takes the place of `path` once it is on the disk."""
     path = Path(path)
     path.parent.mkdir(exist_ok=True)
-    new = path.with_name(f".{path.name}.new")
-    with open(new, "w+b") as file:
+    with _replacing.replaced(path, path.with_name(f".{path.name}.new")) as file:
         yield file
-        sync(file)
-    os.replace(new, path)
-    _sync_folder(path.parent)
 
 
 @contextmanager

@@ -13,8 +13,8 @@ import numpy as np
 from sklearn.utils import Bunch
 from sklearn.utils.validation import check_scalar
 
+from sklearn_fpe._optional import import_optional
 from sklearn_fpe.datasets import open_shards
-from sklearn_fpe.datasets._files import import_pyarrow
 from sklearn_fpe.embeddings._folder import list_images
 from sklearn_fpe.embeddings._images import UnreadableImageError, check_images
 
@@ -176,7 +176,7 @@ def write_shards(
 
 def _import_partial():
     """Import what locks files, which only POSIX systems can, and pyarrow."""
-    import_pyarrow("pyarrow.parquet")
+    import_optional("pyarrow.parquet")
     try:
         from sklearn_fpe.embeddings import _partial
     except ImportError as error:
@@ -329,7 +329,7 @@ def _own_columns(images):
 
 def _make_table(columns):
     """Return the metadata as a table, whose types are then those of all shards."""
-    arrow = import_pyarrow("pyarrow")
+    arrow = import_optional("pyarrow")
     arrays = {}
     for name, values in columns.items():
         try:

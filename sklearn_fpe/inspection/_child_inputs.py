@@ -4,11 +4,11 @@ import math
 
 import numpy as np
 
+from sklearn_fpe._optional import import_optional
 from sklearn_fpe.inspection._first_layer import (
     first_layer_units,
     first_layer_weight,
 )
-from sklearn_fpe.inspection._plotting import import_pyplot
 
 _MAX_PER_ROW = 4
 _MAX_NAMED_INPUTS = 40
@@ -93,7 +93,7 @@ class ChildInputsDisplay:
         display : ChildInputsDisplay
             The plotted display.
         """
-        import_pyplot(f"{cls.__name__}.from_estimator")
+        import_optional("matplotlib.pyplot")
         seen, parents = first_layer_units(estimator)
         children = np.flatnonzero(parents == neuron)
         if not children.size:
@@ -125,7 +125,7 @@ class ChildInputsDisplay:
         display : ChildInputsDisplay
             This display.
         """
-        pyplot = import_pyplot(f"{type(self).__name__}.plot")
+        pyplot = import_optional("matplotlib.pyplot")
         from matplotlib import colormaps
 
         shown = np.where(self.seen, self.weights, np.nan)

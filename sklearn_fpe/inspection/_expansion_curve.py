@@ -6,7 +6,7 @@ from numbers import Integral
 import numpy as np
 from sklearn.model_selection import validation_curve
 
-from sklearn_fpe.inspection._plotting import import_pyplot
+from sklearn_fpe._optional import import_optional
 
 
 class ExpansionCurveDisplay:
@@ -119,7 +119,7 @@ class ExpansionCurveDisplay:
         display : ExpansionCurveDisplay
             The plotted display.
         """
-        import_pyplot(f"{cls.__name__}.from_estimator")
+        import_optional("matplotlib.pyplot")
         expansions = _check_expansions(expansions)
         _, test_scores = validation_curve(
             estimator,
@@ -186,7 +186,7 @@ class ExpansionCurveDisplay:
         display : ExpansionCurveDisplay
             The plotted display.
         """
-        import_pyplot(f"{cls.__name__}.from_cv_results")
+        import_optional("matplotlib.pyplot")
         expansions, test_scores = _best_candidates(cv_results, param_name, metric)
         display = cls(
             expansions=expansions,
@@ -230,7 +230,7 @@ class ExpansionCurveDisplay:
         display : ExpansionCurveDisplay
             This display.
         """
-        pyplot = import_pyplot(f"{type(self).__name__}.plot")
+        pyplot = import_optional("matplotlib.pyplot")
         if ax is None:
             _, ax = pyplot.subplots()
         expansions = np.asarray(self.expansions)

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from sklearn_fpe._optional import import_optional
 from sklearn_fpe.inspection._measures import feature_capacity, pairwise_cosines
-from sklearn_fpe.inspection._plotting import import_pyplot
 
 
 class InterferenceDisplay:
@@ -70,7 +70,7 @@ class InterferenceDisplay:
         display : InterferenceDisplay
             The plotted display.
         """
-        import_pyplot(f"{cls.__name__}.from_estimators")
+        import_optional("matplotlib.pyplot")
         if not models:
             raise ValueError("models must name at least one model, got none.")
         display = cls(
@@ -96,7 +96,7 @@ class InterferenceDisplay:
         display : InterferenceDisplay
             This display.
         """
-        pyplot = import_pyplot(f"{type(self).__name__}.plot")
+        pyplot = import_optional("matplotlib.pyplot")
         if axes is None:
             _, axes = pyplot.subplots(1, 2, figsize=(9, 4), layout="constrained")
         axes = np.ravel(axes)

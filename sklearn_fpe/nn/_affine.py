@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from sklearn_fpe.nn._state import above_zero, array, record, require
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +38,18 @@ class Affine:
         return {"mean": self.mean, "scale": self.scale}
 
     @classmethod
-    def from_state(cls, state: dict[str, np.ndarray]) -> Affine:
-        """Make a map of copies of `state`, what :meth:`to_state` returned."""
-        return cls(np.array(state["mean"]), np.array(state["scale"]))
+    def from_state(cls, state: Any, name: str) -> Affine:
+        """Make a map of copies of `state`, what :meth:`to_state` returned; check it.
+
+        `name` is that of the map in messages.
+        """
+        mean, scale = record(state, name, ("mean", "scale"))
+        scale = above_zero(scale, f"{name}.scale", (None,))
+        mean = array(mean, f"{name}.mean", np.float64, scale.shape)
+        with np.errstate(over="ignore"):
+            fits = len(mean) and np.isfinite(mean / scale).all()
+        require(fits, f"{name}.mean must be finite in units of {name}.scale")
+        return cls(mean.copy(), scale.copy())
 
     @classmethod
     def identity(cls, n_columns: int) -> Affine:

@@ -9,12 +9,13 @@ need.
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from sklearn_fpe.nn._state import unpack_mask
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
@@ -72,7 +73,7 @@ class ArrayModule(nn.Module):
         state = state.copy()
         arrays, shape = dict(state.pop("arrays")), state.pop("mask_shape")
         if shape is not None:
-            arrays["mask"] = unpack_mask(arrays["mask"], shape)
+            arrays["mask"] = unpack_mask(arrays["mask"], "mask", shape)
             arrays["weight"] = scatter_kept(arrays["weight"], arrays["mask"])
         state["_parameters"] = {
             name: None
@@ -81,15 +82,10 @@ class ArrayModule(nn.Module):
             for name, requires_grad in state["_parameters"].items()
         }
         state["_buffers"] = {
-            name: to_tensor(_wide(arrays[name])) if name in arrays else None
+            name: to_tensor(wide(arrays[name])) if name in arrays else None
             for name in state["_buffers"]
         }
         super().__setstate__(state)
-
-
-def unpack_mask(bits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the bool array of a shape whose bits were packed."""
-    return np.unpackbits(bits, count=math.prod(shape)).reshape(shape).astype(bool)
 
 
 def scatter_kept(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -106,29 +102,11 @@ def _compact(array: np.ndarray) -> np.ndarray:
     return array.astype(np.min_scalar_type(array.max()))
 
 
-def _wide(array: np.ndarray) -> np.ndarray:
+def wide(array: np.ndarray) -> np.ndarray:
+    """Return indices, stored in few bytes, as the int64 that torch wants."""
     return array.astype(np.int64) if array.dtype.kind in "iu" else array
 
 
 def stored_arrays(module: ArrayModule) -> dict[str, np.ndarray]:
     """Return the arrays of a module, indices in as few bytes as they need."""
     return {name: _compact(array) for name, array in module.to_arrays().items()}
-
-
-def restored_arrays(
-    state: dict[str, Any], shape: tuple[int, ...] | None = None
-) -> dict[str, Tensor]:
-    """Return the tensors of those entries of `state` that are arrays.
-
-    The inverse of :func:`stored_arrays`; `shape` is that of the weight and its mask.
-    """
-    arrays = {k: v for k, v in state.items() if isinstance(v, np.ndarray)}
-    tensors = {}
-    if "mask" in arrays:
-        mask, values = arrays.pop("mask"), arrays.pop("weight")
-        if mask.dtype != bool:
-            assert shape is not None
-            mask = unpack_mask(mask, shape)
-        weight = scatter_kept(values, mask)
-        tensors = {"weight": torch.from_numpy(weight), "mask": torch.from_numpy(mask)}
-    return tensors | {name: to_tensor(_wide(a)) for name, a in arrays.items()}

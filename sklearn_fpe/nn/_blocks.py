@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sklearn_fpe.nn._affine import Affine
-from sklearn_fpe.nn._arrays import restored_arrays
+from sklearn_fpe.nn._arrays import scatter_kept, to_tensor, wide
 from sklearn_fpe.nn._layers import (
     MIN_COLUMN_MAJOR_ROWS,
     DenseLinear,
@@ -23,6 +24,15 @@ from sklearn_fpe.nn._layers import (
     in_precision_of,
     is_column_major,
     is_traced,
+)
+from sklearn_fpe.nn._state import (
+    array,
+    choice,
+    index,
+    record,
+    require,
+    sizes,
+    unpack_mask,
 )
 
 ROW_MAJOR_OUTPUTS = range(12, 65)
@@ -258,31 +268,78 @@ class BlockLinear(Layer):
         return f"{shape}, {blocks}, density={density:.3g}"
 
 
-def layer_from_state(state: dict[str, Any], in_features: int) -> Layer:
-    """Make a layer of what :meth:`Layer.to_state` returned.
+def layer_from_state(
+    state: Any, in_features: int, name: str, is_skip: bool = False
+) -> Layer:
+    """Make a layer of what :meth:`Layer.to_state` returned, and check it.
 
     Parameters
     ----------
     state : dict
-        Kind, shape of the weight, and arrays; nothing of it is checked. The mask may
-        be a bool array of that shape instead of its bits.
+        Kind, shape of the weight, and arrays. The mask may be a bool array of that
+        shape instead of its bits.
     in_features : int
         Number of inputs of the layer.
+    name : str
+        Name of the layer in messages.
+    is_skip : bool, default=False
+        Whether it is a skip connection, which has neither a bias nor blocks.
     """
-    arrays = restored_arrays(state, tuple(state["shape"]))
-    mask, bias = arrays.pop("mask", None), arrays.pop("bias", None)
-    if state["kind"] == BlockLinear.kind:
+    kinds = ("dense", "masked") if is_skip else ("dense", "masked", "block")
+    kind = state.get("kind") if isinstance(state, dict) else None
+    kind = choice(kind, f"The kind of {name}", kinds)
+    is_block = kind == "block"
+    needed = ["kind", "shape", "weight", *([] if is_skip else ["bias"])]
+    needed += {"dense": [], "masked": ["mask"], "block": ["inputs"]}[kind]
+    record(state, name, needed, ("mask", "outputs") if is_block else ())
+    shape = stored = sizes(state["shape"], f"The shape of {name}", 2 + is_block)
+    fits = is_block or shape[1] == in_features
+    require(fits, f"{name} must have {in_features} inputs, it has {shape[1]}")
+    kept = bias = None
+    if "mask" in state:
+        kept = unpack_mask(state["mask"], f"{name}.mask", shape)
+        stored = (int(kept.sum()),)
+    values = array(state["weight"], f"{name}.weight", np.float32, stored)
+    if not is_skip:
+        bias = to_tensor(array(state["bias"], f"{name}.bias", np.float32, shape[:-1]))
+    # The layers get no mask, because they would multiply by it into another copy.
+    layer: DenseLinear | MaskedLinear | BlockLinear
+    if kept is None:
+        weight = to_tensor(values)
+    else:
+        weight = torch.from_numpy(scatter_kept(values, kept))
+    if is_block:
         assert bias is not None
-        blocks = BlockLinear(bias=bias, in_features=in_features, **arrays)
-        blocks.mask = mask
-        return blocks
-    dense = DenseLinear(arrays["weight"], bias)
-    if state["kind"] == DenseLinear.kind:
-        return dense
-    # Without MaskedLinear(...), which would multiply by the mask into another copy.
-    layer = MaskedLinear.of(dense)
-    layer.mask = mask
+        inputs, outputs = _connections(state, kept, in_features, name)
+        layer = BlockLinear(weight, bias, inputs, in_features, outputs=outputs)
+    else:
+        layer = DenseLinear(weight, bias)
+        layer = layer if kept is None else MaskedLinear.of(layer)
+    if kept is not None:
+        layer.mask = torch.from_numpy(kept)
     return layer
+
+
+def _connections(
+    state: dict[str, Any], kept: np.ndarray | None, in_features: int, name: str
+) -> tuple[Tensor, Tensor | None]:
+    """Check which inputs and outputs the blocks of a state have; return them."""
+    shape = n_blocks, block_outputs, block_inputs = tuple(state["shape"])
+    if kept is None:
+        kept = np.broadcast_to(True, shape)
+    inputs, outputs = state["inputs"], state.get("outputs")
+    index(inputs, f"{name}.inputs", (n_blocks, block_inputs), in_features)
+    read = inputs[kept.any(axis=1)]
+    fits = len(np.unique(read)) == len(read)
+    require(fits, f"{name}.inputs must name no input twice")
+    if outputs is None:
+        return to_tensor(wide(inputs)), None
+    index(outputs, f"{name}.outputs", (None,), n_blocks * block_outputs)
+    increase = len(outputs) and (np.diff(wide(outputs)) > 0).all()
+    require(increase, f"{name}.outputs must increase")
+    fits = not np.delete(kept.any(axis=2), outputs).any()
+    require(fits, f"{name} must keep nothing of outputs it has not")
+    return to_tensor(wide(inputs)), to_tensor(wide(outputs))
 
 
 def multiply_blocks(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -131,7 +131,8 @@ class Layer(ArrayModule):
     @property
     def n_weights(self) -> int:
         """Kept weights."""
-        return self.weight.numel() if self.mask is None else int(self.mask.sum())
+        mask = self.mask
+        return self.weight.numel() if mask is None else int(mask.count_nonzero())
 
     @property
     def n_biases(self) -> int:

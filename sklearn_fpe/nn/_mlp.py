@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from sklearn_fpe.nn._activation import Activation, get_activation
 from sklearn_fpe.nn._affine import Affine
-from sklearn_fpe.nn._arrays import ArrayModule, restored_arrays, stored_arrays
+from sklearn_fpe.nn._arrays import ArrayModule, stored_arrays, to_tensor, wide
 from sklearn_fpe.nn._blocks import BlockLinear, layer_from_state
 from sklearn_fpe.nn._layers import DenseLinear, Layer, MaskedLinear, is_recorded
+from sklearn_fpe.nn._shape import Shape
+from sklearn_fpe.nn._state import index, listing, record, require
 
 MAX_FOLDED_OFFSET = 1e3
 """Largest mean of a column, in units of its scale, that is folded into float32."""
@@ -158,9 +160,9 @@ class MLP(ArrayModule):
 
     @classmethod
     def from_state(
-        cls, state: dict[str, Any], activation: str | Activation, n_inputs: int
+        cls, state: Any, activation: str | Activation, shape: Shape, name: str
     ) -> MLP:
-        """Make a network of what :meth:`to_state` returned, which is not checked.
+        """Make a network of what :meth:`to_state` returned, and check it.
 
         Parameters
         ----------
@@ -168,26 +170,45 @@ class MLP(ArrayModule):
             Layers, skip connection, parents and the standardisation that is not folded.
         activation : str or Activation
             Activation of the hidden layers.
-        n_inputs : int
-            Inputs of the network.
+        shape : Shape
+            Shape of the network after its expansion.
+        name : str
+            Name of the network in messages.
 
         Returns
         -------
         network : MLP
             The network, on the CPU, in evaluation mode.
         """
-        layers, n = [], n_inputs
-        for described in state["layers"]:
-            layers.append(layer_from_state(described, n))
+        ends = ("input_mean", "input_scale")
+        is_scaled = isinstance(state, dict) and any(end in state for end in ends)
+        needed = ("layers", "skip", "parents", *(ends if is_scaled else ()))
+        entries, skip, parents, *scaling = record(state, name, needed)
+        n_hidden, layers, n = len(shape.hidden), [], shape.n_inputs
+        listing(entries, f"{name}.layers", n_hidden + 1, n_hidden + 1)
+        for level, entry in enumerate(entries):
+            layers.append(layer_from_state(entry, n, f"{name}.layers.{level}"))
             n = layers[-1].out_features
-        skip = state["skip"]
+        fits = (skip is not None) == shape.skip
+        require(fits, f"{name} must have a skip connection if the shape has one")
         if skip is not None:
-            skip = layer_from_state(skip, n_inputs)
-        parents = {str(i): parent for i, parent in enumerate(state["parents"])}
-        tensors = restored_arrays(parents).values()
-        network = cls(layers, activation, list(tensors), skip)
-        for name, tensor in restored_arrays(state).items():
-            setattr(network, name, tensor)
+            skip = layer_from_state(skip, shape.n_inputs, f"{name}.skip", True)
+        n_outputs = {n, n if skip is None else skip.out_features}
+        fits = n_outputs == {shape.n_outputs}
+        require(fits, f"{name} must have {shape.n_outputs} outputs", n_outputs)
+        listing(parents, f"{name}.parents", n_hidden, n_hidden)
+        for level, parent in enumerate(parents):
+            part, n_children = f"{name}.parents.{level}", shape.expansion[level]
+            index(parent, part, (layers[level].out_features,), shape.hidden[level])
+            fits = np.bincount(parent).max() <= n_children
+            require(fits, f"{part} must name no parent more than {n_children} times")
+        network = cls(layers, activation, [to_tensor(wide(p)) for p in parents], skip)
+        if is_scaled:
+            pair = dict(zip(("mean", "scale"), scaling, strict=True))
+            affine = Affine.from_state(pair, f"{name}.input")
+            fits = len(affine.mean) == shape.n_inputs
+            require(fits, f"{name}.input_mean must have {shape.n_inputs} entries")
+            network.input_mean, network.input_scale = affine.tensors("cpu")
         return network.eval()
 
     @property

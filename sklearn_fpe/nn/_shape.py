@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
+
+from sklearn_fpe.nn._state import flag, record, require, sizes
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,26 @@ class Shape:
     n_outputs: int
     expansion: tuple[int, ...]
     skip: bool = False
+
+    @classmethod
+    def from_state(cls, state: Any, n_inputs: int, n_outputs: int, name: str) -> Shape:
+        """Make a shape of `state`, its fields, and check it.
+
+        It must have `n_inputs` and `n_outputs`, if it says how many. `name` is that of
+        the shape in messages.
+        """
+        needed, ends = ("hidden", "expansion", "skip"), ("n_inputs", "n_outputs")
+        hidden, expansion, skip, *given = record(state, name, needed, ends)
+        fits = given in ([None, None], [n_inputs, n_outputs])
+        require(fits, f"{name} must have {n_inputs} and {n_outputs} ends", given)
+        hidden = sizes(hidden, f"{name}.hidden")
+        expansion = sizes(expansion, f"{name}.expansion", len(hidden))
+        shape = cls(n_inputs, hidden, n_outputs, expansion, flag(skip, f"{name}.skip"))
+        fits = all(a <= n for a, n in zip(expansion, shape.fan_ins(), strict=False))
+        require(fits, f"{name}.expansion must be at most the inputs of a layer")
+        fits = bool(hidden) or not skip
+        require(fits, f"{name}.skip must be a bool, False without hidden layers")
+        return shape
 
     @property
     def widths(self) -> list[int]:
