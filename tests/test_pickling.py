@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
-from sklearn.datasets import make_classification
+from sklearn.datasets import load_digits, make_classification
 
-from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer
+from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer, save
 from sklearn_fpe._engine._pruning import Gradual
 from sklearn_fpe._estimators import _fitted, _parameters
 from sklearn_fpe.nn import Activation
@@ -219,3 +219,15 @@ def test_clone_is_unfitted_and_equal():
     assert twin.get_params() == model.get_params()
     assert not hasattr(twin, "module_")
     np.testing.assert_array_equal(twin.fit(X, y).predict(X), model.predict(X))
+
+
+@pytest.mark.parametrize("settings", [{}, {"prune": "structured", "split": "shared"}])
+def test_a_network_in_double_precision_is_pickled_as_it_is(settings, tmp_path):
+    X, y = load_digits(return_X_y=True)
+    model = FPEClassifier((8,), max_iter=3, random_state=0, **settings).fit(X, y)
+    model.module_.double()
+    loaded = pickle.loads(pickle.dumps(model))
+    assert {p.dtype for p in loaded.module_.parameters()} == {torch.float64}
+    np.testing.assert_array_equal(loaded.predict_proba(X), model.predict_proba(X))
+    with pytest.raises(ValueError, match="All weights must be float32, got"):
+        save(model, tmp_path / "model.safetensors")

@@ -187,6 +187,8 @@ def rebuild(model, memory, version):
     for member in learned.members:
         fits = member.recipe.shape == shape and member.phase == learned.phase
         require(fits, "All networks must have the same shape and phase")
+        kinds = {str(weight.dtype) for weight in member.network.parameters()}
+        require(kinds == {"torch.float32"}, "All weights must be float32", *kinds)
         _check_phase(member)
     if names is not None:
         listing(names, "feature_names", shape.n_inputs, shape.n_inputs)

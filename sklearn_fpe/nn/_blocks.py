@@ -299,9 +299,9 @@ def layer_from_state(
     if "mask" in state:
         kept = unpack_mask(state["mask"], f"{name}.mask", shape)
         stored = (int(kept.sum()),)
-    values = array(state["weight"], f"{name}.weight", np.float32, stored)
+    values = array(state["weight"], f"{name}.weight", np.floating, stored)
     if not is_skip:
-        bias = to_tensor(array(state["bias"], f"{name}.bias", np.float32, shape[:-1]))
+        bias = to_tensor(array(state["bias"], f"{name}.bias", np.floating, shape[:-1]))
     # The layers get no mask, because they would multiply by it into another copy.
     layer: DenseLinear | MaskedLinear | BlockLinear
     if kept is None:
