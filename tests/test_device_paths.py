@@ -19,7 +19,7 @@ from sklearn_fpe import (
     save,
     to_onnx,
 )
-from sklearn_fpe._engine import _views
+from sklearn_fpe._engine import _streamed_rows, _views
 from sklearn_fpe.nn._activation import ACTIVATIONS
 from sklearn_fpe.nn._prune import PRUNES
 from sklearn_fpe.nn._split import SPLITS
@@ -214,10 +214,8 @@ def mapped(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("early_stopping", [False, True])
 def test_streamed_rows(mapped, early_stopping, monkeypatch):
-    from sklearn_fpe._engine import _rows
-
-    monkeypatch.setattr(_rows, "SHUFFLE_BLOCK", 64)
-    monkeypatch.setattr(_rows, "SHUFFLE_BYTES", 4 * 64 * 64 * 3)
+    monkeypatch.setattr(_streamed_rows, "SHUFFLE_BLOCK", 64)
+    monkeypatch.setattr(_streamed_rows, "SHUFFLE_BYTES", 4 * 64 * 64 * 3)
     settings = {"early_stopping": early_stopping, "prune": "structured"}
 
     def fit(device):

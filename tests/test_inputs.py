@@ -15,7 +15,7 @@ from sklearn.datasets import (
 )
 
 from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer
-from sklearn_fpe._engine import _device, _rows, _views
+from sklearn_fpe._engine import _device, _streamed_rows, _views
 from sklearn_fpe._estimators import _inputs
 from sklearn_fpe.nn import MLP, Affine, expand
 
@@ -368,16 +368,16 @@ def test_memory_map_that_is_loaded(tmp_path, dtype):
 def test_memory_map_that_is_streamed(monkeypatch, tmp_path, kind, early_stopping):
     X, y = rounded()
     monkeypatch.setattr(_views, "STREAM_ABOVE", 0)
-    monkeypatch.setattr(_rows, "SHUFFLE_BLOCK", 8)
-    monkeypatch.setattr(_rows, "SHUFFLE_BYTES", 4 * 8 * 16)
+    monkeypatch.setattr(_streamed_rows, "SHUFFLE_BLOCK", 8)
+    monkeypatch.setattr(_streamed_rows, "SHUFFLE_BYTES", 4 * 8 * 16)
     made = []
-    real = _rows.StreamedRows.iterate
+    real = _streamed_rows.StreamedRows.iterate
 
     def iterate(self, *args):
         made.append(type(self.view.X))
         return real(self, *args)
 
-    monkeypatch.setattr(_rows.StreamedRows, "iterate", iterate)
+    monkeypatch.setattr(_streamed_rows.StreamedRows, "iterate", iterate)
     settings = {**QUICK, "early_stopping": early_stopping, "validation_fraction": 0.2}
     model = kind(**settings).fit(memory_map(tmp_path, X), y)
     assert len(made) >= 3
@@ -392,18 +392,18 @@ def test_memory_map_that_is_streamed(monkeypatch, tmp_path, kind, early_stopping
 def test_streaming_sees_every_row_once_an_epoch(monkeypatch, tmp_path):
     X, _ = rounded()
     monkeypatch.setattr(_views, "STREAM_ABOVE", 0)
-    monkeypatch.setattr(_rows, "SHUFFLE_BLOCK", 7)
-    monkeypatch.setattr(_rows, "SHUFFLE_BYTES", 4 * 8 * 14)
+    monkeypatch.setattr(_streamed_rows, "SHUFFLE_BLOCK", 7)
+    monkeypatch.setattr(_streamed_rows, "SHUFFLE_BYTES", 4 * 8 * 14)
     X[:, 0] = np.arange(60)
     view = _views.View(memory_map(tmp_path, X), np.arange(0, 60, 2))
-    rows = _rows.make_rows(
+    rows = _streamed_rows.make_rows(
         view,
         torch.arange(30),
         np.ones(30),
         Affine.identity(8),
         torch.device("cpu"),
     )
-    assert isinstance(rows, _rows.StreamedRows)
+    assert isinstance(rows, _streamed_rows.StreamedRows)
     orders = []
     for seed in ((0, 0), (0, 1), None):
         batches = list(rows.batches(4, seed))
@@ -426,7 +426,7 @@ def test_rows_are_laid_out_alike_before_and_after_their_first_use(
     monkeypatch.setattr(_views.chunks, "__defaults__", (8 * 8 * 7, 8))
     network, _ = expand(MLP.dense([n_columns, 6, 3]), 2, split, prune=prune, rng=0)
     before, after = (
-        _rows.make_rows(
+        _streamed_rows.make_rows(
             _views.View(X),
             torch.arange(60),
             np.ones(60),

@@ -8,7 +8,14 @@ import torch
 from pretend_device import counting
 from scipy import sparse
 
-from sklearn_fpe._engine import _device, _moments, _orders, _rows, _views
+from sklearn_fpe._engine import (
+    _device,
+    _moments,
+    _orders,
+    _rows,
+    _streamed_rows,
+    _views,
+)
 from sklearn_fpe._engine._moments import Moments
 from sklearn_fpe._engine._views import View
 from sklearn_fpe.nn import Affine
@@ -173,7 +180,7 @@ def test_rows_on_a_device_have_the_bits_of_the_cpu(pretend, small_pieces, name, 
     affine = Moments(N_COLUMNS).update(view, np.ones(len(view))).affine()
     batches = []
     for device in (torch.device("cpu"), pretend):
-        rows = _rows.make_rows(
+        rows = _streamed_rows.make_rows(
             view, torch.arange(len(view)), np.ones(len(view)), affine, device
         )
         for seed in (None, (1, 0), (1, 1), (1, 5), (1, 6)):
@@ -200,7 +207,7 @@ def test_no_wait_and_few_launches_for_a_piece(pretend, small_pieces, kind):
         with counting() as counts:
             affine = Moments(N_COLUMNS).update(view, WEIGHTS, device=pretend).affine()
             targets = torch.arange(N_ROWS)
-            load(_rows.make_rows(view, targets, WEIGHTS, affine, pretend))
+            load(_streamed_rows.make_rows(view, targets, WEIGHTS, affine, pretend))
         waits.append(counts.n_waits)
         launches.append(counts.n_launches)
     assert waits[0] == waits[1] <= 2
@@ -210,7 +217,9 @@ def test_no_wait_and_few_launches_for_a_piece(pretend, small_pieces, kind):
 def test_an_order_is_drawn_ahead(pretend, monkeypatch):
     before = set(threading.enumerate())
     view, affine = View(X), Affine.identity(N_COLUMNS)
-    rows = _rows.make_rows(view, torch.arange(N_ROWS), WEIGHTS, affine, pretend)
+    rows = _streamed_rows.make_rows(
+        view, torch.arange(N_ROWS), WEIGHTS, affine, pretend
+    )
     drawn = []
     real = _orders.permutation
 
@@ -234,8 +243,8 @@ def test_an_order_is_drawn_ahead(pretend, monkeypatch):
 @pytest.mark.parametrize("seed", [None, (3, 4)])
 def test_streamed_rows_wait_for_nothing(pretend, tmp_path, monkeypatch, kind, seed):
     monkeypatch.setattr(_views, "STREAM_ABOVE", 0)
-    monkeypatch.setattr(_rows, "SHUFFLE_BLOCK", 32)
-    monkeypatch.setattr(_rows, "SHUFFLE_BYTES", 4 * N_COLUMNS * 200)
+    monkeypatch.setattr(_streamed_rows, "SHUFFLE_BLOCK", 32)
+    monkeypatch.setattr(_streamed_rows, "SHUFFLE_BYTES", 4 * N_COLUMNS * 200)
     np.save(tmp_path / "x.npy", X)
     data = sparse.csr_matrix(X)
     if kind == "map":
@@ -243,7 +252,9 @@ def test_streamed_rows_wait_for_nothing(pretend, tmp_path, monkeypatch, kind, se
     view, affine = View(data), Affine(X.mean(0).astype(float), X.std(0).astype(float))
     found = []
     for device in (torch.device("cpu"), pretend):
-        rows = _rows.make_rows(view, torch.arange(N_ROWS), WEIGHTS, affine, device)
+        rows = _streamed_rows.make_rows(
+            view, torch.arange(N_ROWS), WEIGHTS, affine, device
+        )
         assert not rows.resident
         list(rows.batches(50, seed))  # mean and scale are copied once
         with counting() as counts:

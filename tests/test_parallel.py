@@ -12,7 +12,7 @@ from sklearn.ensemble import StackingClassifier, VotingClassifier
 from sklearn.model_selection import GridSearchCV
 
 from sklearn_fpe import FPEClassifier
-from sklearn_fpe._engine import _rows, _views
+from sklearn_fpe._engine import _streamed_rows, _views
 
 QUICK = {
     "hidden_layer_sizes": (6,),
@@ -39,15 +39,15 @@ class Streaming(FPEClassifier):
     """Streams maps of any size, in a worker as well."""
 
     def fit(self, X, y):
-        before = _views.STREAM_ABOVE, _rows.SHUFFLE_BLOCK
-        _views.STREAM_ABOVE, _rows.SHUFFLE_BLOCK = 0, 16
+        before = _views.STREAM_ABOVE, _streamed_rows.SHUFFLE_BLOCK
+        _views.STREAM_ABOVE, _streamed_rows.SHUFFLE_BLOCK = 0, 16
         try:
             super().fit(X, y)
             self.was_map_ = isinstance(X, np.memmap) or isinstance(X.base, np.memmap)
             self.was_streamed_ = _views.View(X).streamed
             return self
         finally:
-            _views.STREAM_ABOVE, _rows.SHUFFLE_BLOCK = before
+            _views.STREAM_ABOVE, _streamed_rows.SHUFFLE_BLOCK = before
 
 
 def voting(n_jobs):

@@ -13,7 +13,7 @@ from shard_files import cut, write_npy, write_parquet
 from sklearn.model_selection import GridSearchCV, train_test_split
 
 from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer
-from sklearn_fpe._engine import _rows, _views
+from sklearn_fpe._engine import _streamed_rows, _views
 from sklearn_fpe._engine._moments import Moments
 from sklearn_fpe._estimators import _inputs, _job
 from sklearn_fpe.datasets import _npy, _parquet, open_shards
@@ -51,8 +51,8 @@ def memory_map(tmp_path):
 def streamed(monkeypatch):
     """Stream small arrays, in small blocks."""
     monkeypatch.setattr(_views, "STREAM_ABOVE", 0)
-    monkeypatch.setattr(_rows, "SHUFFLE_BLOCK", 8)
-    monkeypatch.setattr(_rows, "SHUFFLE_BYTES", 4 * 8 * 3 * N_COLUMNS)
+    monkeypatch.setattr(_streamed_rows, "SHUFFLE_BLOCK", 8)
+    monkeypatch.setattr(_streamed_rows, "SHUFFLE_BYTES", 4 * 8 * 3 * N_COLUMNS)
 
 
 def assert_same_bits(one, other):
@@ -164,14 +164,14 @@ def test_every_row_is_read_once_an_epoch(
         return decode(file, lists, start)
 
     monkeypatch.setattr(_parquet, "decode", counting)
-    rows = _rows.make_rows(
+    rows = _streamed_rows.make_rows(
         _views.View(shards),
         torch.arange(N_ROWS),
         np.ones(N_ROWS),
         Affine.identity(N_COLUMNS),
         torch.device("cpu"),
     )
-    assert isinstance(rows, _rows.StreamedRows)
+    assert isinstance(rows, _streamed_rows.StreamedRows)
     orders = []
     for epoch in range(3):
         batches = list(rows.batches(batch_size, (0, epoch) if seeded else None))
@@ -331,13 +331,13 @@ def test_reading_all_rows_adds_little_memory(monkeypatch, tmp_path, kind):
         shutil.copy(path, tmp_path / f"img_emb_{i}.{kind}")
     shards = open_shards(tmp_path)
     monkeypatch.setattr(_views, "STREAM_ABOVE", 0)
-    monkeypatch.setattr(_rows, "SHUFFLE_BYTES", 2**22)
+    monkeypatch.setattr(_streamed_rows, "SHUFFLE_BYTES", 2**22)
 
     def read(X):
         _inputs.check_X(FPEClassifier(), X, reset=True)
         view = _views.View(X)
         Moments(256).update(view, np.ones(len(X)))
-        rows = _rows.make_rows(
+        rows = _streamed_rows.make_rows(
             view,
             torch.zeros(len(X)),
             np.ones(len(X)),

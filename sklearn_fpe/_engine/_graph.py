@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sklearn_fpe._engine._net import Net
-    from sklearn_fpe._engine._rows import Batches, Epoch
+    from sklearn_fpe._engine._rows import Batches, ShuffledRows
 
 MIN_RECORDED_STEPS = 200
 """Steps of a phase from which on recording one, which takes some ms, pays."""
@@ -213,7 +213,7 @@ class _Static:
 
     Parameters
     ----------
-    epoch : Epoch
+    epoch : ShuffledRows
         The first epoch.
     size : int
         Rows of a batch.
@@ -223,7 +223,7 @@ class _Static:
 
     def __init__(
         self,
-        epoch: Epoch,
+        epoch: ShuffledRows,
         size: int,
         shares: Callable[[Tensor, int], tuple[Tensor, ...]],
     ) -> None:
@@ -234,14 +234,14 @@ class _Static:
         self.number = epoch.order.new_zeros(1)
         self._known = 0
 
-    def _by_batch(self, epoch: Epoch) -> list[Tensor]:
+    def _by_batch(self, epoch: ShuffledRows) -> list[Tensor]:
         """Return order, targets and shares, (n_batches, size, ...)."""
         n = self.n_batches * self.size
         shares = self.shares_of(epoch.weights[:n], self.size)
         parts = [epoch.order[:n], epoch.targets[:n], *shares]
         return [p.view(self.n_batches, self.size, *p.shape[1:]) for p in parts]
 
-    def take(self, epoch: Epoch) -> None:
+    def take(self, epoch: ShuffledRows) -> None:
         """Copy the order of another epoch."""
         for tensor, values in zip(self.tensors, self._by_batch(epoch), strict=True):
             tensor.copy_(values)

@@ -14,8 +14,9 @@ from sklearn_fpe._engine._context import training_context
 from sklearn_fpe._engine._moments import Moments
 from sklearn_fpe._engine._net import Net, make_net
 from sklearn_fpe._engine._recipe import History, Learned, Recipe, Settings, Targets
-from sklearn_fpe._engine._rows import Rows, make_rows
+from sklearn_fpe._engine._rows import Rows
 from sklearn_fpe._engine._shared import MAX_ARRANGED_BYTES, Shared
+from sklearn_fpe._engine._streamed_rows import make_rows
 from sklearn_fpe._engine._views import Sample
 from sklearn_fpe._engine._world import SINGLE, World, digest
 from sklearn_fpe.nn import MLP, Affine, BlockLinear

@@ -1,0 +1,238 @@
+"""Training rows in files and sparse matrices, which are never copied whole.
+
+Their batches are made when they are asked for.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from sklearn_fpe._engine._device import (
+    is_accelerator,
+    upload,
+)
+from sklearn_fpe._engine._orders import permutation
+from sklearn_fpe._engine._rows import Rows, Shares
+from sklearn_fpe._engine._views import View
+from sklearn_fpe.nn import Affine
+
+SHUFFLE_BLOCK = 1024
+"""Neighbouring rows of a streamed file that are read together."""
+
+SHUFFLE_BYTES = 2**26
+"""Bytes, as float32, of the blocks whose rows are shuffled among one another."""
+
+
+class StreamedRows(Rows):
+    """Training rows that stay where they are; batches are made on demand.
+
+    Rows of a sparse matrix are shuffled like rows in memory. Rows in files are shuffled
+    by blocks: blocks of :data:`SHUFFLE_BLOCK` neighbouring rows are read in random
+    order, and :data:`SHUFFLE_BYTES` worth of them are shuffled among one another at a
+    time, so that the files are read in runs and not row by row.
+
+    Other devices than the CPU get such a group of rows at a time, as it is stored, and
+    standardise and shuffle it; the next group is read meanwhile.
+    """
+
+    @property
+    def resident(self) -> bool:
+        """Whether all rows are kept on the device."""
+        return False
+
+    def iterate(
+        self,
+        batch_size: int,
+        seed: tuple[int, ...] | None,
+        shares: Shares | None = None,
+    ) -> Iterator:
+        """Yield batches, see :meth:`Rows.batches`."""
+        if is_accelerator(self.device):
+            yield from self._iterate_ahead(batch_size, seed)
+            return
+        for order, x in self._pieces(batch_size, seed):
+            for start in range(0, len(order), batch_size):
+                part = slice(start, start + batch_size)
+                rows = order[part]
+                of_x = x(part, rows)
+                if self._arrange is not None:
+                    of_x = self._arrange(of_x)
+                yield of_x, (self.targets[rows], self.weights[rows])
+
+    def _pieces(
+        self, batch_size: int, seed: tuple[int, ...] | None
+    ) -> Iterator[tuple[Tensor, Callable[[slice, Tensor], Tensor]]]:
+        """Yield row numbers and a function that reads a part of them."""
+        n = len(self)
+        if seed is None:
+            yield torch.arange(n, device="cpu"), lambda part, rows: self.read(part)
+        elif sparse.issparse(self.view.X):
+            order = permutation(n, seed)
+            yield order, lambda part, rows: self.read(rows.numpy())
+        else:
+            yield from self._shuffled_blocks(batch_size, seed)
+
+    def _shuffled_blocks(
+        self, batch_size: int, seed: tuple[int, ...]
+    ) -> Iterator[tuple[Tensor, Callable[[slice, Tensor], Tensor]]]:
+        """Yield :meth:`_pieces` of rows in files, each row once."""
+        width = self.view.shape[1]
+        # Used again and again: the losses of the steps between two pieces would land in
+        # the memory of blocks that were freed, so that it could not be used for others.
+        space = torch.empty(
+            SHUFFLE_BLOCK, width, dtype=torch.float64, device="cpu"
+        ).numpy()
+        kept = torch.empty(0, width, device="cpu")
+        for group in self._groups_of_blocks(batch_size, seed):
+            stops = np.cumsum([len(kept), *(b.stop - b.start for b in group.reads)])
+            x = torch.empty(int(stops[-1]), width, device="cpu")
+            x[: len(kept)] = kept
+            parts = x[len(kept) :].split(np.diff(stops).tolist())
+            for block, part in zip(group.reads, parts, strict=True):
+                self._read_into(part, block, space)
+            assert group.shuffle is not None
+            yield group.order, partial(_select_rows, x, group.shuffle)
+            kept = x[group.shuffle[len(group.order) :]]
+
+    def _read_into(self, x: Tensor, block: slice, space: np.ndarray) -> None:
+        """Read a block standardised, like :meth:`Rows.read`, by way of `space`."""
+        space = space[: len(x)]
+        space[...] = self.view.read(block)
+        mean, scale = self.affine.tensors(x.device)
+        x.copy_(torch.from_numpy(space).sub_(mean).div_(scale))
+
+    def _groups_of_blocks(
+        self, batch_size: int, seed: tuple[int, ...]
+    ) -> Iterator[_Group]:
+        """Yield groups of blocks of rows in files that are shuffled together.
+
+        Rows that do not fill a batch are kept for the next group, so that every batch
+        but the last is full.
+        """
+        order = torch.empty(0, dtype=torch.int64, device="cpu")
+        n_left = len(self)
+        for g, blocks in enumerate(self._blocks(batch_size, seed)):
+            new = [torch.arange(b.start, b.stop, device="cpu") for b in blocks]
+            order = torch.cat([order, *new])
+            shuffle = permutation(len(order), (*seed, g))
+            n_left -= sum(map(len, new))
+            n_ready = len(order) - (len(order) % batch_size if n_left else 0)
+            yield _Group(blocks, order[shuffle[:n_ready]], shuffle)
+            order = order[shuffle[n_ready:]]
+
+    def _blocks(self, batch_size: int, seed: tuple[int, ...]) -> Iterator[list[slice]]:
+        """Yield blocks of rows that are shuffled among one another.
+
+        Runs are in random order. Each is cut into blocks, in the order of its rows.
+        """
+        together = SHUFFLE_BYTES // (4 * SHUFFLE_BLOCK * self.view.shape[1])
+        most = SHUFFLE_BLOCK * max(1, together, -(-batch_size // SHUFFLE_BLOCK))
+        starts = self.view.runs(SHUFFLE_BLOCK)
+        ends = np.append(starts[1:], len(self))
+        blocks: list[slice] = []
+        n_rows = 0
+        for run in permutation(len(starts), seed).tolist():
+            end = int(ends[run])
+            for start in range(int(starts[run]), end, SHUFFLE_BLOCK):
+                block = slice(start, min(start + SHUFFLE_BLOCK, end))
+                if n_rows + block.stop - block.start > most:
+                    yield blocks
+                    blocks, n_rows = [], 0
+                blocks.append(block)
+                n_rows += block.stop - block.start
+        yield blocks
+
+    def _groups(
+        self, batch_size: int, seed: tuple[int, ...] | None
+    ) -> Iterator[_Group]:
+        """Yield groups of whole batches to read at a time."""
+        if seed is not None and not sparse.issparse(self.view.X):
+            yield from self._groups_of_blocks(batch_size, seed)
+            return
+        n = len(self)
+        order = torch.arange(n, device="cpu")
+        if seed is not None:
+            order = permutation(n, seed)
+        n_batches = SHUFFLE_BYTES // (4 * self.view.shape[1] * batch_size)
+        step = max(1, n_batches) * batch_size
+        for start in range(0, n, step):
+            rows = order[start : start + step]
+            reads = slice(start, start + len(rows)) if seed is None else rows.numpy()
+            yield _Group([reads], rows, None)
+
+    def _iterate_ahead(self, batch_size: int, seed: tuple[int, ...] | None) -> Iterator:
+        """Yield batches on another device than the CPU, while the next are read."""
+        waiting: deque[_Group] = deque()
+        kept: Tensor | None = None
+
+        def selections() -> Iterator[Any]:
+            for group in self._groups(batch_size, seed):
+                waiting.append(group)
+                yield group.rows()
+
+        for raw in self.view.pieces(selections(), self.device):
+            group = waiting.popleft()
+            x = self._standardise(raw)
+            if self._arrange is not None:
+                x = self._arrange(x)
+            order = upload(group.order, self.device)
+            targets, weights = self.targets[order], self.weights[order]
+            if group.shuffle is not None:
+                x = x if kept is None else torch.cat([kept, x])
+                x = x.index_select(0, upload(group.shuffle, self.device))
+                x, kept = x[: len(order)], x[len(order) :]
+            for start in range(0, len(x), batch_size):
+                part = slice(start, start + batch_size)
+                yield x[part], (targets[part], weights[part])
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Rows that are read together.
+
+    Parameters
+    ----------
+    reads : list of slices or int arrays
+        What to read.
+    order : int tensor of shape (n,)
+        Numbers of the rows of the next batches, in their order.
+    shuffle : int tensor or None
+        Order of the rows that were kept and of those read: the first n are those of
+        the batches, the others are kept. None: the rows read, as they are.
+    """
+
+    reads: list[Any]
+    order: Tensor
+    shuffle: Tensor | None
+
+    def rows(self) -> Any:
+        """Return what to read, in one selection."""
+        if len(self.reads) == 1:
+            return self.reads[0]
+        return np.concatenate([np.arange(r.start, r.stop) for r in self.reads])
+
+
+def _select_rows(x: Tensor, shuffle: Tensor, part: slice, rows: Tensor) -> Tensor:
+    """Return a part of shuffled rows, see :meth:`StreamedRows._pieces`."""
+    return x.index_select(0, shuffle[part])
+
+
+def make_rows(
+    view: View,
+    targets: Tensor,
+    weights: np.ndarray,
+    affine: Affine,
+    device: torch.device,
+) -> Rows:
+    """Make :class:`Rows`, or :class:`StreamedRows` of what must not be copied."""
+    kind = StreamedRows if view.streamed else Rows
+    return kind(view, targets, weights, affine, device)
