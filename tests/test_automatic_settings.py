@@ -14,11 +14,12 @@ from sklearn_fpe.nn import Shape
 QUICK = {"expansion": 2, "warmup": 0, "max_iter": 4, "random_state": 0}
 
 
-def explicit(n_inputs, n_rows, units=32):
+def explicit(n_inputs, n_rows, units=32, constant=False):
     """Return what the documentation says; `units` are those of the narrowest layer."""
     decay = n_inputs / 60 * math.sqrt(n_inputs / n_rows) * min(1, units / 32)
     return {
-        "learning_rate_init": min(0.1, max(0.01, 6.4 / n_inputs)),
+        "learning_rate_init": min(0.1, max(0.01, 6.4 / n_inputs))
+        / (5 if constant else 1),
         "weight_decay": float(f"{min(3.0, decay):.2g}"),
     }
 
@@ -82,6 +83,14 @@ def test_the_warm_up_takes_the_decay_of_the_parents(hidden):
     assert found != FPEClassifier(**model, **other).fit(X, y).loss_curve_
 
 
+def test_a_constant_rate_is_a_fifth():
+    X, y = data(90, 40)
+    model = {"hidden_layer_sizes": (4,), "learning_rate": "constant", **QUICK}
+    found = FPEClassifier(**model).fit(X, y)
+    same = FPEClassifier(**model, **explicit(40, len(X), 8, constant=True)).fit(X, y)
+    np.testing.assert_array_equal(outputs(found, X), outputs(same, X))
+
+
 def test_only_rows_that_are_trained_on_count():
     X, y = data(120, 30)
     weights = np.r_[np.ones(90), np.zeros(30)]
@@ -98,7 +107,8 @@ def test_partial_fit_does_not_depend_on_the_size_of_a_piece():
     X, y = data(90, 30)
     kind = {"hidden_layer_sizes": (4,), "skip_connection": True, **QUICK}
     found, same = (
-        FPEClassifier(**kind, **values) for values in ({}, explicit(30, 10_000))
+        FPEClassifier(**kind, **values)
+        for values in ({}, explicit(30, 10_000, constant=True))
     )
     for part in (slice(0, 40), slice(40, 90)):
         for model in (found, same):
@@ -113,6 +123,7 @@ def test_partial_fit_does_not_depend_on_the_size_of_a_piece():
 def test_ranges_and_order(n_inputs, n_rows, more, skip):
     shape = Shape(n_inputs, (4,), 3, (2,), skip=skip)
     assert 0.01 <= default_rate(shape) <= 0.1
+    assert default_rate(shape, is_constant=True) < default_rate(shape)
     decay = default_decay(shape, n_rows)
     assert 0 < decay <= 3
     assert default_decay(shape, n_rows + more) <= decay

@@ -123,7 +123,7 @@ class FPEClassifier(ClassifierMixin, Averaged, BaseFPE):
 
     learning_rate_init : float or "auto", default="auto"
         Learning rate of AdamW at the start. ``"auto"``: 6.4 divided by the number of
-        columns of X, between 0.01 and 0.1.
+        columns of X, between 0.01 and 0.1; a fifth of that where it is constant.
 
     max_iter : int, default=50
         Epochs, warm-up and fine-tuning together.

@@ -172,7 +172,7 @@ def settings_of(
     targets,
     device: torch.device,
     n_warmup: int,
-    n_rows: int = ROWS_IN_PIECES,
+    n_rows: int | None = None,
 ) -> Settings:
     """Return how to train.
 
@@ -188,12 +188,17 @@ def settings_of(
         Where to train.
     n_warmup : int
         Epochs of the warm-up.
-    n_rows : int, default=ROWS_IN_PIECES
-        Rows to train on, those of all processes.
+    n_rows : int, default=None
+        Rows to train on, those of all processes. None: they come in pieces, and the
+        learning rate is constant.
     """
     batch_size, rate = estimator.batch_size, estimator.learning_rate_init
+    if rate == "auto":
+        is_constant = n_rows is None or estimator.learning_rate == "constant"
+        rate = default_rate(recipe.shape, is_constant)
     decay = warm_up_decay = estimator.weight_decay
     if decay == "auto":
+        n_rows = n_rows or ROWS_IN_PIECES
         # The warm-up must not depend on the expansion, because fits can share it.
         warm_up_decay = default_decay(recipe.shape.parent(), n_rows)
         decay = default_decay(recipe.shape, n_rows)
@@ -203,7 +208,7 @@ def settings_of(
         n_warmup=n_warmup,
         batch_size=None if batch_size == "auto" else int(batch_size),
         learning_rate=estimator.learning_rate,
-        learning_rate_init=default_rate(recipe.shape) if rate == "auto" else rate,
+        learning_rate_init=rate,
         weight_decay=decay,
         warm_up_decay=warm_up_decay,
         standardize=estimator.standardize,
@@ -214,13 +219,15 @@ def settings_of(
     )
 
 
-def default_rate(shape: Shape) -> float:
+def default_rate(shape: Shape, is_constant: bool = False) -> float:
     """Return the learning rate of ``"auto"``.
 
     It falls with the number of inputs, because a step of AdamW moves every weight by
-    about the learning rate, and so an output by the more the more inputs it has.
+    about the learning rate, and so an output by the more the more inputs it has. A
+    constant rate is smaller, because nothing else lets the training settle.
     """
-    return min(0.1, max(0.01, 6.4 / shape.n_inputs))
+    rate = min(0.1, max(0.01, 6.4 / shape.n_inputs))
+    return rate / 5 if is_constant else rate
 
 
 def default_decay(shape: Shape, n_rows: int) -> float:
