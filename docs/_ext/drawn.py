@@ -95,7 +95,7 @@ def frontier(report, lines=LINES):
             ticks = [found[task, h, "learned + skip"]["n_nonzero"] for h in widths]
             ax.set_xticks(ticks, [f"{n:,}".replace(",", " ") for n in ticks])
             ax.minorticks_off()
-            ax.set_ylabel(f"test accuracy, % {HIGHER}")
+            ax.set_ylabel(f"accuracy, % {HIGHER}")
             ax.set_title(title)
             legend(figure)
         else:
