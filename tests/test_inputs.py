@@ -576,8 +576,10 @@ MISSING = {
     "NaN in an array": lambda y: np.r_[np.nan, y[1:]],
     "objects": lambda y: np.array([None, *y[1:]], dtype=object),
     "NA": lambda y: np.array([pd.NA, *y[1:]], dtype=object),
-    "NaT": lambda y: np.r_[np.datetime64("NaT"), y[1:].astype("M8[D]")],
-    "NaT in a duration": lambda y: np.r_[np.timedelta64("NaT"), y[1:].astype("m8[D]")],
+    "NaT": lambda y: np.r_[np.datetime64("NaT", "D"), y[1:].astype("M8[D]")],
+    "NaT in a duration": lambda y: np.r_[
+        np.timedelta64("NaT", "D"), y[1:].astype("m8[D]")
+    ],
     "NaT among objects": lambda y: np.array([pd.NaT, *y[1:]], dtype=object),
     "nullable integers": lambda y: pd.Series([None, *y[1:]], dtype="Int64"),
     "nullable floats": lambda y: pd.Series([None, *y[1:]], dtype="Float64"),

@@ -121,6 +121,8 @@ def test_every_activation_is_exported(activation):
         assert_close(program.module()(rows(n_rows)), network(rows(n_rows)), **close)
 
 
+# torch 2.14 says that tracing will go.
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("recorded", [True, False])
 @pytest.mark.parametrize("n_traced", [1, 40])
