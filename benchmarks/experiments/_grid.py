@@ -93,6 +93,17 @@ def tuned(rows, *names):
     }
 
 
+def tuned_tree(rows, *names):
+    """Return what :func:`tuned` does as dicts in dicts, the last name innermost."""
+    found = {}
+    for key, of_key in tuned(rows, *names).items():
+        place = found
+        for part in key[:-1]:
+            place = place.setdefault(part, {})
+        place[key[-1]] = of_key
+    return found
+
+
 def _by_setting(rows):
     settings = {}
     for row in rows:

@@ -14,7 +14,7 @@ from benchmarks.experiments._grid import (
     run_tuned,
     show,
     spread,
-    tuned,
+    tuned_tree,
 )
 from benchmarks.experiments._tasks import make_task, real_tasks, schedule
 from benchmarks.experiments._training import fit_fpe, report
@@ -45,11 +45,7 @@ def measure(task, depth, expansion, lr, seed, quick, data=None):
 
 def _curves(result):
     """Return {task: {depth: {expansion: rows}}}."""
-    curves = {}
-    best = tuned(result["rows"], "task", "depth", "expansion")
-    for (task, depth, expansion), rows in best.items():
-        curves.setdefault(task, {}).setdefault(depth, {})[expansion] = rows
-    return curves
+    return tuned_tree(result["rows"], "task", "depth", "expansion")
 
 
 def plot(result):

@@ -22,7 +22,7 @@ from benchmarks.experiments._grid import (
     run_tuned,
     show,
     spread,
-    tuned,
+    tuned_tree,
 )
 from benchmarks.experiments._tasks import make_task
 from benchmarks.experiments._training import fit_fpe, report
@@ -82,18 +82,14 @@ def measure(sweep, value, method, lr, seed, data=None):
 
 
 def _curves(result):
-    """Return {(sweep, method): {value: rows of the tuned setting}}."""
-    found = {}
-    best = tuned(result["rows"], "sweep", "method", "value")
-    for (sweep, method, value), rows in best.items():
-        found.setdefault((sweep, method), {})[value] = rows
-    return found
+    """Return {sweep: {method: {value: rows of the tuned setting}}}."""
+    return tuned_tree(result["rows"], "sweep", "method", "value")
 
 
 def _at_most_rows(result):
     """Return {method: rows} where the most rows were trained on."""
-    curves = _curves(result)
-    return {m: curves["rows", m][max(curves["rows", m])] for m in METHODS}
+    curves = _curves(result)["rows"]
+    return {m: curves[m][max(curves[m])] for m in METHODS}
 
 
 def plot(result):
@@ -101,7 +97,7 @@ def plot(result):
     labels = {"epochs": "Epochs, 8000 rows", "rows": "Training rows, 50 epochs"}
     for ax, sweep in zip(axes, labels, strict=True):
         for i, method in enumerate(METHODS):
-            curve = _curves(result)[sweep, method]
+            curve = _curves(result)[sweep][method]
             ax.errorbar(
                 list(curve),
                 [mean(rows) for rows in curve.values()],
@@ -125,7 +121,7 @@ def plot(result):
 def tables(result):
     found = []
     for sweep in ("epochs", "rows"):
-        curves = {method: _curves(result)[sweep, method] for method in METHODS}
+        curves = _curves(result)[sweep]
         rows = [
             [str(value), *(show(curve[value]) for curve in curves.values())]
             for value in curves["dense"]
@@ -150,9 +146,9 @@ def claims(result):
 
 
 def _gap(result):
-    curves = _curves(result)
-    n_epochs = max(curves["epochs", "dense"])
-    most = {method: curves["epochs", method][n_epochs] for method in METHODS}
+    curves = _curves(result)["epochs"]
+    n_epochs = max(curves["dense"])
+    most = {method: curves[method][n_epochs] for method in METHODS}
     gap = mean(most["random"]) - mean(most["dense"])
     larger = max(spread(most["random"]), spread(most["dense"]))
     return Claim(

@@ -15,7 +15,7 @@ from benchmarks.experiments._grid import (
     run_tuned,
     show,
     spread,
-    tuned,
+    tuned_tree,
 )
 from benchmarks.experiments._tasks import FROM_FILES, make_task, real_tasks, schedule
 from benchmarks.experiments._training import fit_fpe, report
@@ -66,11 +66,7 @@ def measure(task, skip, expansion, quick, lr, weight_decay, seed, data=None):
 
 def _curves(result):
     """Return {task: {skip: {expansion: rows of the tuned setting}}}."""
-    found = {}
-    best = tuned(result["rows"], "task", "skip", "expansion")
-    for (task, skip, expansion), rows in best.items():
-        found.setdefault(task, {}).setdefault(skip, {})[expansion] = rows
-    return found
+    return tuned_tree(result["rows"], "task", "skip", "expansion")
 
 
 def plot(result):
