@@ -15,10 +15,10 @@ from sklearn import config_context, get_config
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_fpe._engine._context import readable_memory_errors, threads_for
-from sklearn_fpe._engine._device import is_accelerator, prediction_bytes
+from sklearn_fpe._engine._device import is_accelerator
+from sklearn_fpe._engine._prediction import predict
 from sklearn_fpe._engine._recipe import Learned
-from sklearn_fpe._engine._views import View, as_tensor, chunks
+from sklearn_fpe._engine._views import View
 from sklearn_fpe._estimators import _inputs, _parameters
 from sklearn_fpe._estimators._targets import Link, targets_from_state
 from sklearn_fpe._version import __version__
@@ -86,18 +86,21 @@ class Fitted(BaseEstimator):
         order = view.file_order()
         if order is not None:
             view = View(X, order)
-        dtype = _inputs.predict_dtype(X)
-        outputs = state._compute(learned, view, dtype, hidden, link)
-        if outputs is None:
-            outputs = state._compute(learned, view, torch.float64, hidden, link)
-            if outputs is None:
-                raise ValueError(
-                    "Input X contains a value too large for float64: the outputs of "
-                    "the network overflow."
-                )
-        if order is not None:
-            outputs = outputs[np.argsort(order)]
-        return learned, outputs
+        network = learned.predictor
+        check = partial(_inputs.check_values, state, view)
+        to_copy = None
+        if is_accelerator(network.device):
+            check = _in_this_configuration(check)
+            to_copy = link and partial(link.on_device, learned.targets)
+        # Again in float64 if float32 overflows.
+        for dtype in (_inputs.predict_dtype(X), torch.float64):
+            outputs = predict(network, view, dtype, check, hidden=hidden, link=to_copy)
+            if outputs is not None:
+                return learned, outputs if order is None else outputs[np.argsort(order)]
+        raise ValueError(
+            "Input X contains a value too large for float64: the outputs of the "
+            "network overflow."
+        )
 
     def _hidden(self, X) -> np.ndarray:
         _, activations = self._raw_predict(X, hidden=True)
@@ -109,71 +112,6 @@ class Fitted(BaseEstimator):
                 "activations of the hidden layer."
             )
         return narrow
-
-    def _compute(
-        self,
-        learned: Learned,
-        view: View,
-        dtype: torch.dtype,
-        hidden: bool,
-        link: Link | None,
-    ) -> np.ndarray | None:
-        """Compute in pieces; None if an output is not finite."""
-        network = learned.predictor
-        width, device = network.n_values, network.device
-        n_bytes = prediction_bytes(device)
-        pieces = list(chunks(len(view), width, n_bytes, dtype.itemsize))
-        n_flops = 2 * network.n_weights * min(len(view), n_bytes // (4 * width))
-        with (
-            torch.inference_mode(),
-            torch.autocast(device.type, enabled=False),
-            threads_for(n_flops, device),
-            readable_memory_errors(device, "Predict fewer rows at a time"),
-        ):
-            if is_accelerator(device):
-                function = network.transform if hidden else network
-                if link is not None:
-                    function = partial(_apply_link, network, link, learned.targets)
-                return self._compute_on_device(function, view, pieces, dtype, device)
-            n_columns = network.n_units if hidden else network.n_outputs
-            outputs = torch.empty(len(view), n_columns, dtype=dtype, device="cpu")
-            for rows in pieces:
-                part = view.read(rows)
-                if not isinstance(part, torch.Tensor):
-                    _inputs.check_values(self, view, part, rows.start)
-                x = as_tensor(part, dtype).to(device)
-                if hidden:
-                    outputs[rows] = network.transform(x)
-                else:
-                    network(x, out=outputs[rows])
-            return outputs.numpy() if _all_finite(outputs.numpy()) else None
-
-    def _compute_on_device(self, function, view: View, pieces, dtype, device):
-        """Compute on another device than the CPU; rows are read and copied ahead.
-
-        The host waits for the results of every piece and, at the end, for whether the
-        outputs were finite.
-        """
-        config = get_config()  # of this thread
-        starts = iter([rows.start for rows in pieces])
-
-        def check(part):
-            start = next(starts)
-            if not isinstance(part, torch.Tensor):
-                with config_context(**config):
-                    _inputs.check_values(self, view, part, start)
-
-        results, finite = None, []
-        parts = view.pieces(pieces, device, check)
-        for rows, part in zip(pieces, parts, strict=True):
-            outputs = function(part.to(dtype))
-            outputs, result = outputs if isinstance(outputs, tuple) else (outputs,) * 2
-            finite.append(outputs.isfinite().all())
-            if results is None:
-                shape = (len(view), *result.shape[1:])
-                results = torch.empty(shape, dtype=result.dtype, device="cpu")
-            results[rows] = result
-        return results.numpy() if bool(torch.stack(finite).all()) else None
 
     @property
     def learned_(self) -> Learned:
@@ -436,16 +374,15 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def _apply_link(network: MLP | Ensemble, link: Link, targets, x: torch.Tensor):
-    """Return raw outputs, and what a link makes of them."""
-    outputs = network(x)
-    return outputs, link.on_device(targets, outputs)
+def _in_this_configuration(function):
+    """Return a function that runs with scikit-learn's configuration of this thread."""
+    config = get_config()
 
+    def run(*args):
+        with config_context(**config):
+            function(*args)
 
-def _all_finite(array: np.ndarray) -> bool:
-    """Tell whether all numbers are finite; the sum is, if it does not overflow."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return math.isfinite(array.sum()) or bool(np.isfinite(array).all())
+    return run
 
 
 def _csr(values: np.ndarray, kept: np.ndarray) -> sparse.csr_array:
