@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer
 from sklearn_fpe._engine import _views
-from sklearn_fpe._estimators import _base, _validation
+from sklearn_fpe._estimators import _base, _held_out
 
 # Pruned at once, so that every epoch of the fine-tuning has the same network.
 QUICK = {
@@ -111,8 +111,8 @@ def test_holding_out_is_giving_the_rows(monkeypatch):
         split.update(train=np.sort(train), held=np.sort(held), **kwargs)
         return train, held
 
-    real = _validation.train_test_split
-    monkeypatch.setattr(_validation, "train_test_split", record)
+    real = _held_out.train_test_split
+    monkeypatch.setattr(_held_out, "train_test_split", record)
     model.fit(X, y)
     train, held = split["train"], split["held"]
     np.testing.assert_array_equal(np.sort(np.r_[train, held]), range(len(X)))

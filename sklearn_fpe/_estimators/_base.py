@@ -28,20 +28,21 @@ from sklearn_fpe._engine._shared import Shared
 from sklearn_fpe._engine._trainer import Trainer, run_alone
 from sklearn_fpe._engine._views import Sample, View
 from sklearn_fpe._engine._world import SINGLE, World, open_world
-from sklearn_fpe._estimators import _consistency, _inputs, _parameters, _together
+from sklearn_fpe._estimators import _inputs, _parameters, _together
 from sklearn_fpe._estimators._compat import fit_context
 from sklearn_fpe._estimators._fitted import COLUMNS, FITTED, Fitted
-from sklearn_fpe._estimators._job import Job
+from sklearn_fpe._estimators._held_out import hold_out
+from sklearn_fpe._estimators._job import Job, warn_constant
 from sklearn_fpe._estimators._progress import Progress
 from sklearn_fpe._estimators._resolution import (
     check_parameters,
     check_partial,
+    check_same,
     check_validation,
     device_for,
     recipe_of,
     settings_of,
 )
-from sklearn_fpe._estimators._validation import hold_out
 from sklearn_fpe.nn import Activation, PruneRule, SplitRule
 from sklearn_fpe.nn._activation import ACTIVATIONS
 from sklearn_fpe.nn._prune import PRUNES
@@ -250,7 +251,9 @@ class BaseFPE(CallbackSupportMixin, Fitted):
                 world=world,
             ).used()
         used = rows.used()
-        train, held = hold_out(draft, used, held, targets, recipe.seeds, world)
+        train = used
+        if self.early_stopping:
+            train, held = hold_out(draft, used, held, targets, recipe.seeds, world)
         if shared is not None:
             train = shared.sample(train)
             held = None if held is None else shared.sample(held)
@@ -270,7 +273,9 @@ class BaseFPE(CallbackSupportMixin, Fitted):
             settings,
             targets,
             self._parts(learned),
-            (used, train, held),
+            used,
+            train,
+            held,
             progress,
             shared,
             world,
@@ -323,7 +328,7 @@ class BaseFPE(CallbackSupportMixin, Fitted):
             result = Learned.join([trainer.partial_fit(rows) for trainer in trainers])
         trainer = trainers[0]
         if result.phase == "fine-tune" and (not learned or learned.phase == "warm-up"):
-            _consistency.warn_constant(draft, trainer)
+            warn_constant(draft, trainer)
         if self.verbose and world.rank == 0:
             loss = sum(trainer.loss for trainer in trainers) / len(trainers)
             print(f"{result.phase}, epoch {trainer.n_iter}: loss {loss:.6f}")
@@ -337,7 +342,7 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         """Return what every network has learned; None: nothing."""
         if learned is None:
             return [None] * self._n_networks
-        _consistency.check_same("n_estimators", len(learned.members), self._n_networks)
+        check_same("n_estimators", len(learned.members), self._n_networks)
         return list(learned.members)
 
     def _check_parameters(self) -> int:
@@ -363,7 +368,9 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         made = self._make_targets()
         if learned is None:
             return made
-        _consistency.check_same_targets(made, learned.targets)
+        check_same("task", type(learned.targets).__name__, type(made).__name__)
+        weights = (getattr(t, "class_weight", None) for t in (learned.targets, made))
+        check_same("class_weight", *weights)
         return learned.targets
 
     def _check_data(
@@ -398,7 +405,7 @@ class BaseFPE(CallbackSupportMixin, Fitted):
             (X, y), columns = shared.get(("checked", id(X), id(y)), check)
             vars(self).update(columns)
         weights = _inputs.check_weights(sample_weight, X, "sample_weight" + suffix)
-        if learn:
+        if learn and world.size > 1:
             _together.check_columns(self, world)
         y = targets.check(
             y, weights, learn=learn, classes=classes, name="y" + suffix, world=world

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import joblib
+import numpy as np
 import torch
 
 from sklearn_fpe._engine._cache import Warm, WarmUpCache, data_digest
@@ -15,9 +18,9 @@ from sklearn_fpe._engine._shared import Shared
 from sklearn_fpe._engine._trainer import Trainer, Training
 from sklearn_fpe._engine._views import Sample
 from sklearn_fpe._engine._world import World
-from sklearn_fpe._estimators import _consistency, _parameters
+from sklearn_fpe._estimators import _parameters
+from sklearn_fpe._estimators._held_out import stopping_hook
 from sklearn_fpe._estimators._progress import Progress
-from sklearn_fpe._estimators._validation import stopping_hook
 from sklearn_fpe._version import __version__
 
 if TYPE_CHECKING:
@@ -35,6 +38,7 @@ NOT_OF_WARM_UP = {
 """The parameters that the key of a cached warm-up leaves out."""
 
 
+@dataclass(frozen=True)
 class Job:
     """A fit whose parameters and data are checked: what is left is to train.
 
@@ -46,17 +50,13 @@ class Job:
         A copy of it that knows the columns of X.
     make_model : callable
         Maps what was learned to a fitted copy, to score it.
-    accept : callable
+    on_learned : callable
         Lets the estimator have learned something.
-    recipe : Recipe
-        What shapes the network.
-    settings : Settings
-        How to train.
-    targets : ClassTargets or RealTargets
-        The targets.
+    recipe, settings, targets
+        What shapes the network, how to train, and the targets.
     parts : list of Learned or None
         What each network continues from.
-    samples : tuple
+    used, train, held : Sample
         All rows, those to train on, and those to validate on or None.
     progress : Progress
         Tells callbacks of the training.
@@ -66,41 +66,38 @@ class Job:
         The processes that fit together.
     """
 
-    def __init__(
-        self,
-        estimator: BaseFPE,
-        draft: BaseFPE,
-        make_model: Callable[[Learned], Any],
-        accept: Callable[[Learned], None],
-        recipe: Recipe,
-        settings: Settings,
-        targets,
-        parts: list[Learned | None],
-        samples: tuple[Sample, Sample, Sample | None],
-        progress: Progress,
-        shared: Shared | None,
-        world: World,
-    ):
-        self.estimator, self._draft = estimator, draft
-        self._make_model, self._accept = make_model, accept
-        self.recipe, self.settings, self._targets = recipe, settings, targets
-        self._shared, self._progress = shared, progress
-        self._all, self._train, self._held = samples
-        self._parts = parts
-        self._world = world
+    estimator: BaseFPE
+    draft: BaseFPE
+    make_model: Callable[[Learned], Any]
+    on_learned: Callable[[Learned], None]
+    recipe: Recipe
+    settings: Settings
+    targets: Any
+    parts: list[Learned | None]
+    used: Sample
+    train: Sample
+    held: Sample | None
+    progress: Progress
+    shared: Shared | None
+    world: World
 
     def trainer(self, sample: Sample, member: int = 0) -> Trainer:
         """Return a trainer that knows location and scale of the rows of a sample.
 
         `member` is the number of the network in an ensemble.
         """
-        recipe, learned = self.recipe.of_member(member), self._parts[member]
+        learned = self.parts[member]
         trainer = Trainer(
-            recipe, self.settings, self._targets, learned, self._shared, self._world
+            self.recipe.of_member(member),
+            self.settings,
+            self.targets,
+            learned,
+            self.shared,
+            self.world,
         )
         if learned is None:
             trainer.learn_scale(sample)
-            _consistency.warn_constant(self._draft, trainer)
+            warn_constant(self.draft, trainer)
         return trainer
 
     def trainings(self, warm: Warm | None = None) -> list[Training]:
@@ -109,32 +106,33 @@ class Job:
         Each yields its epochs and returns what was learned. `warm` is the result of
         the warm-up, if it is known.
         """
-        return [self._training(k, warm) for k in range(len(self._parts))]
+        return [self._training(k, warm) for k in range(len(self.parts))]
 
     def _training(self, member: int, warm: Warm | None) -> Training:
-        estimator, draft = self.estimator, self._draft
-        hooks: list[Hook] = [self._progress.of_member()]
-        if estimator.verbose and self._world.rank == 0:
-            several = len(self._parts) > 1
+        estimator = self.estimator
+        hooks: list[Hook] = [self.progress.of_member()]
+        if estimator.verbose and self.world.rank == 0:
+            several = len(self.parts) > 1
             hooks.insert(0, Verbose(f"network {member + 1}, " if several else ""))
         cache: Any = None
         if warm is not None:
             cache = lambda known: lambda compute: warm  # noqa: E731
         elif estimator.memory is not None:
-            cache = warm_up_cache(
-                draft, self.recipe.of_member(member), self.settings, member
+            cache = self._warm_up_cache(member)
+        trainer = self.trainer(self.train, member)
+        if self.held is not None:
+            device = self.settings.device
+            stopping = stopping_hook(
+                self.draft, self.targets, self.held, device, self.make_model
             )
-        trainer = self.trainer(self._train, member)
-        stopping = stopping_hook(
-            draft, self._targets, self._held, self.settings.device, self._make_model
-        )
+            hooks.insert(0, stopping)
         result = yield from trainer.training(
-            self._train, self._held, hooks=[*stopping, *hooks], cache=cache
+            self.train, self.held, hooks=hooks, cache=cache
         )
-        if estimator.refit and stopping:
+        if estimator.refit and self.held is not None:
             best = result.history.best_iter
-            again = self.trainer(self._all, member)
-            refitted = yield from again.training(self._all, n_epochs=best)
+            again = self.trainer(self.used, member)
+            refitted = yield from again.training(self.used, n_epochs=best)
             result = refitted.with_validation(result)
         return result
 
@@ -145,31 +143,30 @@ class Job:
         callbacks = estimator.skorch_callbacks or getattr(
             estimator, "_skl_callbacks", None
         )
-        trained = self._parts[0] or not n_epochs or len(self._parts) > 1
+        trained = self.parts[0] or not n_epochs or len(self.parts) > 1
         if callbacks or estimator.memory is not None or trained:
             return None
-        seeds, shape = self.recipe.seeds, self.recipe.shape
+        of_warm_up = self._warm_up()
+        of_warm_up["parameters"]["random_state"] = None
+        seeds, n_rows = self.recipe.seeds, len(self.train)
         return joblib.hash(
             (
-                id(self._train),
+                id(self.train),
                 n_epochs,
                 (seeds.init, seeds.shuffle),
-                (shape.widths, shape.skip),
-                (self.settings.loss.name, str(self.settings.device)),
-                self.settings.rows_per_step(len(self._train)),
-                speeds_of_warm_up(self.settings),
-                of_warm_up(estimator) | {"random_state": None},
+                self.settings.rows_per_step(n_rows),
+                of_warm_up,
             )
         )
 
     def warming(self) -> Training:
         """Train the warm-up alone, yielding epochs; return its result."""
-        trainer = self.trainer(self._train)
-        return (yield from trainer.warming(self._train, self.settings.n_warmup))
+        trainer = self.trainer(self.train)
+        return (yield from trainer.warming(self.train, self.settings.n_warmup))
 
     def accept(self, learned: Learned) -> BaseFPE:
         """Let the estimator have learned this; return it."""
-        self._accept(learned)
+        self.on_learned(learned)
         return self.estimator
 
     def end(self, results: Sequence[Any]) -> BaseFPE:
@@ -181,56 +178,67 @@ class Job:
             if isinstance(result, Exception):
                 raise result
         learned = Learned.join(results)
-        self._progress.end(learned)
+        self.progress.end(learned)
         # No process learns what another one did not.
-        self._world.gather(None, "ends")
+        self.world.gather(None, "ends")
         return self.accept(learned)
 
-
-def of_warm_up(estimator) -> dict:
-    """Return the parameters on which a warm-up depends, as plain values."""
-    return {
-        name: _parameters.plain(value)
-        for name, value in estimator.get_params(deep=False).items()
-        if name not in NOT_OF_WARM_UP
-    }
-
-
-def speeds_of_warm_up(settings: Settings) -> dict[str, float]:
-    """Return the learning rate and the weight decay of a warm-up."""
-    return {
-        "learning_rate_init": float(settings.learning_rate_init),
-        "weight_decay": float(settings.decay_in("warm-up")),
-    }
-
-
-def warm_up_cache(estimator, recipe: Recipe, settings: Settings, member: int = 0):
-    """Return a function from what a trainer knows of a warm-up to its cache."""
-    parameters = of_warm_up(estimator)
-    if member:
-        parameters["member"] = member
-
-    def cache(known):
-        sample = known.pop("sample")
-        X = sample.view.X
-        if isinstance(X, torch.Tensor):
-            X = (
-                X.detach().cpu().contiguous().view(torch.uint8).numpy(),
-                str(X.dtype),
-            )
-        key = {
-            **known,
-            "data": data_digest(
-                X, sample.view.index, sample.y, sample.weights, sample.entry_weights
-            ),
+    def _warm_up(self) -> dict[str, Any]:
+        """Return what a warm-up depends on beside its rows and seeds."""
+        settings = self.settings
+        return {
             "loss": settings.loss.name,
-            **speeds_of_warm_up(settings),
-            "widths": recipe.shape.widths,
+            "learning_rate_init": float(settings.learning_rate_init),
+            "weight_decay": float(settings.decay_in("warm-up")),
+            "widths": self.recipe.shape.widths,
             "device": str(settings.device),
-            "n_threads": torch.get_num_threads(),
-            "versions": (__version__, torch.__version__),
-            "parameters": parameters,
+            "parameters": {
+                name: _parameters.plain(value)
+                for name, value in self.estimator.get_params(deep=False).items()
+                if name not in NOT_OF_WARM_UP
+            },
         }
-        return WarmUpCache(_parameters.as_memory(estimator.memory), key)
 
-    return cache
+    def _warm_up_cache(self, member: int) -> Callable[[dict], WarmUpCache]:
+        """Return a function from what a trainer knows of a warm-up to its cache."""
+        of_warm_up = self._warm_up()
+        if member:
+            of_warm_up["parameters"]["member"] = member
+        memory = _parameters.as_memory(self.estimator.memory)
+
+        def cache(known: dict) -> WarmUpCache:
+            sample = known.pop("sample")
+            X = sample.view.X
+            if isinstance(X, torch.Tensor):
+                values = X.detach().cpu().contiguous().view(torch.uint8).numpy()
+                X = values, str(X.dtype)
+            data = (X, sample.view.index, sample.y, sample.weights)
+            key = {
+                **known,
+                **of_warm_up,
+                "data": data_digest(*data, sample.entry_weights),
+                "n_threads": torch.get_num_threads(),
+                "versions": (__version__, torch.__version__),
+            }
+            return WarmUpCache(memory, key)
+
+        return cache
+
+
+def warn_constant(estimator: BaseFPE, trainer: Trainer) -> None:
+    """Warn of columns that differ by rounding only, because they count as constant."""
+    found = {"X": trainer.moments, "y": getattr(trainer.targets, "moments", None)}
+    for name, moments in found.items():
+        if moments is None:
+            continue
+        columns = np.flatnonzero(moments.constant() & ~moments.exactly_constant())
+        if len(columns):
+            names = vars(estimator).get("feature_names_in_") if name == "X" else None
+            shown = columns.tolist() if names is None else names[columns].tolist()
+            warnings.warn(
+                f"The values of {name} in column {', '.join(map(str, shown[:5]))} "
+                f"differ in the last digits of float64 only, so they count as "
+                f"constant: subtract their mean before you store them.",
+                UserWarning,
+                stacklevel=_parameters.stack_level(),
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
@@ -11,7 +12,7 @@ from sklearn_fpe._engine._loss import LOSSES
 from sklearn_fpe._engine._recipe import Learned, Recipe, Seeds, Settings
 from sklearn_fpe._engine._views import Sample
 from sklearn_fpe._engine._world import SINGLE, World
-from sklearn_fpe._estimators import _consistency, _parameters, _together
+from sklearn_fpe._estimators import _parameters, _together
 from sklearn_fpe.nn import Shape, check_expansion
 from sklearn_fpe.nn._activation import get_activation
 from sklearn_fpe.nn._expand import warn_expansion
@@ -151,11 +152,46 @@ def recipe_of(
     )
     if learned is not None:
         standardized = learned.moments is not None
-        _consistency.check_unchanged(estimator, recipe, learned.recipe, standardized)
+        _check_unchanged(estimator, recipe, learned.recipe, standardized)
         return learned.recipe
     level = 1 + _parameters.stack_level()
     warn_expansion(shape, expansion, budget, prune.at_once, stacklevel=level)
     return recipe
+
+
+def _check_unchanged(
+    estimator, recipe: Recipe, learned: Recipe, standardized: bool
+) -> None:
+    """Check that the parameters still describe the network that was learned."""
+    before, now = learned.shape, recipe.shape
+    pairs = {
+        "hidden_layer_sizes": (before.hidden, now.hidden),
+        "expansion": (before.expansion, now.expansion),
+        "split": (learned.split, recipe.split),
+        "feature_groups": (_plain(learned.groups), _plain(recipe.groups)),
+        "prune": (learned.prune, recipe.prune),
+        "skip_connection": (before.skip, now.skip),
+        "budget": (learned.budget, recipe.budget),
+        "activation": (learned.activation, recipe.activation),
+        "standardize": (standardized, bool(estimator.standardize)),
+    }
+    for name, (old, new) in pairs.items():
+        check_same(name, old, new)
+
+
+def check_same(name: str, old, new) -> None:
+    """Check that a parameter is what the network was made with."""
+    if old != new:
+        old, new = (getattr(value, "name", value) for value in (old, new))
+        raise ValueError(
+            f"{name} must stay {old!r} to continue with the network that was made "
+            f"with it, by warm_start or partial_fit, got {new!r}. Fit a clone to "
+            f"start anew."
+        )
+
+
+def _plain(groups):
+    return None if groups is None else np.asarray(groups, dtype=object).tolist()
 
 
 def _seeds_of(estimator) -> Seeds:

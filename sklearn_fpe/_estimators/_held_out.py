@@ -7,15 +7,13 @@ from sklearn.metrics import check_scoring
 from sklearn.model_selection import train_test_split
 
 from sklearn_fpe._engine._device import is_accelerator
-from sklearn_fpe._engine._hooks import EarlyStopping, Hook
+from sklearn_fpe._engine._hooks import EarlyStopping
 from sklearn_fpe._engine._views import Sample
 from sklearn_fpe._estimators import _parameters, _together
 
 
 def hold_out(estimator, train: Sample, held: Sample | None, targets, seeds, world):
-    """Return the rows to train on and those to validate on, or None."""
-    if not estimator.early_stopping:
-        return train, None
+    """Return the rows to train on and those to validate on."""
     if held is None and world.size > 1:
         parts = _together.split_off(
             len(train),
@@ -48,12 +46,8 @@ def hold_out(estimator, train: Sample, held: Sample | None, targets, seeds, worl
     return train, held
 
 
-def stopping_hook(
-    estimator, targets, held: Sample | None, device, make_model
-) -> list[Hook]:
-    """Return the hook that stops early, if rows are held out."""
-    if held is None:
-        return []
+def stopping_hook(estimator, targets, held: Sample, device, make_model):
+    """Return the hook that stops early, by the score or loss of the held-out rows."""
     there = is_accelerator(device)
     # Of the outputs on another device only what is needed is copied.
     reduce = _nothing_of if there else None
@@ -71,7 +65,7 @@ def stopping_hook(
 
     else:
         score = _scorer(estimator, held, make_model)
-    return [EarlyStopping(score, estimator.n_iter_no_change, estimator.tol, reduce)]
+    return EarlyStopping(score, estimator.n_iter_no_change, estimator.tol, reduce)
 
 
 def _nothing_of(outputs):
