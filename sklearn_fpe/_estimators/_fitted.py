@@ -1,26 +1,20 @@
-"""What a fitted estimator knows: predictions, attributes, pickles."""
+"""What a fitted estimator knows: attributes, and the state that is pickled."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from functools import partial
 from itertools import zip_longest
 from typing import Any
 
 import numpy as np
-import torch
 from scipy import sparse
-from sklearn import config_context, get_config
-from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_fpe._engine._device import is_accelerator
-from sklearn_fpe._engine._prediction import predict
 from sklearn_fpe._engine._recipe import Learned
-from sklearn_fpe._engine._views import View
 from sklearn_fpe._estimators import _inputs, _parameters
-from sklearn_fpe._estimators._targets import Link, targets_from_state
+from sklearn_fpe._estimators._predicting import Predicting
+from sklearn_fpe._estimators._targets import targets_from_state
 from sklearn_fpe._version import __version__
 from sklearn_fpe.nn import MLP, Ensemble
 
@@ -31,87 +25,8 @@ FITTED = ("_learned", "_trainer", *COLUMNS)
 """The names under which an estimator holds what it has learned."""
 
 
-class Fitted(BaseEstimator):
-    """Predictions, attributes and pickles of what an estimator has learned.
-
-    All that is learned is one object, ``_learned``. It is set at once, so that a thread
-    that predicts meanwhile sees either the earlier model or the new one.
-    """
-
-    _learned: Learned
-    n_features_in_: int
-    feature_names_in_: np.ndarray
-
-    def _is_fitted(self) -> bool:
-        return "_learned" in vars(self)
-
-    def __sklearn_is_fitted__(self):
-        return self._is_fitted()
-
-    def _raw_predict(self, X, hidden: bool = False):
-        """Run the network over X in pieces.
-
-        Returns
-        -------
-        targets : ClassTargets or RealTargets
-            The targets of the network that was run.
-        outputs : ndarray of shape (n_samples, n_outputs) or (n_samples, n_units)
-            Raw outputs, or activations of the last hidden layer: float64 if X is of
-            higher precision than float32 or float32 overflows, else float32.
-        """
-        learned, outputs = self._run_network(X, hidden)
-        return learned.targets, outputs
-
-    def _linked_predict(self, X, link: Link):
-        """Return the predictions that a link makes of raw outputs."""
-        learned, outputs = self._run_network(X, False, link)
-        targets = learned.targets
-        if not is_accelerator(learned.network.device):
-            return link.on_host(targets, outputs)
-        return outputs if link.finish is None else link.finish(targets, outputs)
-
-    def _run_network(self, X, hidden: bool, link: Link | None = None):
-        """Run the network over X; return what was learned, and an array.
-
-        The array holds raw outputs or activations, or, on another device than the CPU,
-        what a link makes of raw outputs.
-        """
-        # A copy, because another thread may replace what was learned meanwhile.
-        state = object.__new__(type(self))
-        state.__dict__ = dict(vars(self))
-        if not state._is_fitted():
-            check_is_fitted(self)  # slow: called only where it raises
-        X = _inputs.check_X(state, X, reset=False, values=False)
-        learned, view = state._learned, View(X)
-        order = view.file_order()
-        if order is not None:
-            view = View(X, order)
-        network = learned.predictor
-        check = partial(_inputs.check_values, state, view)
-        to_copy = None
-        if is_accelerator(network.device):
-            check = _in_this_configuration(check)
-            to_copy = link and partial(link.on_device, learned.targets)
-        # Again in float64 if float32 overflows.
-        for dtype in (_inputs.predict_dtype(X), torch.float64):
-            outputs = predict(network, view, dtype, check, hidden=hidden, link=to_copy)
-            if outputs is not None:
-                return learned, outputs if order is None else outputs[np.argsort(order)]
-        raise ValueError(
-            "Input X contains a value too large for float64: the outputs of the "
-            "network overflow."
-        )
-
-    def _hidden(self, X) -> np.ndarray:
-        _, activations = self._raw_predict(X, hidden=True)
-        with np.errstate(over="ignore"):
-            narrow = activations.astype(np.float32, copy=False)
-        if narrow is not activations and not np.isfinite(narrow).all():
-            raise ValueError(
-                "Input X contains a value too large: float32 cannot hold the "
-                "activations of the hidden layer."
-            )
-        return narrow
+class Fitted(Predicting):
+    """Attributes and pickles of what an estimator has learned."""
 
     @property
     def learned_(self) -> Learned:
@@ -372,17 +287,6 @@ def make_fitted(estimator, learned: Learned, version: str):
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
-
-
-def _in_this_configuration(function):
-    """Return a function that runs with scikit-learn's configuration of this thread."""
-    config = get_config()
-
-    def run(*args):
-        with config_context(**config):
-            function(*args)
-
-    return run
 
 
 def _csr(values: np.ndarray, kept: np.ndarray) -> sparse.csr_array:
