@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 
 from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer
 from sklearn_fpe._engine._trainer import Trainer
-from sklearn_fpe._estimators._job import NOT_OF_WARM_UP
+from sklearn_fpe._estimators._constraints import NOT_OF_WARM_UP
 
 ESTIMATORS = [FPEClassifier, FPERegressor, FPETransformer]
 N_WARMUP, N_EPOCHS = 3, 5

@@ -17,7 +17,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer
 from sklearn_fpe._engine._loss import LOSSES
 from sklearn_fpe._engine._net import Net
-from sklearn_fpe._estimators._job import NOT_OF_WARM_UP
+from sklearn_fpe._estimators._constraints import NOT_OF_WARM_UP
 from sklearn_fpe.nn import MLP, Plan, PruneRule, SplitRule, expand, is_shared, partition
 from sklearn_fpe.nn._activation import ACTIVATIONS
 from sklearn_fpe.nn._magnitude import prune_magnitude

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from contextlib import contextmanager
-from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from sklearn.callback import CallbackSupportMixin, with_callbacks
-from sklearn.utils._param_validation import (
-    HasMethods,
-    Interval,
-    Options,
-    StrOptions,
-)
 
 from sklearn_fpe._engine._context import (
     readable_memory_errors,
@@ -30,6 +22,7 @@ from sklearn_fpe._engine._views import Sample, View
 from sklearn_fpe._engine._world import SINGLE, World, open_world
 from sklearn_fpe._estimators import _inputs, _parameters, _together
 from sklearn_fpe._estimators._compat import fit_context
+from sklearn_fpe._estimators._constraints import CONSTRAINTS
 from sklearn_fpe._estimators._fitted import COLUMNS, FITTED, Fitted
 from sklearn_fpe._estimators._held_out import hold_out
 from sklearn_fpe._estimators._job import Job, warn_constant
@@ -43,10 +36,6 @@ from sklearn_fpe._estimators._resolution import (
     recipe_of,
     settings_of,
 )
-from sklearn_fpe.nn import Activation, PruneRule, SplitRule
-from sklearn_fpe.nn._activation import ACTIVATIONS
-from sklearn_fpe.nn._prune import PRUNES
-from sklearn_fpe.nn._split import SPLITS
 
 if TYPE_CHECKING:
     from sklearn_fpe._estimators._targets import ClassTargets, RealTargets
@@ -67,54 +56,7 @@ class BaseFPE(CallbackSupportMixin, Fitted):
     outputs into predictions.
     """
 
-    _parameter_constraints: dict = {  # noqa: RUF012
-        "hidden_layer_sizes": [
-            "array-like",
-            Interval(Integral, 1, None, closed="left"),
-        ],
-        "expansion": ["array-like", Interval(Integral, 1, None, closed="left")],
-        "split": [StrOptions({"auto", *SPLITS}), SplitRule, callable],
-        "feature_groups": ["array-like", None],
-        "prune": [StrOptions({"auto", *PRUNES}), PruneRule],
-        "warmup": [
-            Interval(Integral, 0, None, closed="left"),
-            Interval(Real, 0, 1, closed="both"),
-        ],
-        "budget": [Interval(Integral, 1, None, closed="left"), None],
-        "activation": [StrOptions(set(ACTIVATIONS)), Activation],
-        "batch_size": [
-            StrOptions({"auto"}),
-            Interval(Integral, 1, None, closed="left"),
-        ],
-        "learning_rate": [StrOptions({"constant", "cosine"})],
-        "learning_rate_init": [
-            StrOptions({"auto"}),
-            Interval(Real, 0, None, closed="neither"),
-        ],
-        "max_iter": [Interval(Integral, 1, None, closed="left")],
-        "standardize": ["boolean"],
-        "weight_decay": [
-            StrOptions({"auto"}),
-            Interval(Real, 0, None, closed="left"),
-        ],
-        "early_stopping": ["boolean"],
-        "scoring": [str, callable, None],
-        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
-        "n_iter_no_change": [
-            Interval(Integral, 1, None, closed="left"),
-            Options(Real, {np.inf}),
-        ],
-        "tol": [Interval(Real, 0, None, closed="left")],
-        "refit": ["boolean"],
-        "warm_start": ["boolean"],
-        "device": [str, torch.device],
-        "precision": [StrOptions({"float32", "tf32", "bfloat16"})],
-        "skorch_callbacks": [list, None],
-        "memory": [str, HasMethods("cache"), HasMethods("__fspath__"), None],
-        "random_state": ["random_state"],
-        "distributed": ["boolean"],
-        "verbose": ["boolean", Interval(Integral, 0, None, closed="left")],
-    }
+    _parameter_constraints = CONSTRAINTS
 
     # The HTML representation documents parameters only beside a link; the paper is what
     # has an address.
@@ -436,23 +378,10 @@ class BaseFPE(CallbackSupportMixin, Fitted):
 
 
 def prepare_fit(estimator: BaseFPE, X, y, shared: Shared, **keywords) -> Job:
-    """Do what ``fit`` does up to the training.
+    """Do what ``fit`` does up to the training; return the training that is left.
 
-    Parameters
-    ----------
-    estimator : BaseFPE
-        The estimator to fit.
-    X, y : array-like
-        Training input and targets.
-    shared : Shared
-        What the fit has in common with others on the same rows.
-    **keywords
-        Further arguments of ``fit``.
-
-    Returns
-    -------
-    job : Job
-        The training, and what follows it.
+    `shared` is what the fit has in common with others on the same rows, `keywords` are
+    further arguments of ``fit``.
     """
     names = ("sample_weight", "X_val", "y_val", "sample_weight_val")
     unknown = set(keywords) - set(names)

@@ -19,23 +19,13 @@ from sklearn_fpe._engine._trainer import Trainer, Training
 from sklearn_fpe._engine._views import Sample
 from sklearn_fpe._engine._world import World
 from sklearn_fpe._estimators import _parameters
+from sklearn_fpe._estimators._constraints import NOT_OF_WARM_UP
 from sklearn_fpe._estimators._held_out import stopping_hook
 from sklearn_fpe._estimators._progress import Progress
 from sklearn_fpe._version import __version__
 
 if TYPE_CHECKING:
     from sklearn_fpe._estimators._base import BaseFPE
-
-NOT_OF_WARM_UP = {
-    *("expansion", "split", "feature_groups", "prune", "budget"),
-    *("early_stopping", "validation_fraction", "n_iter_no_change", "tol", "scoring"),
-    *("refit", "warm_start", "verbose", "memory", "skorch_callbacks", "distributed"),
-    "n_estimators",
-    # These act on the warm-up through the data, or stand in the key as resolved.
-    *("class_weight", "task", "hidden_layer_sizes", "warmup", "batch_size", "device"),
-    *("learning_rate_init", "weight_decay"),
-}
-"""The parameters that the key of a cached warm-up leaves out."""
 
 
 @dataclass(frozen=True)
