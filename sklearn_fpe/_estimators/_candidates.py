@@ -177,11 +177,10 @@ class Fit:
 
     def accept_so_far(self, results: list) -> None:
         """Let the estimator have learned what its networks have learned so far."""
-        errors = [result for result in results if isinstance(result, Exception)]
-        if errors:
-            self.error = errors[0]
-        else:
-            self.accept(Learned.join(results))
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        self.accept(Learned.join(results))
 
     def accept(self, learned: Learned) -> None:
         """Let the estimator have learned this."""
@@ -229,7 +228,13 @@ class FitsInLockstep:
         ]
 
     def learned(self, fit: Fit) -> list:
-        """Return what the networks of a fit have learned so far, or exceptions."""
+        """Return what the networks of a fit have learned so far, or exceptions.
+
+        Raises
+        ------
+        FloatingPointError
+            If the weights of a network became infinite.
+        """
         numbers = self._numbers[self.fits.index(fit)]
         waiting, results = self._lockstep.waiting, self._lockstep.results
         return [
@@ -262,7 +267,7 @@ class Group:
     def prepare(self) -> None:
         """Check everything, and train each warm-up that several fits share."""
         for fit in self.fits:
-            with _Attempt(self.plan, fit):
+            with Attempt(self.plan, fit):
                 self.folds[fit.split].prepare(fit)
         jobs: dict[str, list[Job]] = {}
         for fit in self._together():
@@ -308,7 +313,7 @@ class Group:
 
     def accept_results(self, fit: Fit, results: list) -> None:
         """Let an estimator have learned the results, or note why not."""
-        with _Attempt(self.plan, fit):
+        with Attempt(self.plan, fit):
             fit.end(results)
 
     def end(self, start: float) -> None:
@@ -318,7 +323,7 @@ class Group:
             fit.seconds = seconds
             if fit.job is None and fit.error is None:
                 begin = time.time()
-                with _Attempt(self.plan, fit):
+                with Attempt(self.plan, fit):
                     self.folds[fit.split].fit_alone(fit)
                 fit.seconds += time.time() - begin
             self.score(fit)
@@ -346,7 +351,7 @@ class Group:
         fit.estimator = fit.job = fit.steps = fit.error = None
 
 
-class _Attempt:
+class Attempt:
     """Context that notes why a fit failed, or raises where failures are errors."""
 
     def __init__(self, plan: Plan, fit: Fit):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
 
 import numpy as np
 
-from sklearn_fpe._estimators._candidates import Group, Plan, make_fits
+from sklearn_fpe._estimators._candidates import Attempt, Group, Plan, make_fits
 
 
 def run_halving(
-    plan: Plan, searching, factor: int, metric: str | None
+    plan: Plan, searching, factor: int, metric: Any
 ) -> tuple[list[dict], list[int]]:
     """Train all candidates together, and drop the worst at set epochs.
 
@@ -23,8 +24,8 @@ def run_halving(
         The task of the search.
     factor : int
         One in so many candidates goes on in every round.
-    metric : str or None
-        Name of the score that decides; None: there is only one.
+    metric : object
+        If there are several scores, the name of the one that decides.
 
     Returns
     -------
@@ -50,7 +51,8 @@ def run_halving(
             lockstep.advance(now)
             for fit in lockstep.fits:
                 if fit.candidate in alive:
-                    fit.accept_so_far(lockstep.learned(fit))
+                    with Attempt(plan, fit):
+                        fit.accept_so_far(lockstep.learned(fit))
         for fit in group.fits:
             if fit.candidate in alive:
                 fit.seconds = (time.time() - start) / len(group.fits)
@@ -105,13 +107,25 @@ def _common_epochs(group: Group) -> int:
     return found[0] if found else 1
 
 
-def _best(group: Group, alive: set[int], metric: str | None, n: int) -> set[int]:
+def check_metric(metric: Any) -> None:
+    """Raise if the parameter `refit` does not name one of several scores."""
+    if not isinstance(metric, str):
+        raise ValueError(
+            f"halving=True with several scores needs refit to be the name of the one "
+            f"that decides, got {metric!r}."
+        )
+
+
+def _best(group: Group, alive: set[int], metric: Any, n: int) -> set[int]:
     """Return the `n` candidates of the highest mean score; NaN counts as lowest."""
     scores: dict[int, list[float]] = {candidate: [] for candidate in sorted(alive)}
     for fit in group.fits:
         if fit.candidate in alive:
             score = fit.result["test_scores"]
-            scores[fit.candidate].append(score if metric is None else score[metric])
+            if isinstance(score, dict):
+                check_metric(metric)
+                score = score[metric]
+            scores[fit.candidate].append(score)
     means = {c: np.mean(s) for c, s in scores.items()}
     lowest = {c: -math.inf if math.isnan(m) else m for c, m in means.items()}
     return set(sorted(lowest, key=lambda c: -lowest[c])[:n])

@@ -23,7 +23,7 @@ from sklearn_fpe._estimators._compat import (
     insert_error_scores,
     report_failures,
 )
-from sklearn_fpe._estimators._halving import run_halving
+from sklearn_fpe._estimators._halving import check_metric, run_halving
 from sklearn_fpe._estimators._steps import final_step
 
 
@@ -64,8 +64,7 @@ class FPESearchCV(BaseSearchCV):
         How rows are split, as for :class:`~sklearn.model_selection.GridSearchCV`.
 
     verbose : int, default=0
-        1: print the number of candidates and fits; 2: also the groups in which they
-        train.
+        Above 0: print the number of candidates and fits.
 
     error_score : "raise" or float, default=np.nan
         Score of a candidate whose fit fails.
@@ -281,8 +280,9 @@ class FPESearchCV(BaseSearchCV):
         ).call_on_fit_task_begin(estimator=self)
         more = None
         if self.halving:
-            metric = self._halving_metric(plan)
-            out, n_epochs = run_halving(plan, searching, self.factor, metric)
+            if isinstance(plan.scorers, MultimetricScorer):
+                check_metric(self.refit)  # before anything is trained
+            out, n_epochs = run_halving(plan, searching, self.factor, self.refit)
             more = {"n_epochs": n_epochs}
         else:
             out = run_groups(plan, searching, self.n_jobs)
@@ -292,17 +292,6 @@ class FPESearchCV(BaseSearchCV):
             insert_error_scores(out, self.error_score)
         self.multimetric_ = isinstance(out[0]["test_scores"], dict)
         return self._format_results(plan.candidates, len(plan.splits), out, more)
-
-    def _halving_metric(self, plan):
-        """Return the name of the score that decides who goes on; None: the only one."""
-        if not isinstance(plan.scorers, MultimetricScorer):
-            return None
-        if not isinstance(self.refit, str):
-            raise ValueError(
-                f"halving=True with several scores needs refit to be the name of the "
-                f"one that decides, got {self.refit!r}."
-            )
-        return self.refit
 
     def _choose(self, results, refit_metric):
         """Find the best candidate."""
