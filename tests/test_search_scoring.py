@@ -118,6 +118,15 @@ def test_halving_raises_the_error_of_a_fit_if_asked():
         search.fit(X, Y)
 
 
+def test_candidates_that_never_trained_are_dropped_in_the_first_round():
+    grid = {"learning_rate_init": [-1.0, 1e-2]}
+    model = FPEClassifier(**QUICK)
+    search = FPESearchCV(model, grid, cv=2, halving=True, factor=2, error_score=-1.0)
+    with pytest.warns(FitFailedWarning, match="2 fits failed"):
+        search.fit(X, Y)
+    assert search.cv_results_["n_epochs"].tolist() == [2, 4]
+
+
 def test_arguments_are_routed_as_in_a_grid_search():
     weights = np.random.default_rng(0).uniform(0.1, 3, len(Y))
     with config_context(enable_metadata_routing=True):
