@@ -12,8 +12,8 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -34,21 +34,6 @@ ONE_AT_A_TIME = threading.Lock()
 """Held while a step is recorded, because a process can record only one at a time."""
 
 
-class Capture(Protocol):
-    """How a kind of device records operations, and runs them again."""
-
-    def __init__(self, device: torch.device) -> None: ...
-
-    def warm_up(self) -> AbstractContextManager:
-        """Return a context to compute in what will be recorded."""
-
-    def record(self, function: Callable[[], Any]) -> None:
-        """Record the operations of a function, without doing them."""
-
-    def replay(self) -> None:
-        """Do the operations."""
-
-
 class CudaCapture:
     """A CUDA graph, recorded on a stream of its own.
 
@@ -62,7 +47,7 @@ class CudaCapture:
 
     @contextmanager
     def warm_up(self) -> Iterator[None]:
-        """Return a context to compute in what will be recorded."""
+        """Return a context in which to run steps before they are recorded."""
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
@@ -84,7 +69,7 @@ class CudaCapture:
         self.graph.replay()
 
 
-CAPTURES: dict[str, type[Capture]] = {"cuda": CudaCapture}
+CAPTURES: dict[str, type[CudaCapture]] = {"cuda": CudaCapture}
 """How to record, by kind of device."""
 
 
@@ -161,7 +146,7 @@ class RecordedSteps:
         step = self.net.train_step(static.batch(number))
         static.losses[number].copy_(step["loss"])
 
-    def _new_capture(self) -> Capture:
+    def _new_capture(self) -> CudaCapture:
         device = self.flat.vector.device
         return CAPTURES[device.type](device)
 
@@ -191,14 +176,7 @@ class RecordedSteps:
 class _Static:
     """Tensors that keep their addresses: the rows of an epoch, and the batch's number.
 
-    Parameters
-    ----------
-    epoch : ShuffledRows
-        The first epoch.
-    size : int
-        Rows of a batch.
-    shares : callable
-        See :meth:`Loss.shares`.
+    Batches have `size` rows; `shares` is :meth:`Loss.shares` of the loss.
     """
 
     def __init__(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from sklearn_fpe._engine._step import update_adamw
 from sklearn_fpe.nn import BlockLinear
@@ -257,13 +258,9 @@ class _Layer:
 
 
 def _stacked(parts: list[Tensor]) -> Tensor:
-    """Stack tensors, the shorter ones filled up with zeros."""
+    """Stack tensors, padding the shorter ones with zeros."""
     if len(parts) == 1:
         return parts[0].unsqueeze(0)
-    longest = max(map(len, parts))
-    if all(len(part) == longest for part in parts):
+    if len({len(part) for part in parts}) == 1:
         return torch.stack(parts)
-    out = parts[0].new_zeros(len(parts), longest, *parts[0].shape[1:])
-    for row, part in zip(out, parts, strict=True):
-        row[: len(part)] = part
-    return out
+    return pad_sequence(parts, batch_first=True)
