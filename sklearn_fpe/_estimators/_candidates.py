@@ -118,11 +118,6 @@ class Fold:
         last = final_step(fit.estimator)
         fit.job = prepare_fit(last, X, self.y, self.shared, **fit_params)
 
-    def fit_alone(self, fit: Fit) -> None:
-        """Fit a candidate that does not train with others."""
-        y = () if self.y is None else (self.y,)
-        fit.estimator.fit(self.X, *y, **self.fit_params)
-
     def scores(self, fit: Fit, test: bool = True):
         """Return the scores of a fitted candidate on test or training rows."""
         plan, rows = self.plan, self.test if test else self.train
@@ -196,15 +191,7 @@ class Fit:
 
 
 class Group:
-    """Fits that train together: begin, train, end.
-
-    Parameters
-    ----------
-    plan : Plan
-        The search.
-    fits : list of Fit
-        The fits.
-    """
+    """Fits that train together: begin, train, end."""
 
     def __init__(self, plan: Plan, fits: list[Fit]):
         self.plan, self.fits = plan, fits
@@ -235,9 +222,9 @@ class Group:
         """Score fits whose training has ended, and those that train alone."""
         for fit in fits:
             if fit.job is None and fit.error is None:
-                start = time.time()
+                start, fold = time.time(), self.folds[fit.split]
                 with self._attempt(fit):
-                    self.folds[fit.split].fit_alone(fit)
+                    fit.estimator.fit(fold.X, fold.y, **fold.fit_params)
                 fit.seconds = time.time() - start
             self.score(fit, ended=True)
             self.close(fit)

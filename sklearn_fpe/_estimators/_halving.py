@@ -14,16 +14,8 @@ from sklearn_fpe._estimators._candidates import Fit, Group, Plan, make_fits
 def run_halving(plan: Plan, searching, factor: int, metric: Any) -> list[dict]:
     """Train all candidates together, and drop the worst after set epochs.
 
-    Parameters
-    ----------
-    plan : Plan
-        The search.
-    searching : CallbackContext
-        The task of the search.
-    factor : int
-        In every round, one in `factor` candidates continues.
-    metric : object
-        If there are several scores, the name of the one that decides.
+    In every round, one in `factor` candidates continues. If there are several scores,
+    `metric` is the name of the one that decides. `searching` is the task of the search.
 
     Returns
     -------

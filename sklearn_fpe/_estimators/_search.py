@@ -27,8 +27,9 @@ from sklearn_fpe._estimators._steps import final_step
 class FPESearchCV(GridSearchCV):
     """Exhaustive search over parameters, in which the candidates train together.
 
-    Use it like :class:`~sklearn.model_selection.GridSearchCV`. The results are the same
-    up to rounding, in a fraction of the time: candidates whose networks have the same
+    Use it like :class:`~sklearn.model_selection.GridSearchCV`, which describes the
+    parameters and attributes that both have in more detail. The results are the same up
+    to rounding, in a fraction of the time: candidates whose networks have the same
     shape train as one stacked network, candidates that differ only after the warm-up
     share the warm-up, and rows are checked and standardised once per split. Candidates
     that cannot be stacked are trained one by one.
@@ -40,13 +41,10 @@ class FPESearchCV(GridSearchCV):
         its earlier steps are fitted once per split and setting of their own parameters.
 
     param_grid : dict or list of dict
-        Values to try by parameter name, as for
-        :class:`~sklearn.model_selection.GridSearchCV`. `random_state` may be one of
-        them.
+        Values to try by parameter name. `random_state` may be one of them.
 
     scoring : str, callable, list, tuple or dict, default=None
-        Scores of the test rows, as for
-        :class:`~sklearn.model_selection.GridSearchCV`.
+        Scores of the test rows.
 
     n_jobs : int, default=None
         Processes among which groups of candidates are divided. It does not change the
@@ -54,11 +52,10 @@ class FPESearchCV(GridSearchCV):
         process is often enough, because candidates train together in each process.
 
     refit : bool, str or callable, default=True
-        Whether to fit the best candidate on all rows, as for
-        :class:`~sklearn.model_selection.GridSearchCV`.
+        Whether to fit the best candidate on all rows; which score or function decides.
 
     cv : int, cross-validation generator or iterable, default=None
-        How rows are split, as for :class:`~sklearn.model_selection.GridSearchCV`.
+        How rows are split.
 
     verbose : int, default=0
         Above 0: print the number of candidates and fits.
@@ -83,9 +80,8 @@ class FPESearchCV(GridSearchCV):
     Attributes
     ----------
     cv_results_ : dict of arrays
-        Scores, times and ranks by candidate, as for
-        :class:`~sklearn.model_selection.GridSearchCV`. The time of a fit is the time of
-        its group, divided by the number of fits in it.
+        Scores, times and ranks by candidate. The time of a fit is the time of its
+        group, divided by the number of fits in it.
 
     best_estimator_ : estimator
         The best candidate, fitted on all rows, if `refit`.
@@ -179,9 +175,8 @@ class FPESearchCV(GridSearchCV):
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Targets.
         **params : dict of str -> object
-            Arguments of the estimator's ``fit``, of the scorer and of the splitter, as
-            for :class:`~sklearn.model_selection.GridSearchCV`. Arrays as long as X are
-            split with it.
+            Arguments of the estimator's ``fit``, of the scorer and of the splitter.
+            Arrays as long as X are split with it.
 
         Returns
         -------
@@ -191,10 +186,10 @@ class FPESearchCV(GridSearchCV):
         Raises
         ------
         TypeError
-            If `estimator` is none whose networks can be trained together.
+            If `estimator` is of another package, or a pipeline that ends with one.
         ValueError
-            If all fits fail, or what the estimator's ``fit`` raises where
-            ``error_score="raise"``.
+            If all fits fail. With ``error_score="raise"``, the first error of a fit is
+            raised as it is.
         """
         self._check_estimator()
         scorers, _ = self._get_scorers()

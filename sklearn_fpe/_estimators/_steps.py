@@ -14,21 +14,10 @@ def final_step(estimator):
 
 
 class EarlierSteps:
-    """The fitted steps of a pipeline before its last one.
+    """The steps of a pipeline before its last one, fitted on training rows.
 
-    Parameters
-    ----------
-    pipeline : Pipeline
-        The pipeline, unfitted.
-    X, y : array-like
-        Training rows and targets.
-    fit_params : dict
-        Arguments of the pipeline's ``fit``.
-
-    Attributes
-    ----------
-    X : array-like
-        The transformed training rows.
+    `fit_params` are the arguments of the pipeline's ``fit``. The attribute `X` holds
+    the transformed training rows.
     """
 
     def __init__(self, pipeline: Pipeline, X, y, fit_params: dict):
