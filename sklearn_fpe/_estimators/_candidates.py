@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -179,8 +180,6 @@ class Fit:
 
         Raises the error that ended one of them, if there is one.
         """
-        assert self.job is not None
-        assert self.lockstep is not None
         learned = [self.lockstep.learned(key) for key in self.keys]
         if ended:
             self.job.end(learned)
@@ -266,11 +265,11 @@ class Group:
 
 
 def _begin_trainings(fits: list[Fit], device) -> Lockstep:
-    """Train the warm-ups that several fits share, and begin the training of all."""
+    """Train each warm-up that several fits share once, and begin all trainings."""
     keys = [fit.job.warm_up_key() for fit in fits]
-    first = {}
+    counts, first = Counter(keys), {}
     for fit, key in zip(fits, keys, strict=True):
-        if key is not None and keys.count(key) > 1:
+        if key is not None and counts[key] > 1:
             first.setdefault(key, fit.job)
     results = run_together([job.warming() for job in first.values()], device)
     # Where a warm-up failed, each fit trains its own and finds the error by itself.
