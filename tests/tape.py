@@ -79,7 +79,7 @@ class Tape(TorchDispatchMode):
 
 
 class TapeCapture:
-    """What :class:`sklearn_fpe._engine._graph.Capture` describes, on the CPU."""
+    """The methods of :class:`sklearn_fpe._engine._graph.CudaCapture`, on the CPU."""
 
     made = []  # noqa: RUF012
 

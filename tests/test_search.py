@@ -263,8 +263,7 @@ def test_n_jobs_does_not_change_the_results(monkeypatch):
 @pytest.mark.parametrize("n_splits", [1, 2, 5, 10])
 def test_groups_hold_every_pair_once(n_candidates, n_splits):
     plan = _candidates.Plan(
-        *(None, X, Y, [{}] * n_candidates, [()] * n_splits),
-        *(None, {}, {}, np.nan, False, None),
+        None, X, Y, [{}] * n_candidates, [()] * n_splits, None, {}, {}
     )
     groups = plan.groups()
     pairs = [pair for group in groups for pair in group]

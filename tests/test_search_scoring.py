@@ -5,6 +5,7 @@ import pytest
 from numpy.testing import assert_allclose
 from sklearn import config_context
 from sklearn.datasets import make_classification
+from sklearn.exceptions import FitFailedWarning
 from sklearn.metrics import accuracy_score, log_loss
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -88,6 +89,42 @@ def test_one_of_several_scores_decides_who_goes_on():
     search.set_params(refit=False)
     with pytest.raises(ValueError, match=r"refit to be the name .* got False"):
         search.fit(X, Y)
+
+
+@pytest.mark.parametrize("refit", ["hits", "loss"])
+def test_a_scorer_with_names_of_its_own_decides_who_goes_on(refit):
+    search = FPESearchCV(
+        FPEClassifier(**QUICK | {"max_iter": 9}),
+        {"learning_rate_init": [1e-5, 1e30, 5e-2], "activation": ["identity"]},
+        cv=2,
+        scoring=both_scores,
+        refit=refit,
+        error_score=-9.0,
+        halving=True,
+    )
+    with pytest.warns(FitFailedWarning, match="2 fits failed"):
+        search.fit(X, Y)
+    assert search.cv_results_["n_epochs"].tolist() == [3, 3, 9]
+    assert search.best_index_ == 2
+    with pytest.raises(ValueError, match=r"refit to be the name .* got True"):
+        search.set_params(refit=True).fit(X, Y)
+
+
+def test_halving_raises_the_error_of_a_fit_if_asked():
+    model = FPEClassifier(**QUICK, activation="identity")
+    grid = {"learning_rate_init": [1e-2, 1e30]}
+    search = FPESearchCV(model, grid, cv=2, halving=True, factor=2, error_score="raise")
+    with pytest.raises(FloatingPointError, match="learning_rate_init"):
+        search.fit(X, Y)
+
+
+def test_candidates_that_never_trained_are_dropped_in_the_first_round():
+    grid = {"learning_rate_init": [-1.0, 1e-2]}
+    model = FPEClassifier(**QUICK)
+    search = FPESearchCV(model, grid, cv=2, halving=True, factor=2, error_score=-1.0)
+    with pytest.warns(FitFailedWarning, match="2 fits failed"):
+        search.fit(X, Y)
+    assert search.cv_results_["n_epochs"].tolist() == [2, 4]
 
 
 def test_arguments_are_routed_as_in_a_grid_search():

@@ -10,11 +10,11 @@ import joblib
 from sklearn_fpe._engine._lazy import LazyArray
 
 Warm = tuple[dict, list[float]]
-"""Weights by name, as arrays, and the losses of the epochs."""
+"""Weight arrays by name, and the losses of the epochs."""
 
 
 class StoppedError(Exception):
-    """A callback stopped the warm-up, so its result must not be cached."""
+    """A callback has stopped the warm-up, so its result must not be cached."""
 
 
 class WarmUpCache:
@@ -23,7 +23,7 @@ class WarmUpCache:
     Parameters
     ----------
     memory : joblib.Memory
-        Where results are stored, as pickles: only for folders that you trust.
+        The folder of the results. They are pickles, so the folder must be trusted.
     key : dict
         Everything that the result depends on.
     """
@@ -38,15 +38,14 @@ class WarmUpCache:
 
 
 def data_digest(*arrays: Any) -> str:
-    """Return a digest of arrays.
+    """Return the SHA-1 of arrays, which takes half the time of MD5, joblib's default.
 
-    By SHA-1, because it takes less than half the time of joblib's default, MD5. Lazy
-    arrays are read, because their files may change.
+    Lazy arrays are read, because their files may change.
     """
     parts = [a.digest() if isinstance(a, LazyArray) else a for a in arrays]
     return joblib.hash(tuple(parts), hash_name="sha1")
 
 
 def _warm_up(key: dict[str, Any], compute: Callable[[], Warm]) -> Warm:
-    """Run the warm-up that `key` describes; joblib caches what comes back."""
+    """Run the warm-up that `key` describes; joblib caches the result by `key`."""
     return compute()

@@ -1,4 +1,4 @@
-"""The state of torch in which a training or a prediction runs."""
+"""Contexts that set the state of torch for a training or a prediction."""
 
 from __future__ import annotations
 
@@ -14,14 +14,9 @@ from threadpoolctl import ThreadpoolController
 
 @contextmanager
 def training_context(device: torch.device, tf32: bool = False) -> Iterator[None]:
-    """Train the same in whatever mode of torch the caller is.
+    """Set the modes of torch for training, whatever those of the caller are.
 
-    Parameters
-    ----------
-    device : torch.device
-        Where to train.
-    tf32 : bool, default=False
-        Whether CUDA's products of float32 matrices are in TF32.
+    With `tf32`, CUDA multiplies float32 matrices in TF32.
     """
     with (
         torch.inference_mode(False),
@@ -34,10 +29,10 @@ def training_context(device: torch.device, tf32: bool = False) -> Iterator[None]
 
 
 class _Tf32:
-    """Context in which CUDA's products of float32 matrices are in TF32.
+    """Context in which CUDA multiplies float32 matrices in TF32.
 
-    The setting belongs to the process. Of contexts that overlap in several threads, the
-    first one sets it, and the last one restores it.
+    The setting belongs to the process. If threads overlap, the first one sets it and
+    the last one restores it.
     """
 
     def __init__(self) -> None:
@@ -61,27 +56,21 @@ _tf32 = _Tf32()
 
 
 def _default_device_of_torch() -> AbstractContextManager:
-    """Return a context in which tensors are made on the CPU by default."""
+    """Return a context in which the default device of tensors is the CPU."""
     try:
         device = torch.get_default_device()
     except AttributeError:  # torch 2.9, after torch.set_default_device(None)
         return nullcontext()
     if device.type == "cpu":
-        return nullcontext()  # because a device as context slows every call of torch
+        return nullcontext()  # because a device context slows every call of torch
     return torch.device("cpu")
 
 
 class readable_memory_errors:
-    """Context that says what to change when the device's memory does not suffice.
+    """Context that raises MemoryError with advice if a device has too little memory.
 
-    A class instead of a generator, because predictions of a single row enter it, too.
-
-    Parameters
-    ----------
-    device : torch.device
-        The device.
-    remedy : str
-        What to change first, such as "Lower batch_size".
+    `remedy` is the first advice, such as "Lower batch_size". This is a class, because
+    entering a generator would slow the prediction of a single row.
     """
 
     def __init__(self, device: torch.device, remedy: str) -> None:
@@ -106,27 +95,21 @@ class readable_memory_errors:
 
 
 FLOPS_PER_THREAD = 4e7
-"""Operations of a step or a prediction that are worth a thread of their own."""
+"""Operations of a step or a prediction for which another thread pays."""
 
 
 def threads_for(n_flops: float, device: torch.device) -> AbstractContextManager:
-    """Compute with as many CPU threads as the work is worth, and no more than allowed.
+    """Return a context that limits the CPU threads of the caller to a useful number.
 
-    Threads that wait for each other spin, so that two of them on little work take the
-    CPU of two and, beside other busy processes, many times as long as one. The limit
-    holds for the calling thread only and is lifted at the end.
+    Threads that wait for each other spin. So two threads with little work use two CPUs
+    and, beside other busy processes, take many times as long as one thread.
 
     Parameters
     ----------
     n_flops : float
-        Floating-point operations between two points where threads meet.
+        Floating-point operations between two synchronisations of the threads.
     device : torch.device
-        Where they are done.
-
-    Returns
-    -------
-    context : context manager
-        Enter it to compute.
+        The device that computes; only the CPU is limited.
     """
     allowed = torch.get_num_threads()
     n_threads = max(1, min(allowed, round(n_flops / FLOPS_PER_THREAD)))
@@ -136,9 +119,9 @@ def threads_for(n_flops: float, device: torch.device) -> AbstractContextManager:
 
 
 class _ThreadLimit:
-    """Context with a limit on the OpenMP threads that the calling thread uses.
+    """Context that limits the OpenMP threads of the calling thread.
 
-    ``ThreadpoolController.limit`` does the same, but it describes every library twice,
+    ``ThreadpoolController.limit`` does the same, but it queries every library twice,
     which takes longer than the prediction of a single row.
     """
 
@@ -158,8 +141,9 @@ class _ThreadLimit:
 
 @functools.cache
 def _openmp() -> list[Any]:
-    """Return the OpenMP libraries, whose limits belong to the calling thread.
+    """Return the OpenMP libraries.
 
-    Unlike ``torch.set_num_threads``, which also changes the default of other threads.
+    Their limits hold for the calling thread alone, while ``torch.set_num_threads`` also
+    changes the default of other threads.
     """
     return ThreadpoolController().select(user_api="openmp").lib_controllers

@@ -1,8 +1,7 @@
-"""What depends on the kind of device: sizes of pieces, and copies without waiting.
+"""Chunk sizes by kind of device, and copies to a device that do not block the host.
 
-A GPU computes while the host goes on, as long as nothing makes the host wait: a copy
-from memory that the operating system may move ("pageable"), or a result that Python
-needs. Copies from pinned memory do not.
+The host queues work for a GPU and does not wait for it, except for results that Python
+needs and for copies from pageable memory. Copies from pinned memory do not block.
 """
 
 from __future__ import annotations
@@ -17,39 +16,33 @@ import torch
 from torch import Tensor
 
 CHUNK_BYTES = 2**20
-"""Bytes, as float64, of the pieces in which the CPU converts rows.
-
-They fit its cache.
-"""
-
-LARGE_CHUNK_BYTES = 2**28
-"""The same on every other kind of device, where each piece costs some launches."""
+"""Bytes, as float64, of a chunk of rows that the CPU converts: it fits the cache."""
 
 PREDICTION_BYTES = 2**22
-"""Bytes of rows and activations that the CPU predicts at a time: they fit its cache."""
+"""Bytes of rows and activations of a chunk that the CPU predicts: it fits the cache."""
 
-LARGE_PREDICTION_BYTES = 2**28
-"""The same on every other kind of device."""
+LARGE_CHUNK_BYTES = LARGE_PREDICTION_BYTES = 2**28
+"""The same on other kinds of device, where every chunk costs some launches."""
 
 LEAST_LARGE_BYTES = 2**24
-"""Bytes of a piece on a GPU at least, because each costs some launches."""
+"""Least bytes of a chunk on a GPU with little free memory."""
 
 PINNING = frozenset({"cuda"})
-"""The kinds of device that copy from pinned memory while the host goes on."""
+"""The kinds of device that copy from pinned memory without blocking the host."""
 
 
 def is_accelerator(device: torch.device) -> bool:
-    """Tell whether a device is another one than the CPU."""
+    """Tell whether a device is not the CPU."""
     return device.type != "cpu"
 
 
 def chunk_bytes(device: torch.device) -> int:
-    """Return the bytes, as float64, of the pieces in which rows are converted."""
+    """Return the bytes, as float64, of a chunk of rows that is converted."""
     return _that_fit(device, LARGE_CHUNK_BYTES, CHUNK_BYTES)
 
 
 def prediction_bytes(device: torch.device) -> int:
-    """Return the bytes of rows and activations that are predicted at a time."""
+    """Return the bytes of rows and activations of a chunk that is predicted."""
     return _that_fit(device, LARGE_PREDICTION_BYTES, PREDICTION_BYTES)
 
 
@@ -58,33 +51,27 @@ def _that_fit(device: torch.device, large: int, on_cpu: int) -> int:
     if device.type != "cuda":
         return large if is_accelerator(device) else on_cpu
     free, _ = torch.cuda.mem_get_info(device)
-    # What torch holds without using it is free, too.
-    reserved, used = (
-        torch.cuda.memory_reserved(device),
-        torch.cuda.memory_allocated(device),
-    )
-    return max(LEAST_LARGE_BYTES, min(large, (free + reserved - used) // 8))
+    # Memory that torch has reserved but does not use is free, too.
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(LEAST_LARGE_BYTES, min(large, free // 8))
 
 
 def empty_pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return a tensor in pinned memory of the host, not initialised."""
+    """Return an uninitialised tensor in pinned memory of the host."""
     return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=True)
 
 
 def host_buffer(
     shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Return a CPU tensor, not initialised, to copy to a device without waiting."""
+    """Return an uninitialised CPU tensor that can be copied without blocking."""
     if device.type in PINNING:
         return empty_pinned(shape, dtype)
     return torch.empty(shape, dtype=dtype, device="cpu")
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor of the CPU to a device; the host does not wait for the copy.
-
-    On the CPU the tensor itself is returned.
-    """
+    """Copy a CPU tensor to a device without blocking; return itself for the CPU."""
     if device.type not in PINNING or is_accelerator(tensor.device):
         return tensor.to(device)
     # torch keeps the pinned memory until the copy is done.
@@ -93,18 +80,21 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class Copies:
-    """Copies from pinned memory, in the order of the device's other work."""
+    """Copies from pinned memory, queued with the other work of the device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
     def copy(self, pinned: Tensor) -> tuple[Tensor, Callable[[], Any]]:
-        """Begin a copy; return it, and what waits until `pinned` may be changed."""
+        """Begin a copy; return it, and a function that waits for its end.
+
+        `pinned` may be changed after the end.
+        """
         return pinned.to(self.device, non_blocking=True), lambda: None
 
 
 class CudaCopies(Copies):
-    """Copies on a stream of their own, beside the kernels that compute."""
+    """Copies on a stream of their own, concurrent with kernels."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -127,18 +117,18 @@ COPIES: dict[str, type[Copies]] = {"cuda": CudaCopies}
 
 
 class _Slot:
-    """A pinned buffer, and the copy that reads it."""
+    """A pinned buffer, and a function that waits for the last copy from it."""
 
     def __init__(self) -> None:
         self.buffer: Tensor | None = None
         self.wait: Callable[[], Any] = lambda: None
 
     def fill(self, part: np.ndarray | Tensor) -> Tensor:
-        """Copy rows into the buffer when the last copy has read it."""
+        """Copy an array into the buffer, after the last copy from it has ended."""
         self.wait()
         dtype = part.dtype
         if isinstance(dtype, np.dtype):
-            # In the byte order of the machine, which torch has alone.
+            # In native byte order, because torch has no other.
             dtype = torch.from_numpy(np.empty(0, dtype.newbyteorder("="))).dtype
         n_bytes = int(np.prod(part.shape)) * dtype.itemsize
         if self.buffer is None or self.buffer.numel() < n_bytes:
@@ -153,22 +143,10 @@ class _Slot:
 def uploaded(
     parts: Iterable[np.ndarray | Tensor], device: torch.device
 ) -> Iterator[Tensor]:
-    """Yield arrays as tensors on a device, in order.
+    """Yield arrays or CPU tensors as tensors of the same dtype on a device, in order.
 
     A thread reads the next array into one of two pinned buffers while the device copies
     the other and computes, so that neither the host nor the device waits.
-
-    Parameters
-    ----------
-    parts : iterable of ndarray or CPU tensor
-        What to copy, read in another thread.
-    device : torch.device
-        Where to.
-
-    Yields
-    ------
-    there : tensor
-        A copy on the device, of the same dtype.
     """
     if device.type not in PINNING:
         for part in parts:
@@ -190,12 +168,12 @@ def uploaded(
             free.put(slot)
             yield there
     finally:
-        free.put(None)  # if nobody wants the rest
+        free.put(None)  # ends the reader if the caller stops early
         reader.join()
 
 
 def _read(parts: Iterable, free: SimpleQueue, full: SimpleQueue) -> None:
-    """Fill free buffers with parts, until there are none or None is free."""
+    """Fill free buffers with parts until none is left or `free` yields None."""
     try:
         for part in parts:
             slot = free.get()
@@ -208,9 +186,9 @@ def _read(parts: Iterable, free: SimpleQueue, full: SimpleQueue) -> None:
 
 
 def as_own(part: np.ndarray | Tensor) -> Tensor:
-    """Return an array as a tensor; a copy only where torch does not take it.
+    """Return an array as a tensor; it is copied only if torch cannot share its memory.
 
-    torch wants the byte order of the machine, positive strides and writable memory.
+    torch needs native byte order, positive strides and writable memory.
     """
     if isinstance(part, Tensor):
         return part

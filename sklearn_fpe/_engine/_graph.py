@@ -1,10 +1,10 @@
-"""Steps that are recorded once and replayed, because launching them costs the most.
+"""Training steps on CUDA that are recorded once and replayed.
 
 A step of a small network is some twenty launches, each of which takes the host longer
-than the device needs to compute it. A CUDA graph launches them all at once. It repeats
-what was recorded, at the same addresses and with the same numbers: so whatever changes
-from step to step is in a tensor that stays where it is, also the learning rate and the
-number of the batch.
+than the device needs to compute it. A CUDA graph launches all of them at once. It
+repeats the recorded operations with the same addresses and numbers. So the values that
+change from step to step, among them the learning rate and the number of the batch, are
+in tensors that keep their addresses.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,35 +25,19 @@ if TYPE_CHECKING:
     from sklearn_fpe._engine._rows import Batches, ShuffledRows
 
 MIN_RECORDED_STEPS = 200
-"""Steps of a phase from which on recording one, which takes some ms, pays."""
+"""Least number of steps in a phase for which recording, which takes some ms, pays."""
 
 N_WARM_STEPS = 3
 """Steps before the recording, in which libraries and the optimizer set up."""
 
 ONE_AT_A_TIME = threading.Lock()
-"""Held while a step is recorded, because a process can record one at a time only."""
-
-
-class Capture(Protocol):
-    """How a kind of device records operations, and runs them again."""
-
-    def __init__(self, device: torch.device) -> None: ...
-
-    def warm_up(self) -> AbstractContextManager:
-        """Return a context to compute in what will be recorded."""
-
-    def record(self, function: Callable[[], Any]) -> None:
-        """Record the operations of a function, without doing them."""
-
-    def replay(self) -> None:
-        """Do the operations."""
+"""Held while a step is recorded, because a process can record only one at a time."""
 
 
 class CudaCapture:
-    """A CUDA graph.
+    """A CUDA graph, recorded on a stream of its own.
 
-    It has a stream of its own, because graphs that were recorded on one stream share
-    the workspace of cuBLAS.
+    Graphs that were recorded on one stream would share the workspace of cuBLAS.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -63,7 +47,7 @@ class CudaCapture:
 
     @contextmanager
     def warm_up(self) -> Iterator[None]:
-        """Return a context to compute in what will be recorded."""
+        """Return a context in which to run steps before they are recorded."""
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
@@ -85,46 +69,31 @@ class CudaCapture:
         self.graph.replay()
 
 
-CAPTURES: dict[str, type[Capture]] = {"cuda": CudaCapture}
+CAPTURES: dict[str, type[CudaCapture]] = {"cuda": CudaCapture}
 """How to record, by kind of device."""
 
 
 def may_record(device: torch.device, n_steps: int, resident: bool) -> bool:
-    """Tell whether recording a step pays.
-
-    Parameters
-    ----------
-    device : torch.device
-        Where to train.
-    n_steps : int
-        Steps of the phase.
-    resident : bool
-        Whether all rows are on the device.
-    """
+    """Tell whether recording pays for a phase whose rows are `resident` on a device."""
     return device.type in CAPTURES and resident and n_steps >= MIN_RECORDED_STEPS
 
 
 class RecordedSteps:
-    """Runs the epochs of a phase by replaying a step.
+    """Runs the epochs of a phase by replaying a step of a net that has ``flat_``.
 
-    Steps before which a hook has something to do, the first steps and a last batch of
-    fewer rows are run as usual. Where masks begin to matter, the step is recorded anew;
-    where masks change, it reads them where they are.
-
-    Parameters
-    ----------
-    net : Net
-        The net in training, which has ``flat_``.
+    Steps at which a hook is due, the first steps and a last batch of fewer rows are
+    launched as usual. The step is recorded anew when the first masks are set, because
+    then gradients have to be masked. Masks that change later are read in place.
     """
 
     def __init__(self, net: Net) -> None:
-        self.net = net
-        self._capture: Capture | None = None
-        self._fresh: Capture | None = None
+        assert net.flat_ is not None
+        self.net, self.flat = net, net.flat_
+        self._capture = self._new_capture()
+        self._is_recorded = self._is_impossible = False
         self._trainable: Tensor | None = None
         self._static: _Static | None = None
         self._n_warm = 0
-        self._impossible = False
 
     def run(self, batches: Batches) -> tuple[Tensor, list[int]]:
         """Run an epoch; return losses and sizes of the batches."""
@@ -133,7 +102,9 @@ class RecordedSteps:
         epoch = batches.rows.epoch(batches.seed)
         n_full, n_last = divmod(len(epoch.order), size)
         if self._static is None or self._static.x is not epoch.x:
-            self._static, self._capture = _Static(epoch, size, loss.shares), None
+            self._static = _Static(epoch, size, loss.shares)
+            if self._is_recorded:
+                self._capture, self._is_recorded = self._new_capture(), False
         else:
             self._static.take(epoch)
         static = self._static
@@ -153,72 +124,59 @@ class RecordedSteps:
     def _step(self, static: _Static, number: int) -> None:
         """Do a step: replay it if no hook has to act first."""
         hooks = self.net.before_step
-        if self._impossible or (hooks is not None and hooks.due()):
-            self._run_as_usual(static, number)
+        if self._is_impossible or (hooks is not None and hooks.due()):
+            self._launch(static, number)
             return
         if self._n_warm < N_WARM_STEPS:
             self._n_warm += 1
-            with self._fresh_capture().warm_up():
-                self._run_as_usual(static, number)
+            with self._capture.warm_up():
+                self._launch(static, number)
             return
-        assert self.net.flat_ is not None
         static.go_to(number)
-        if self._capture is None or self._trainable is not self.net.flat_.trainable:
-            self._record(static)
-        if self._capture is None:
-            self._run_as_usual(static, number)
+        is_current = self._is_recorded and self._trainable is self.flat.trainable
+        if not is_current and not self._record(static):
+            self._launch(static, number)
             return
         self._capture.replay()
         static.passed()
         if hooks is not None:
             hooks.skip()
 
-    def _run_as_usual(self, static: _Static, number: int) -> None:
+    def _launch(self, static: _Static, number: int) -> None:
         step = self.net.train_step(static.batch(number))
         static.losses[number].copy_(step["loss"])
 
-    def _fresh_capture(self) -> Capture:
-        """Return what the next recording is made by."""
-        if self._fresh is None:
-            assert self.net.flat_ is not None
-            device = self.net.flat_.vector.device
-            self._fresh = CAPTURES[device.type](device)
-        return self._fresh
+    def _new_capture(self) -> CudaCapture:
+        device = self.flat.vector.device
+        return CAPTURES[device.type](device)
 
-    def _record(self, static: _Static) -> None:
-        """Record a step whose batch is numbered by a tensor."""
-        assert self.net.flat_ is not None
-        self._capture, self._trainable = None, self.net.flat_.trainable
-        capture, self._fresh = self._fresh_capture(), None
+    def _record(self, static: _Static) -> bool:
+        """Record a step whose batch is numbered by a tensor; tell whether it worked."""
+        if self._is_recorded:
+            self._capture = self._new_capture()
         hooks, self.net.before_step = self.net.before_step, None
         try:
             with ONE_AT_A_TIME:
-                capture.record(lambda: static.count(self.net.train_step))
+                self._capture.record(lambda: static.count(self.net.train_step))
         except RuntimeError as error:
-            self._impossible = True
+            self._is_impossible = True
             warnings.warn(
                 f"A training step could not be recorded, so that steps are launched "
                 f"one by one, which is slower: {error}",
                 UserWarning,
                 stacklevel=2,
             )
-            return
+            return False
         finally:
             self.net.before_step = hooks
-        self._capture = capture
+        self._is_recorded, self._trainable = True, self.flat.trainable
+        return True
 
 
 class _Static:
-    """Tensors that stay where they are: the rows of an epoch, and the batch's number.
+    """Tensors that keep their addresses: the rows of an epoch, and the batch's number.
 
-    Parameters
-    ----------
-    epoch : ShuffledRows
-        The first epoch.
-    size : int
-        Rows of a batch.
-    shares : callable
-        What the loss needs of the weights, see :meth:`Loss.shares`.
+    Batches have `size` rows; `shares` is :meth:`Loss.shares` of the loss.
     """
 
     def __init__(
@@ -242,17 +200,17 @@ class _Static:
         return [p.view(self.n_batches, self.size, *p.shape[1:]) for p in parts]
 
     def take(self, epoch: ShuffledRows) -> None:
-        """Copy the order of another epoch."""
+        """Copy the order, targets and shares of another epoch."""
         for tensor, values in zip(self.tensors, self._by_batch(epoch), strict=True):
             tensor.copy_(values)
 
     def batch(self, number: int) -> tuple:
-        """Return a batch, as the net takes it."""
+        """Return a batch for the net."""
         return self._batch([tensor[number] for tensor in self.tensors])
 
     def _batch(self, parts: list[Tensor]) -> tuple:
         order, targets, *shares = parts
-        # The shares stand for the weights, too, of which the shape is checked only.
+        # The first shares are passed as weights, too: the loss only reads their shape.
         return self.x.index_select(0, order), (targets, shares[0], *shares)
 
     def count(self, step: Callable[[tuple], dict[str, Tensor]]) -> None:
@@ -269,5 +227,5 @@ class _Static:
             self._known = number
 
     def passed(self) -> None:
-        """Note that the number was raised."""
+        """Note that a replay of :meth:`count` has raised the number."""
         self._known += 1

@@ -12,15 +12,15 @@ import numpy as np
 class LazyArray(ABC):
     """A matrix of real numbers that is read by rows.
 
-    Indexing by rows returns another lazy array, which has read nothing; :meth:`read`
-    returns numbers. The training and the predictions know lazy arrays by this class.
+    Indexing by rows returns another lazy array and reads nothing; :meth:`read` returns
+    numbers. Training and prediction recognise lazy arrays by this class.
 
     Attributes
     ----------
     shape : tuple of int
         Rows and columns.
     dtype : numpy.dtype
-        Type of the numbers, in the byte order of the machine.
+        Type of the numbers, in native byte order.
     """
 
     ndim = 2
@@ -45,26 +45,19 @@ class LazyArray(ABC):
 
     @abstractmethod
     def file_order(self) -> np.ndarray | None:
-        """Return the order in which rows lie in the files, None if it is theirs."""
+        """Return the row numbers in the order of the files; None: 0, 1, 2, …."""
 
     @abstractmethod
     def runs(self, index: np.ndarray | None) -> np.ndarray | None:
-        """Return where runs of rows begin that must be read in their order.
+        """Return the start positions of runs of rows that must be read in order.
 
-        Parameters
-        ----------
-        index : int ndarray, default=None
-            The rows, in the order of the files; None: all of them.
-
-        Returns
-        -------
-        starts : int ndarray or None
-            Positions in `index`, increasing from 0; None if all orders cost the same.
+        `index` holds the row numbers in the order of the files; None: all rows. The
+        positions in `index` increase from 0. None: every order costs the same.
         """
 
     @abstractmethod
     def place(self, row: int) -> str:
-        """Return which row of which file a row is, for messages."""
+        """Return the file and its row number for a row, for messages."""
 
     def digest(self) -> str:
         """Read all rows for a digest of shape, type and numbers.

@@ -1,4 +1,4 @@
-"""What trainings on the same rows have in common, and compute once."""
+"""Results that several trainings on the same rows compute once."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from sklearn_fpe._engine._views import Sample
 T = TypeVar("T")
 
 MAX_ARRANGED_BYTES = 2**28
-"""Bytes, as float32, of rows of which a copy is arranged for every partition."""
+"""Most bytes, as float32, of rows that are copied for every partition of columns."""
 
 
 class Shared:
-    """Results by key, for trainings whose inputs are equal.
+    """Results by key, for trainings with equal inputs.
 
-    Samples are made one object if they are equal, so that what is computed from rows
-    is found again by the identity of the sample.
+    Equal samples are replaced by one object, so that its identity can be a key.
     """
 
     def __init__(self) -> None:
         self._found: dict[Hashable, Any] = {}
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Return what ``make()`` returned when `key` was first asked for."""
+        """Return the result for `key`; the first call computes it by ``make()``."""
         if key not in self._found:
             self._found[key] = make()
         return self._found[key]

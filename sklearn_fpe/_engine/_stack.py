@@ -1,8 +1,8 @@
-"""Networks of one shape that train as one: batched products, one vector to update.
+"""Networks of one shape that train as one: batched products, one matrix to update.
 
-A step of a small network is bound by the overhead of its operations and by narrow
-matrix products. Networks that read the same rows share the product of the first layer,
-which is then as wide as all of them together.
+The time of a step of a small network is spent on launching operations and on narrow
+matrix products. A stack launches the operations once for all networks, and multiplies
+rows that several networks read by their concatenated first layers.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from sklearn_fpe._engine._step import FlatParameters, VectorAdamW, update_adamw
+from sklearn_fpe._engine._step import update_adamw
 from sklearn_fpe.nn import BlockLinear
 from sklearn_fpe.nn._layers import Layer
 
@@ -22,22 +23,10 @@ if TYPE_CHECKING:
 
 
 def shape_of(epoch: Epoch) -> tuple | None:
-    """Return what the networks of a stack have in common; None: it trains alone.
-
-    Parameters
-    ----------
-    epoch : Epoch
-        An epoch of a network.
-
-    Returns
-    -------
-    shape : tuple or None
-        Shapes of the parameters, activation, loss, device and batches.
-    """
+    """Return a key that the networks of a stack must share; None: it trains alone."""
     trainer = epoch.trainer
-    maps = trainer.network.maps
     alone = trainer.net.flat_ is None or trainer.world.size > 1
-    if alone or any(isinstance(layer, BlockLinear) for layer in maps):
+    if alone or any(isinstance(layer, BlockLinear) for layer in trainer.network.maps):
         return None
     n_rows = len(epoch.rows)
     batch_size = trainer.settings.rows_per_step(n_rows)
@@ -54,69 +43,51 @@ def shape_of(epoch: Epoch) -> tuple | None:
 
 
 def stream_of(epoch: Epoch) -> tuple:
-    """Return what identifies the batches of an epoch: its rows and their order."""
+    """Return a key of the batches of an epoch: its rows and their order."""
     return id(epoch.rows), epoch.trainer.order_seed
 
 
 class Stack:
     """Networks of one shape whose parameters are the rows of one matrix.
 
-    The networks, their masks and their optimizers stay what they are: their tensors
-    are views of the rows, so that whatever changes masks or reads running means does
-    not notice.
+    The parameters, masks and optimizer states of each network become views of a row, so
+    that hooks may read and change them as if each network trained alone.
 
     Parameters
     ----------
     trainers : sequence of Trainer
         The networks in training, ordered by stream.
     n_streams : int
-        Streams of batches; each feeds as many consecutive networks.
+        Streams of batches; each feeds equally many consecutive networks.
 
     Attributes
     ----------
     values, gradients, trainable : tensors of shape (n_networks, n)
         Parameters, their gradients, and 1.0 where they are trained.
+    steps : tensor of shape (n_networks,)
+        Steps of the optimizers so far.
     """
 
     def __init__(self, trainers: Sequence[Trainer], n_streams: int) -> None:
         self.trainers, self.n_streams = list(trainers), n_streams
-        self.flats = [_flat(trainer) for trainer in trainers]
-        shape = (len(trainers), len(self.flats[0].vector))
+        self.optimizers = [trainer.net.optimizer_ for trainer in trainers]
+        self.flats = [t.net.flat_ for t in trainers if t.net.flat_ is not None]
+        flat = self.flats[0]
+        shape = (len(trainers), len(flat.vector))
         self.values, self.gradients, self.trainable, *means = (
-            self.flats[0].vector.detach().new_zeros(shape) for _ in range(5)
+            flat.vector.detach().new_zeros(shape) for _ in range(5)
         )
         self.steps = self.values.new_zeros(len(trainers))
-        self.optimizers: list[VectorAdamW] = []
-        rows = zip(self.values, self.gradients, self.trainable, strict=True)
-        states = zip(self.steps, *means, strict=True)
-        for trainer, flat, row, state in zip(
-            trainers, self.flats, rows, states, strict=True
+        for k, (own, optimizer) in enumerate(
+            zip(self.flats, self.optimizers, strict=True)
         ):
-            flat.move_to(*row)
-            trainer.net.optimizer_.move_to(*state)
-            self.optimizers.append(trainer.net.optimizer_)
-        network = self.flats[0].network
-        self.activation = network.activation
+            own.move_to(self.values[k], self.gradients[k], self.trainable[k])
+            optimizer.move_to(self.steps[k], *(mean[k] for mean in means))
+        self.activation = flat.network.activation
         self.loss = trainers[0].settings.loss
-        layers = [self._views(layer) for layer in network.layers]
-        self.first, *self.others = layers
-        self.skip = None if network.skip is None else self._views(network.skip)
-
-    def _views(self, layer: Layer) -> _Layer:
-        """Return the parameters of a layer of all networks as views."""
-        places, shapes = self.flats[0].places, []
-        for parameter in (layer.weight, layer.bias):
-            if parameter is not None:
-                shapes.append((places[parameter], parameter.shape))
-        return _Layer(
-            *(
-                [
-                    matrix[:, place].view(len(matrix), *shape)
-                    for matrix in (self.values, self.gradients)
-                ]
-                for place, shape in shapes
-            )
-        )
+        self.first, *self.others = (_Layer(m, self) for m in flat.network.layers)
+        skip = flat.network.skip
+        self.skip = None if skip is None else _Layer(skip, self)
 
     def run_epochs(self, epochs: Sequence[Epoch]) -> None:
         """Run an epoch of every network, in the order of the trainers."""
@@ -135,37 +106,38 @@ class Stack:
             for group in groups:
                 update_adamw(*group)
         of_steps = torch.stack(losses).cpu().double()
-        n_per_network = len(self.trainers) // self.n_streams
         weights = torch.tensor(sizes, dtype=torch.float64, device="cpu")
-        weights = weights.repeat_interleave(n_per_network, dim=1)
+        n_per_stream = len(self.trainers) // self.n_streams
+        weights = weights.repeat_interleave(n_per_stream, dim=1)
         means = (of_steps * weights).sum(0) / weights.sum(0)
         for trainer, loss in zip(self.trainers, means.tolist(), strict=True):
             trainer.end_epoch(loss)
 
     def _groups(self, epochs: Sequence[Epoch]) -> list[tuple]:
-        """Return the arguments of the optimizer's kernel, by its constants."""
+        """Return the arguments of the optimizer's kernel for each set of constants."""
         found: dict[tuple, tuple] = {}
         for optimizer, flat, epoch in zip(
             self.optimizers, self.flats, epochs, strict=True
         ):
             (group,) = optimizer.param_groups
-            key = (epoch.rate, group["weight_decay"])
             constants = {**group, "lr": epoch.rate}
-            _, *members = found.setdefault(key, (constants, [], [], []))
-            state = optimizer.state[flat.vector]
-            for part, of_member in zip(
-                members, (flat.vector.detach(), flat.vector.grad, state), strict=True
-            ):
-                part.append(of_member)
+            key = (epoch.rate, group["weight_decay"])
+            _, vectors, gradients, states = found.setdefault(
+                key, (constants, [], [], [])
+            )
+            vectors.append(flat.vector.detach())
+            gradients.append(flat.gradient)
+            states.append(optimizer.state[flat.vector])
         return list(found.values())
 
     def _batches(
         self, epochs: Sequence[Epoch]
     ) -> Iterator[tuple[Tensor, Tensor, Tensor, list[int]]]:
-        """Yield x (n_streams, n_rows, n_inputs), targets, shares and numbers of rows.
+        """Yield rows, targets, shares and the numbers of rows of the streams.
 
-        Targets and shares are those of every network's rows, one after another. Where a
-        stream has fewer rows than another, rows of weight zero are added.
+        Rows are of shape (n_streams, n_rows, n_inputs). Targets and shares are those of
+        the rows of all networks, concatenated. If a stream has fewer rows than another,
+        rows with weight zero are added.
         """
         n_per_stream = len(epochs) // self.n_streams
         streams = [
@@ -176,15 +148,14 @@ class Stack:
             for epoch in epochs[::n_per_stream]
         ]
         for batches in zip(*streams, strict=True):
-            n_rows = [len(x) for x, _ in batches]
-            x = _stacked([x for x, _ in batches])
+            x = [x for x, _ in batches]
             targets = _stacked([targets for _, (targets, _) in batches])
             shares = _stacked([weights / len(weights) for _, (_, weights) in batches])
             yield (
-                x,
+                _stacked(x),
                 targets.repeat_interleave(n_per_stream, dim=0).flatten(0, 1),
                 shares.repeat_interleave(n_per_stream, dim=0).flatten(0, 1),
-                n_rows,
+                [len(rows) for rows in x],
             )
 
     @torch.no_grad()
@@ -192,15 +163,15 @@ class Stack:
         """Write the gradients of all networks; return their losses, (n_networks,)."""
         apply_, backward_ = self.activation.apply_, self.activation.backward_
         assert backward_ is not None
-        if not self.others:
-            # Without a hidden layer.
+        if not self.others:  # no hidden layer
             outputs = self.first.shared_product(x).mT + self.first.bias.unsqueeze(1)
             losses, gradient = self._differentiate(outputs, targets, shares)
             self.first.shared_gradients(x, gradient.mT)
             return losses
-        # Units come before rows, because the first product is that of all networks.
-        inputs = self.first.shared_product(x).add_(self.first.bias.unsqueeze(2))
-        activations = [apply_(inputs)]
+        # Activations are (n_networks, n_units, n_rows), because the first product
+        # returns the units of all networks one after another.
+        outputs = self.first.shared_product(x).add_(self.first.bias.unsqueeze(2))
+        activations = [apply_(outputs)]
         *middle, last = self.others
         for layer in middle:
             outputs = torch.baddbmm(
@@ -238,40 +209,35 @@ class Stack:
 
 
 class _Layer:
-    """The parameters of a layer of every network, and their gradients.
+    """The parameters of a layer of every network, and their gradients, as views.
 
-    Parameters
-    ----------
-    weight : pair of tensors of shape (n_networks, n_outputs, n_inputs)
-        Weights and their gradients.
-    bias : pair of tensors of shape (n_networks, n_outputs), default=None
-        Biases and their gradients.
+    Weights are of shape (n_networks, n_outputs, n_inputs), biases (n_networks,
+    n_outputs).
     """
 
-    def __init__(self, weight: list[Tensor], bias: list[Tensor] | None = None) -> None:
-        self.weight, self.weight_gradient = weight
-        if bias is not None:
-            self.bias, self.bias_gradient = bias
+    def __init__(self, layer: Layer, stack: Stack) -> None:
+        def view(matrix: Tensor, parameter: torch.nn.Parameter) -> Tensor:
+            place = stack.flats[0].places[parameter]
+            return matrix[:, place].view(len(matrix), *parameter.shape)
+
+        self.weight = view(stack.values, layer.weight)
+        self.weight_gradient = view(stack.gradients, layer.weight)
+        self.has_bias = layer.bias is not None
+        if layer.bias is not None:
+            self.bias = view(stack.values, layer.bias)
+            self.bias_gradient = view(stack.gradients, layer.bias)
 
     def shared_product(self, x: Tensor) -> Tensor:
-        """Multiply rows that several networks read.
+        """Multiply x (n_streams, n_rows, n_inputs), which several networks read.
 
-        Parameters
-        ----------
-        x : tensor of shape (n_streams, n_rows, n_inputs)
-            Rows.
-
-        Returns
-        -------
-        outputs : tensor of shape (n_networks, n_outputs, n_rows)
-            The products, without biases.
+        Returns the products (n_networks, n_outputs, n_rows), without biases.
         """
         n_networks, n_outputs, n_inputs = self.weight.shape
         wide = self.weight.reshape(len(x), -1, n_inputs)
         return torch.bmm(wide, x.mT).view(n_networks, n_outputs, x.shape[1])
 
     def shared_gradients(self, x: Tensor, back: Tensor) -> None:
-        """Write the gradients for ``back`` (n_networks, n_outputs, n_rows)."""
+        """Write the gradients, given those of the products, for shared rows x."""
         wide = back.reshape(len(x), -1, x.shape[1])
         product = torch.bmm(wide, x)
         self.weight_gradient.copy_(product.view(self.weight.shape))
@@ -280,35 +246,21 @@ class _Layer:
     def gradients(self, activation: Tensor, back: Tensor) -> None:
         """Write the gradients where every network has inputs of its own.
 
-        Parameters
-        ----------
-        activation : tensor of shape (n_networks, n_inputs, n_rows)
-            Inputs.
-        back : tensor of shape (n_networks, n_outputs, n_rows)
-            Gradient with respect to the outputs.
+        The inputs `activation` are (n_networks, n_inputs, n_rows), the gradients with
+        respect to the outputs `back` (n_networks, n_outputs, n_rows).
         """
         torch.bmm(back, activation.mT, out=self.weight_gradient)
         self._sum(back)
 
     def _sum(self, back: Tensor) -> None:
-        if hasattr(self, "bias"):
+        if self.has_bias:
             torch.sum(back, 2, out=self.bias_gradient)
 
 
-def _flat(trainer: Trainer) -> FlatParameters:
-    flat = trainer.net.flat_
-    assert flat is not None
-    return flat
-
-
 def _stacked(parts: list[Tensor]) -> Tensor:
-    """Stack tensors, the shorter ones filled up with zeros."""
+    """Stack tensors, padding the shorter ones with zeros."""
     if len(parts) == 1:
         return parts[0].unsqueeze(0)
-    longest = max(map(len, parts))
-    if all(len(part) == longest for part in parts):
+    if len({len(part) for part in parts}) == 1:
         return torch.stack(parts)
-    out = parts[0].new_zeros(len(parts), longest, *parts[0].shape[1:])
-    for row, part in zip(out, parts, strict=True):
-        row[: len(part)] = part
-    return out
+    return pad_sequence(parts, batch_first=True)

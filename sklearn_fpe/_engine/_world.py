@@ -1,8 +1,7 @@
-"""The processes that fit one model together, and what they exchange.
+"""The processes that fit one model together, and their exchanges.
 
-A training asks its world to add, gather or compare values. That of a single process
-returns what it is given, so that the code which trains need not know how many there
-are.
+A training asks its world to add, gather or compare values. The world of a single
+process returns its arguments, so that the training need not know how many there are.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""Environment variables by which torchrun tells a process where the others are."""
+"""Environment variables by which torchrun tells a process how to meet the others."""
 
 
 class PeerError(RuntimeError):
-    """Another process failed, or the processes do not fit together."""
+    """Another process has failed, or does something else."""
 
 
 class World:
-    """The world of one process, in which nothing is exchanged.
+    """The world of a single process.
 
     Attributes
     ----------
@@ -45,21 +44,16 @@ class World:
     rank, size = 0, 1
 
     def gather(self, value: Any, what: str) -> list[Any]:
-        """Return the values of all processes, in the order of their ranks.
+        """Return the values of all processes, which are pickled, by rank.
 
-        Parameters
-        ----------
-        value : object
-            What this process contributes; anything that can be pickled.
-        what : str
-            Name of the values in messages, a plural.
+        `what` names the values in messages; it is a plural.
         """
         return [value]
 
     def total(self, value: Any, what: str) -> Any:
-        """Return the sum of numbers, or of arrays, of all processes, as float64.
+        """Return the float64 sum of the numbers or arrays of all processes.
 
-        It is added in the order of the ranks, so that all get the same bits.
+        All processes add in the order of the ranks, so they get the same bits.
         """
         return value
 
@@ -72,12 +66,19 @@ class World:
 
     def check_equal(self, value: Any, what: str, hint: str = "") -> None:
         """Raise an error that names a process whose value differs from the first's."""
+        values = self.gather(value, what)
+        for rank, other in enumerate(values):
+            if other != values[0]:
+                raise ValueError(
+                    f"All processes must have equal {what}, but process 0 has "
+                    f"{values[0]} and process {rank} has {other}.{hint}"
+                )
 
     def add_(self, vector: Tensor) -> None:
-        """Replace a tensor by the sum of those of all processes: one all-reduce."""
+        """Replace a tensor by the sum over all processes, in one all-reduce."""
 
     def begin(self, stage: str) -> None:
-        """Note what is trained from here on, for messages."""
+        """Note for messages what is trained now, and count steps from 0."""
 
     def use(self, device: torch.device) -> None:
         """Prepare to add tensors of a device."""
@@ -89,8 +90,8 @@ SINGLE = World()
 class ProcessWorld(World):
     """The processes of torch's default process group.
 
-    It communicates in a group of its own, which is closed when one process fails, so
-    that the others' calls end with an error at once.
+    They communicate in a group of their own. It is closed when one process fails, so
+    that the calls of the others end with an error at once.
     """
 
     def __init__(self) -> None:
@@ -101,11 +102,11 @@ class ProcessWorld(World):
         try:
             self._group: Any = dist.new_group(backend="gloo", timeout=_timeout())
         except RuntimeError as error:
-            raise self._lost("the processes met", error) from None
+            raise self._ended("the processes met", error) from None
 
     @property
     def is_open(self) -> bool:
-        """Whether it can be used; not after a failure, nor in another default group."""
+        """Whether it has not failed and the default process group is still the same."""
         return self._group is not None and self._default is dist.group.WORLD
 
     def gather(self, value: Any, what: str) -> list[Any]:
@@ -123,20 +124,10 @@ class ProcessWorld(World):
                 )
         return [value for _, value in found]
 
-    def check_equal(self, value: Any, what: str, hint: str = "") -> None:
-        """Compare values with those of process 0, see :meth:`World.check_equal`."""
-        values = self.gather(value, what)
-        for rank, other in enumerate(values):
-            if other != values[0]:
-                raise ValueError(
-                    f"All processes must have equal {what}, but process 0 has "
-                    f"{values[0]} and process {rank} has {other}.{hint}"
-                )
-
     def total(self, value: Any, what: str) -> Any:
         """Return the sum of numbers or arrays, see :meth:`World.total`."""
         array = np.asarray(value, dtype=np.float64)
-        # The first entry tells whether all processes exchange the same.
+        # The first entry shows whether all processes exchange the same values.
         own = np.array([zlib.crc32(what.encode()), *array.flat])
         found = [torch.empty(len(own), dtype=torch.float64) for _ in range(self.size)]
         try:
@@ -162,7 +153,7 @@ class ProcessWorld(World):
             raise self._ended("the gradients were added", error) from None
 
     def begin(self, stage: str) -> None:
-        """Note what is trained, and count steps from 0."""
+        """Note what is trained, see :meth:`World.begin`."""
         self._stage, self._n_sums = stage, 0
 
     def use(self, device: torch.device) -> None:
@@ -183,38 +174,37 @@ class ProcessWorld(World):
             text = _first_line(error)
             with suppress(Exception):
                 text = f"{type(error).__name__}: {text}" if text else repr(error)
-                self._store().set("failure", f"process {self.rank} failed: {text}")
+                self._group.get_group_store().set(
+                    "failure", f"process {self.rank} failed: {text}"
+                )
         self.close()
 
     def close(self) -> None:
         """Close the connections of this world."""
         for group in (self._nccl, self._group):
-            if group is not None:  # which would be the default group
-                # The user may have destroyed all groups meanwhile.
-                with suppress(Exception):
+            if group is not None:  # None would be the default group
+                with suppress(Exception):  # the user may have destroyed all groups
                     dist.destroy_process_group(group)
         # Connections close when nothing refers to the group any more.
         self._nccl = self._group = group = None
         gc.collect()
 
-    def _store(self) -> Any:
-        return self._group.get_group_store()
-
     def _ended(self, what: str, error: BaseException) -> BaseException:
-        """Return the error to raise for one that ended an exchange."""
-        # The frames of torch would keep the group, and so its connections, alive.
-        traceback.clear_frames(error.__traceback__)
-        return self._lost(what, error) if isinstance(error, RuntimeError) else error
+        """Return the error to raise instead of one that ended an exchange.
 
-    def _lost(self, what: str, error: RuntimeError) -> PeerError:
-        """Return an error that says which process failed, and when."""
-        # Without the place in torch's source, and its advice.
+        For an error of torch, it tells which process failed, and when.
+        """
+        # The frames of torch would keep the group and its connections alive.
+        traceback.clear_frames(error.__traceback__)
+        if not isinstance(error, RuntimeError):
+            return error
+        # Without the line of torch's source, and without its advice.
         text = _first_line(error).rpartition(".cc:")[2].partition("] ")[2] or str(error)
         text = text.partition(". This is")[0]
         reason = None
         with suppress(Exception):
-            if self._store().check(["failure"]):
-                reason = self._store().get("failure").decode()
+            if self._group.get_group_store().check(["failure"]):
+                reason = self._group.get_group_store().get("failure").decode()
         if reason is None and any(s in text.lower() for s in ("timed out", "timeout")):
             reason = f"another process did not answer in time ({text})"
         if reason is None:
@@ -231,27 +221,22 @@ class ProcessWorld(World):
 
 
 _worlds: list[ProcessWorld] = []
-"""The world that is open, if there is one: a call takes over that of the last one."""
+"""At most one world, which a call of ``fit`` leaves open for the next call."""
 
 
 def current() -> ProcessWorld | None:
-    """Return the world that the last call has left open."""
+    """Return the world that the last call has left, or None."""
     return _worlds[0] if _worlds else None
 
 
 @contextmanager
 def open_world(distributed: bool) -> Iterator[World]:
-    """Meet the other processes; tell them if the code inside fails.
+    """Yield the world of all processes; tell the others if the code inside fails.
 
     Parameters
     ----------
     distributed : bool
         Whether there are other processes.
-
-    Yields
-    ------
-    world : World
-        All of them.
 
     Raises
     ------
@@ -260,11 +245,9 @@ def open_world(distributed: bool) -> Iterator[World]:
     PeerError
         If another process fails, does not answer or does something else.
     """
-    if not distributed:
-        yield SINGLE
-        return
-    _join()
-    if dist.get_world_size() == 1:
+    if distributed:
+        _join()
+    if not distributed or dist.get_world_size() == 1:
         yield SINGLE
         return
     world = _meet()
@@ -300,26 +283,24 @@ def _destroy(group: Any) -> None:
 
 
 def _meet() -> ProcessWorld:
-    """Return the open world, or a new one where that does not answer."""
+    """Return the open world, or a new one if the others do not answer."""
     world = current()
-    if world is not None:
-        if world.is_open:
-            world.begin("preparation")
-            try:
-                world.gather(None, "greetings")
-                return world
-            except PeerError:
-                # Another process may have closed it after this one had succeeded.
-                world.close()
-        _worlds.clear()
+    if world is not None and world.is_open:
+        world.begin("preparation")
+        try:
+            world.gather(None, "greetings")
+            return world
+        except PeerError:
+            # Another process may have closed it after this one had succeeded.
+            world.close()
     world = ProcessWorld()
-    _worlds.append(world)
+    _worlds[:] = [world]
     atexit.register(world.close)
     return world
 
 
 def _timeout() -> timedelta | None:
-    """Return the timeout of the default process group; None: that of torch.
+    """Return the timeout of the default process group; None: torch's default.
 
     torch has no public name for it.
     """
@@ -335,9 +316,9 @@ def _first_line(error: BaseException) -> str:
 
 
 def digest(arrays: Iterable[Any]) -> str:
-    """Return a short digest of arrays or tensors: of shapes, types and values.
+    """Return a short digest of the shapes, types and values of arrays or tensors.
 
-    The sign of a zero does not count, because that of a pruned weight is not stored.
+    Zeros of both signs are equal, because the sign of a pruned weight is not stored.
     """
     sha = hashlib.sha1(usedforsecurity=False)
     for array in arrays:

@@ -3,79 +3,48 @@
 from __future__ import annotations
 
 import math
-import time
+from itertools import product
+from typing import Any
 
 import numpy as np
 
-from sklearn_fpe._estimators._candidates import Group, Plan, make_fits
+from sklearn_fpe._estimators._candidates import Fit, Group, Plan, make_fits
 
 
-def run_halving(
-    plan: Plan, searching, factor: int, metric: str | None
-) -> tuple[list[dict], list[int]]:
-    """Train all candidates together, and drop the worst at set epochs.
+def run_halving(plan: Plan, searching, factor: int, metric: Any) -> list[dict]:
+    """Train all candidates together, and drop the worst after set epochs.
 
-    Parameters
-    ----------
-    plan : Plan
-        The search.
-    searching : CallbackContext
-        The task of the search.
-    factor : int
-        One in so many candidates goes on in every round.
-    metric : str or None
-        Name of the score that decides; None: there is only one.
+    In every round, one in `factor` candidates continues. If there are several scores,
+    `metric` is the name of the one that decides. `searching` is the task of the search.
 
     Returns
     -------
     results : list of dict
-        Scores, times and errors: those of a candidate's splits, one after another.
-        Of candidates that were dropped, those when they were.
-    n_epochs : list of int
-        Epochs that each candidate was trained.
+        Scores, times, errors and ``n_epochs``, the epochs trained: those of a
+        candidate's splits, one after another. The scores of a dropped candidate are
+        those of its last round.
     """
-    start = time.time()
-    n_candidates, n_splits = len(plan.candidates), len(plan.splits)
-    pairs = [(c, s) for c in range(n_candidates) for s in range(n_splits)]
+    n_candidates = len(plan.candidates)
+    pairs = product(range(n_candidates), range(len(plan.splits)))
     group = Group(plan, make_fits(plan, searching, pairs))
-    for fit in group.fits:
-        fit.context.call_on_fit_task_begin(estimator=plan.caller)
-    group.prepare()
-    max_iter = _common_epochs(group)
-    n_epochs = dict.fromkeys(range(n_candidates), max_iter)
-    locksteps = group.locksteps()
-    alive = set(range(n_candidates))
-    for now in rungs(max_iter, n_candidates, factor):
-        for lockstep in locksteps:
-            lockstep.advance(now)
-            for fit in lockstep.fits:
-                if fit.candidate in alive:
-                    fit.accept_so_far(lockstep.learned(fit))
-        for fit in group.fits:
-            if fit.candidate in alive:
-                fit.seconds = (time.time() - start) / len(group.fits)
-                group.score(fit)
-        best = _best(group, alive, metric, math.ceil(len(alive) / factor))
-        for lockstep in locksteps:
-            for fit in lockstep.fits:
-                if fit.candidate in alive - best:
-                    n_epochs[fit.candidate] = now
-                    lockstep.drop(fit)
-        for fit in group.fits:
-            if fit.candidate in alive - best:
-                group.close(fit)
-        alive = best
-    for lockstep in locksteps:
-        lockstep.advance()
-        for fit, results in lockstep.results():
-            if fit.candidate in alive:
-                group.accept_results(fit, results)
-    for fit in group.fits:
-        if fit.candidate in alive:
-            fit.seconds = (time.time() - start) / len(group.fits)
+    group.begin()
+    max_iter = _common_epochs(group.fits)
+    alive = group.fits
+    for n_epochs in rungs(max_iter, n_candidates, factor):
+        group.train(n_epochs)
+        for fit in alive:
             group.score(fit)
-            group.close(fit)
-    return [fit.result for fit in group.fits], list(n_epochs.values())
+            fit.result["n_epochs"] = n_epochs
+        best = _best(alive, metric, factor)
+        for fit in alive:
+            if fit.candidate not in best:
+                group.close(fit)
+        alive = [fit for fit in alive if fit.candidate in best]
+    group.train()
+    group.end(alive)
+    for fit in alive:
+        fit.result["n_epochs"] = max_iter
+    return [fit.result for fit in group.fits]
 
 
 def rungs(max_iter: int, n_candidates: int, factor: int) -> list[int]:
@@ -87,9 +56,9 @@ def rungs(max_iter: int, n_candidates: int, factor: int) -> list[int]:
     return sorted(set(epochs))
 
 
-def _common_epochs(group: Group) -> int:
+def _common_epochs(fits: list[Fit]) -> int:
     """Return the `max_iter` of all candidates; raise if they differ."""
-    jobs = [fit.job for fit in group.fits if fit.error is None]
+    jobs = [fit.job for fit in fits if fit.error is None]
     if None in jobs:
         raise ValueError(
             "halving=True needs candidates that can be trained epoch by epoch: "
@@ -105,13 +74,28 @@ def _common_epochs(group: Group) -> int:
     return found[0] if found else 1
 
 
-def _best(group: Group, alive: set[int], metric: str | None, n: int) -> set[int]:
-    """Return the `n` candidates of the highest mean score; NaN counts as lowest."""
-    scores: dict[int, list[float]] = {candidate: [] for candidate in sorted(alive)}
-    for fit in group.fits:
-        if fit.candidate in alive:
-            score = fit.result["test_scores"]
-            scores[fit.candidate].append(score if metric is None else score[metric])
+def check_metric(metric: Any) -> None:
+    """Raise if the parameter `refit` does not name one of several scores."""
+    if not isinstance(metric, str):
+        raise ValueError(
+            f"halving=True with several scores needs refit to be the name of the one "
+            f"that decides, got {metric!r}."
+        )
+
+
+def _best(fits: list[Fit], metric: Any, factor: int) -> set[int]:
+    """Return the candidates of the highest mean scores, one in `factor`.
+
+    NaN counts as the lowest score.
+    """
+    scores: dict[int, list[float]] = {}
+    for fit in fits:
+        score = fit.result["test_scores"]
+        if isinstance(score, dict):
+            check_metric(metric)
+            score = score[metric]
+        scores.setdefault(fit.candidate, []).append(score)
     means = {c: np.mean(s) for c, s in scores.items()}
     lowest = {c: -math.inf if math.isnan(m) else m for c, m in means.items()}
-    return set(sorted(lowest, key=lambda c: -lowest[c])[:n])
+    n_best = math.ceil(len(lowest) / factor)
+    return set(sorted(lowest, key=lambda c: -lowest[c])[:n_best])

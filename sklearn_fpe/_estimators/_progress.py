@@ -19,7 +19,7 @@ class Progress(Hook):
     sample_weight : array-like or None
         Weights that were passed to ``fit``.
     attributes : callable
-        Maps what was learned to the fitted attributes, a dict.
+        Maps a Learned to the fitted attributes, a dict.
     """
 
     def __init__(self, context, estimator, sample, sample_weight, attributes):
@@ -37,8 +37,8 @@ class Progress(Hook):
             "metadata": metadata,
         }
         self._attributes = attributes
-        self._contexts = [context]
-        self._begin()
+        self._contexts = []
+        self._begin(context)
 
     def of_member(self):
         """Return the hook of one network: its phases are tasks of the same fit."""
@@ -48,32 +48,31 @@ class Progress(Hook):
 
     def on_phase_begin(self, trainer):
         """Begin the task of a phase."""
-        parent = self._contexts[-1]
         n_epochs = len(trainer.epochs)
-        self._contexts.append(parent.subcontext(trainer.phase, max_subtasks=n_epochs))
-        self._begin()
+        self._begin(self._contexts[-1].subcontext(trainer.phase, max_subtasks=n_epochs))
 
     def on_epoch_begin(self, trainer):
         """Begin the task of an epoch."""
-        self._contexts.append(self._contexts[-1].subcontext("epoch", max_subtasks=0))
-        self._begin()
+        self._begin(self._contexts[-1].subcontext("epoch", max_subtasks=0))
 
     def on_epoch_end(self, trainer):
         """End the task of an epoch; return whether a callback asks to stop."""
-        return self._end(lambda: self._attributes(trainer.learned()))
+        return self._end(trainer.learned)
 
     def on_phase_end(self, trainer):
         """End the task of a phase."""
-        self._end(lambda: self._attributes(trainer.learned()))
+        self._end(trainer.learned)
 
     def end(self, learned):
         """End the task of the fit, which has learned this."""
-        self._end(lambda: self._attributes(learned))
+        self._end(lambda: learned)
 
-    def _begin(self):
-        self._contexts[-1].call_on_fit_task_begin(**self._arguments)
+    def _begin(self, context):
+        self._contexts.append(context)
+        context.call_on_fit_task_begin(**self._arguments)
 
-    def _end(self, attributes):
+    def _end(self, learned):
         return self._contexts.pop().call_on_fit_task_end(
-            **self._arguments, reconstruction_attributes=attributes
+            **self._arguments,
+            reconstruction_attributes=lambda: self._attributes(learned()),
         )

@@ -9,29 +9,27 @@ from typing import ClassVar
 import numpy as np
 from sklearn.base import clone, is_classifier
 from sklearn.callback import with_callbacks
-from sklearn.model_selection import ParameterGrid, check_cv
+from sklearn.model_selection import GridSearchCV, ParameterGrid, check_cv
 from sklearn.utils import indexable
 from sklearn.utils._param_validation import Interval
 
 from sklearn_fpe._estimators._base import BaseFPE
 from sklearn_fpe._estimators._candidates import Plan, run_groups
 from sklearn_fpe._estimators._compat import (
-    BaseSearchCV,
-    MultimetricScorer,
     check_method_params,
     fit_context,
-    insert_error_scores,
     report_failures,
 )
-from sklearn_fpe._estimators._halving import run_halving
+from sklearn_fpe._estimators._halving import check_metric, run_halving
 from sklearn_fpe._estimators._steps import final_step
 
 
-class FPESearchCV(BaseSearchCV):
+class FPESearchCV(GridSearchCV):
     """Exhaustive search over parameters, in which the candidates train together.
 
-    Use it like :class:`~sklearn.model_selection.GridSearchCV`. The results are the same
-    up to rounding, in a fraction of the time: candidates whose networks have the same
+    Use it like :class:`~sklearn.model_selection.GridSearchCV`, which describes the
+    parameters and attributes that both have in more detail. The results are the same up
+    to rounding, in a fraction of the time: candidates whose networks have the same
     shape train as one stacked network, candidates that differ only after the warm-up
     share the warm-up, and rows are checked and standardised once per split. Candidates
     that cannot be stacked are trained one by one.
@@ -43,13 +41,10 @@ class FPESearchCV(BaseSearchCV):
         its earlier steps are fitted once per split and setting of their own parameters.
 
     param_grid : dict or list of dict
-        Values to try by parameter name, as for
-        :class:`~sklearn.model_selection.GridSearchCV`. `random_state` may be one of
-        them.
+        Values to try by parameter name. `random_state` may be one of them.
 
     scoring : str, callable, list, tuple or dict, default=None
-        Scores of the test rows, as for
-        :class:`~sklearn.model_selection.GridSearchCV`.
+        Scores of the test rows.
 
     n_jobs : int, default=None
         Processes among which groups of candidates are divided. It does not change the
@@ -57,15 +52,13 @@ class FPESearchCV(BaseSearchCV):
         process is often enough, because candidates train together in each process.
 
     refit : bool, str or callable, default=True
-        Whether to fit the best candidate on all rows, as for
-        :class:`~sklearn.model_selection.GridSearchCV`.
+        Whether to fit the best candidate on all rows; which score or function decides.
 
     cv : int, cross-validation generator or iterable, default=None
-        How rows are split, as for :class:`~sklearn.model_selection.GridSearchCV`.
+        How rows are split.
 
     verbose : int, default=0
-        1: print the number of candidates and fits; 2: also the groups in which they
-        train.
+        Above 0: print the number of candidates and fits.
 
     error_score : "raise" or float, default=np.nan
         Score of a candidate whose fit fails.
@@ -87,9 +80,8 @@ class FPESearchCV(BaseSearchCV):
     Attributes
     ----------
     cv_results_ : dict of arrays
-        Scores, times and ranks by candidate, as for
-        :class:`~sklearn.model_selection.GridSearchCV`. The time of a fit is the time of
-        its group, divided by the number of fits in it.
+        Scores, times and ranks by candidate. The time of a fit is the time of its
+        group, divided by the number of fits in it.
 
     best_estimator_ : estimator
         The best candidate, fitted on all rows, if `refit`.
@@ -138,15 +130,11 @@ class FPESearchCV(BaseSearchCV):
     """
 
     _parameter_constraints: ClassVar[dict] = {
-        **{
-            name: constraint
-            for name, constraint in BaseSearchCV._parameter_constraints.items()
-            if name != "pre_dispatch"
-        },
-        "param_grid": [dict, list],
+        **GridSearchCV._parameter_constraints,
         "halving": ["boolean"],
         "factor": [Interval(Integral, 2, None, closed="left")],
     }
+    del _parameter_constraints["pre_dispatch"]  # which this search does not have
 
     def __init__(
         self,
@@ -175,9 +163,6 @@ class FPESearchCV(BaseSearchCV):
         self.halving = halving
         self.factor = factor
 
-    def _run_search(self, evaluate_candidates):
-        raise NotImplementedError("fit evaluates all candidates together.")
-
     @with_callbacks
     @fit_context(prefer_skip_nested_validation=False)
     def fit(self, X, y=None, **params):
@@ -190,9 +175,8 @@ class FPESearchCV(BaseSearchCV):
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Targets.
         **params : dict of str -> object
-            Arguments of the estimator's ``fit``, of the scorer and of the splitter, as
-            for :class:`~sklearn.model_selection.GridSearchCV`. Arrays as long as X are
-            split with it.
+            Arguments of the estimator's ``fit``, of the scorer and of the splitter.
+            Arrays as long as X are split with it.
 
         Returns
         -------
@@ -202,13 +186,13 @@ class FPESearchCV(BaseSearchCV):
         Raises
         ------
         TypeError
-            If `estimator` is none whose networks can be trained together.
+            If `estimator` is of another package, or a pipeline that ends with one.
         ValueError
-            If all fits fail, or what the estimator's ``fit`` raises where
-            ``error_score="raise"``.
+            If all fits fail. With ``error_score="raise"``, the first error of a fit is
+            raised as it is.
         """
         self._check_estimator()
-        scorers, refit_metric = self._get_scorers()
+        scorers, _ = self._get_scorers()
         X, y = indexable(X, y)
         params = check_method_params(X, params=params)
         routed = self._get_routed_params_for_fit(params)
@@ -231,25 +215,16 @@ class FPESearchCV(BaseSearchCV):
                 f"No fits were performed: there are {len(candidates)} candidates and "
                 f"{len(splits)} splits."
             )
+        fit_params = routed.estimator.fit
         plan = Plan(
-            clone(self.estimator),
-            X,
-            y,
-            candidates,
-            splits,
-            scorers,
-            routed.estimator.fit,
-            routed.scorer.score,
-            self.error_score,
-            self.return_train_score,
-            self,
+            self, X, y, candidates, splits, scorers, fit_params, routed.scorer.score
         )
         results = self._evaluate(plan, context)
-        self._choose(results, refit_metric)
+        self._choose(results)
         if self.refit:
-            self._fit_best(X, y, routed.estimator.fit, context, task)
-        multimetric = isinstance(scorers, MultimetricScorer)
-        self.scorer_ = scorers._scorers if multimetric else scorers
+            self._fit_best(X, y, fit_params, context, task)
+        named = isinstance(self.scoring, list | tuple | dict)
+        self.scorer_ = scorers._scorers if named else scorers
         self.cv_results_ = results
         context.call_on_fit_task_end(**task)
         return self
@@ -279,52 +254,44 @@ class FPESearchCV(BaseSearchCV):
         searching = context.subcontext(
             task_name="search", max_subtasks=n, sequential_subtasks=False
         ).call_on_fit_task_begin(estimator=self)
-        more = None
         if self.halving:
-            metric = self._halving_metric(plan)
-            out, n_epochs = run_halving(plan, searching, self.factor, metric)
+            if isinstance(self.scoring, list | tuple | dict):
+                check_metric(self.refit)  # before anything is trained
+            found = run_halving(plan, searching, self.factor, self.refit)
+            n_epochs = [result["n_epochs"] for result in found[:: len(plan.splits)]]
             more = {"n_epochs": n_epochs}
         else:
-            out = run_groups(plan, searching, self.n_jobs)
+            found, more = run_groups(plan, searching, self.n_jobs), None
         searching.call_on_fit_task_end(estimator=self)
-        report_failures(out, self.error_score)
-        if callable(self.scoring):
-            insert_error_scores(out, self.error_score)
-        self.multimetric_ = isinstance(out[0]["test_scores"], dict)
-        return self._format_results(plan.candidates, len(plan.splits), out, more)
+        report_failures(found, self.error_score)
+        scores = [r["test_scores"] for r in found if r["fit_error"] is None]
+        self.multimetric_ = isinstance(scores[0], dict)
+        if self.multimetric_:
+            self._check_refit_for_multimetric(scores[0])
+            self._name_failures(found, scores[0])
+        return self._format_results(plan.candidates, len(plan.splits), found, more)
 
-    def _halving_metric(self, plan):
-        """Return the name of the score that decides who goes on; None: the only one."""
-        if not isinstance(plan.scorers, MultimetricScorer):
-            return None
-        if not isinstance(self.refit, str):
-            raise ValueError(
-                f"halving=True with several scores needs refit to be the name of the "
-                f"one that decides, got {self.refit!r}."
-            )
-        return self.refit
+    def _name_failures(self, found, names):
+        """Give failed fits the error score under every name of a score."""
+        for result in found:
+            if result["fit_error"] is not None:
+                for kind in {"test_scores", "train_scores"} & set(result):
+                    result[kind] = dict.fromkeys(names, self.error_score)
 
-    def _choose(self, results, refit_metric):
+    def _choose(self, results):
         """Find the best candidate."""
-        if callable(self.scoring) and self.multimetric_:
-            names = [
-                name.removeprefix("mean_test_")
-                for name in results
-                if name.startswith("mean_test_")
-            ]
-            self._check_refit_for_multimetric(dict.fromkeys(names))
-            refit_metric = self.refit
         if not self.refit and self.multimetric_:
             return
-        self.best_index_ = self._best_index(refit_metric, results)
+        metric = self.refit if self.multimetric_ else "score"
+        self.best_index_ = self._best_index(metric, results)
         if not callable(self.refit):
-            self.best_score_ = results[f"mean_test_{refit_metric}"][self.best_index_]
+            self.best_score_ = results[f"mean_test_{metric}"][self.best_index_]
         self.best_params_ = results["params"][self.best_index_]
 
-    def _best_index(self, refit_metric, results):
+    def _best_index(self, metric, results):
         if not self.halving or callable(self.refit):
-            return self._select_best_index(self.refit, refit_metric, results)
-        scores = results[f"mean_test_{refit_metric}"].copy()
+            return self._select_best_index(self.refit, metric, results)
+        scores = results[f"mean_test_{metric}"].copy()
         scores[results["n_epochs"] < results["n_epochs"].max()] = np.nan
         if np.isnan(scores).all():
             return 0

@@ -13,55 +13,38 @@ def final_step(estimator):
     return estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
 
 
-def transforms_input(estimator) -> bool:
-    """Tell whether a pipeline transforms arguments of ``fit`` beside X."""
-    return getattr(estimator, "transform_input", None) is not None
-
-
 class EarlierSteps:
-    """The steps of a pipeline before its last one, fitted.
+    """The steps of a pipeline before its last one, fitted on training rows.
 
-    Parameters
-    ----------
-    pipeline : Pipeline
-        The pipeline, unfitted.
-    X, y : array-like
-        Training rows and targets.
-    fit_params : dict
-        Arguments of the pipeline's ``fit``.
-
-    Attributes
-    ----------
-    X : array-like
-        The transformed training rows.
+    `fit_params` are the arguments of the pipeline's ``fit``. The attribute `X` holds
+    the transformed training rows.
     """
 
     def __init__(self, pipeline: Pipeline, X, y, fit_params: dict):
-        self.steps, self.X = pipeline.steps[:-1], X
-        if not self.steps:
+        self._steps, self.X = pipeline.steps[:-1], X
+        if not self._steps:
             return
-        names = [name for name, _ in self.steps]
-        earlier = Pipeline(self.steps, memory=pipeline.memory)
+        earlier = Pipeline(self._steps, memory=pipeline.memory)
         if get_config()["enable_metadata_routing"]:
             routing = earlier.get_metadata_routing()
             taken = routing.consumes("fit_transform", fit_params)
-            params = {name: fit_params[name] for name in taken}
         else:
-            params = {
-                name: value
-                for name, value in fit_params.items()
-                if name.split("__", 1)[0] in names
-            }
+            names = dict(self._steps)
+            taken = [name for name in fit_params if name.split("__", 1)[0] in names]
+        params = {name: fit_params[name] for name in taken}
         self.X = earlier.fit_transform(X, y, **params)
-        self.steps = earlier.steps
+        self._steps = earlier.steps
+
+    def put_into(self, pipeline: Pipeline) -> None:
+        """Give a pipeline these fitted steps."""
+        pipeline.steps = [*self._steps, pipeline.steps[-1]]
 
     @staticmethod
     def key(pipeline: Pipeline) -> tuple[str, str]:
-        """Return what pipelines with the same earlier steps have in common."""
-        steps = pipeline.steps[:-1]
+        """Return a key that is equal for pipelines with equal earlier steps."""
         params = [
             (name, type(step), step.get_params() if hasattr(step, "get_params") else "")
-            for name, step in steps
+            for name, step in pipeline.steps[:-1]
         ]
         return "steps", joblib.hash(params)
 
@@ -82,7 +65,3 @@ class EarlierSteps:
             if step == name:
                 found[argument] = value
         return found
-
-    def put_into(self, pipeline: Pipeline) -> None:
-        """Give a pipeline these fitted steps."""
-        pipeline.steps = [*self.steps, pipeline.steps[-1]]

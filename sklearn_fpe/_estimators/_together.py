@@ -1,4 +1,4 @@
-"""What the processes of one fit have to agree on, and what they reduce."""
+"""Checks and reductions over the processes that fit one model together."""
 
 import itertools
 import reprlib
@@ -12,11 +12,11 @@ from sklearn_fpe._engine._world import digest
 from sklearn_fpe._estimators._parameters import plain
 
 OF_PROCESS = {"device", "verbose", "distributed"}
-"""Parameters that processes may choose on their own."""
+"""Parameters that may differ between processes."""
 
 
 def check_supported(estimator):
-    """Check that a fit on several processes has no parameter that acts on one."""
+    """Raise if a parameter is set that acts on one process only."""
     if estimator.skorch_callbacks:
         raise ValueError(
             "distributed=True does not support skorch_callbacks, because they would "
@@ -31,20 +31,11 @@ def check_supported(estimator):
 
 
 def check_alike(estimator, world, device, learned, given):
-    """Check that all processes make the same call.
+    """Raise if the processes do not make the same call.
 
-    Parameters
-    ----------
-    estimator : BaseFPE
-        The estimator; its parameters are compared.
-    world : World
-        The processes.
-    device : torch.device
-        Where this one computes; the types are compared.
-    learned : Learned or None
-        What the call continues from.
-    given : dict of bool
-        Optional arguments, and whether they were given.
+    Compared are the parameters of the estimator, the type of the device, the model
+    `learned` (or None) that training continues from, and whether each of the optional
+    arguments was given, `given`.
     """
     if world.size == 1:
         return
@@ -52,7 +43,7 @@ def check_alike(estimator, world, device, learned, given):
     facts |= {f"argument {name}": is_given for name, is_given in given.items()}
     facts["model to continue from"] = None
     if learned is not None:
-        # Dense, because a model that was stored may hold the same weights otherwise.
+        # As dense matrices, because a loaded model may have other layer classes.
         maps = learned.network.maps
         weights = [(m.dense_weight(), m.dense_mask(), m.dense_bias()) for m in maps]
         facts["model to continue from"] = digest(itertools.chain(*weights))
@@ -60,11 +51,11 @@ def check_alike(estimator, world, device, learned, given):
     for name, value in estimator.get_params(deep=False).items():
         if name not in OF_PROCESS:
             facts[f"parameter {name}"] = _described(name, value)
-    check_equal_facts(world, facts)
+    _check_equal(world, facts)
 
 
 def check_columns(estimator, world):
-    """Check that all processes have learned the same columns of X."""
+    """Raise if the processes have learned different columns of X."""
     if world.size == 1:
         return
     names = vars(estimator).get("feature_names_in_")
@@ -74,18 +65,13 @@ def check_columns(estimator, world):
         "number of columns of X": (n_columns, n_columns),
         "names of the columns of X": (names, reprlib.repr(names)),
     }
-    check_equal_facts(world, facts)
+    _check_equal(world, facts)
 
 
-def check_equal_facts(world, facts):
-    """Compare facts with those of process 0; name the first that differs.
+def _check_equal(world, facts):
+    """Raise if a fact differs from that of process 0.
 
-    Parameters
-    ----------
-    world : World
-        The processes.
-    facts : dict
-        Pairs of a value to compare and a text to show, by name.
+    `facts` maps names to pairs: a value to compare and a text for the message.
     """
     everyone = world.gather(facts, "parameters and arguments")
     for rank, others in enumerate(everyone):
@@ -99,27 +85,19 @@ def check_equal_facts(world, facts):
 
 
 def _described(name, value):
-    """Return a hash that is equal where values of a parameter are, and a text."""
+    """Return a hash of the value of a parameter, to compare it, and a text."""
     value = plain(value)
     text = reprlib.repr(value)
     if name == "random_state" and not isinstance(value, int):
-        return "not an integer", text  # the seeds are those of process 0
+        return "not an integer", text  # because all take the seeds of process 0
     try:
         return joblib.hash(value), text
-    except Exception:  # what cannot be pickled, such as a lambda, is not compared
+    except Exception:  # a lambda, for example, cannot be pickled: compare its type
         return type(value).__name__, text
 
 
 def all_labels(world, seen):
-    """Return the sorted labels of all processes.
-
-    Parameters
-    ----------
-    world : World
-        The processes.
-    seen : ndarray of shape (n_labels,)
-        Sorted labels of this process.
-    """
+    """Return the sorted labels of all processes, given those of this process."""
     if world.size == 1:
         return seen
     everyone = world.gather(seen, "labels")
@@ -138,7 +116,7 @@ def _kind(dtype):
 
 
 def balanced_weights(world, classes, codes, weights):
-    """Return weights inversely proportional to the frequencies of all processes.
+    """Return class weights inversely proportional to the frequencies everywhere.
 
     Parameters
     ----------
@@ -146,15 +124,13 @@ def balanced_weights(world, classes, codes, weights):
         The processes.
     classes : ndarray of shape (n_classes,)
         All classes.
-    codes : int ndarray of shape (n_rows,)
-        Class numbers of the rows of this process.
-    weights : ndarray of shape (n_rows,)
-        Their weights.
+    codes, weights : ndarrays of shape (n_rows,)
+        Class numbers and weights of the rows of this process.
 
     Returns
     -------
     of_class : ndarray of shape (n_classes,)
-        0 for classes without a row.
+        Weights; 0 for classes without a row.
     """
     counts = np.bincount(codes, weights, minlength=len(classes))
     counts = world.total(counts, "class frequencies")
@@ -167,9 +143,8 @@ def balanced_weights(world, classes, codes, weights):
 def split_off(n_rows, share, strata, seed):
     """Draw rows to hold out on one of several processes.
 
-    Unlike scikit-learn's, the stratified draw never fails where a class is rare, as it
-    may be in the rows of one process: the rows are sorted by class, in random order
-    within a class, and taken at equal distances.
+    The rows are sorted by class, shuffled within a class, and taken at equal distances.
+    scikit-learn's stratified split would fail if a process had one row of a class.
 
     Parameters
     ----------
@@ -209,12 +184,9 @@ def split_off(n_rows, share, strata, seed):
 
 
 def r2_of_all(world, y, predicted, weights):
-    """Return the coefficient of determination over the rows of all processes.
-
-    The mean over columns, as ``sklearn.metrics.r2_score`` returns it.
-    """
+    """Return ``sklearn.metrics.r2_score`` over the rows of all processes."""
     y, predicted = y.reshape(len(y), -1), predicted.reshape(len(y), -1)
-    # Divided by a power of two, because the squares of large values overflow.
+    # Divide by a power of two, because the squares of large values overflow.
     largest = max(world.gather(max(np.abs(y).max(), np.abs(predicted).max()), "sizes"))
     unit = 2.0 ** (np.frexp(largest)[1] - 1) if 0 < largest < np.inf else 1.0
     y, predicted = y / unit, predicted / unit
