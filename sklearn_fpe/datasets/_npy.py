@@ -8,9 +8,6 @@ import numpy as np
 
 from sklearn_fpe.datasets._files import ShardError, naming
 
-MAX_OPEN = 64
-"""Files that are mapped at a time."""
-
 HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -22,18 +19,8 @@ HEADERS = {
 class NpyFile:
     """A matrix in a ``.npy`` file, as its header describes it.
 
-    Parameters
-    ----------
-    path : str
-        The file.
-    n_rows, n_columns : int
-        Shape of the matrix.
-    stored : numpy.dtype
-        Type of the numbers in the file, with their byte order.
-    offset : int
-        Where the numbers begin, in bytes.
-    column_major : bool
-        Whether the values of one column are neighbours.
+    `stored` is the type of the numbers with their byte order, `offset` the number of
+    bytes before them; `column_major` matrices have the values of a column side by side.
     """
 
     path: str
@@ -44,11 +31,7 @@ class NpyFile:
     column_major: bool
 
     run_starts = None  # rows may be read in any order
-
-    @property
-    def most_open(self):
-        """Files that are open at a time."""
-        return MAX_OPEN
+    most_open = 64  # files that are mapped at a time
 
     @property
     def dtype(self):

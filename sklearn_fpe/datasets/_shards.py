@@ -8,10 +8,17 @@ import numpy as np
 
 from sklearn_fpe._engine._lazy import LazyArray
 from sklearn_fpe.datasets._files import ShardError
-from sklearn_fpe.datasets._index import split_key
+from sklearn_fpe.datasets._index import (
+    choose,
+    sort,
+    sorting_order,
+    split_key,
+    take,
+    unsort,
+)
 from sklearn_fpe.datasets._layout import find_shards, inspect_shards, pair_metadata
 from sklearn_fpe.datasets._parquet import column_names, read_column
-from sklearn_fpe.datasets._source import Source, as_slice
+from sklearn_fpe.datasets._source import Source
 
 COPY_BYTES = 2**24
 """Bytes that are read at a time where a whole array is made."""
@@ -74,8 +81,7 @@ def open_shards(path, *, column=None, metadata=None):
     >>> folder.cleanup()
     """
     shards = inspect_shards(find_shards(path), column)
-    pairs = pair_metadata(shards, metadata)
-    return Shards(Source(shards, pairs))
+    return Shards(Source(shards, pair_metadata(shards, metadata)))
 
 
 class Shards(LazyArray):
@@ -154,52 +160,18 @@ class Shards(LazyArray):
         """Paths of the files, a list of str."""
         return [shard.path for shard in self._source.shards]
 
-    # ----------------------------------------------------------------------------------
-    # Rows
-    # ----------------------------------------------------------------------------------
-
     def __getitem__(self, key):
         rows, columns = split_key(key)
         try:
             i = operator.index(rows)
         except TypeError:
-            chosen = Shards(self._source, self._chosen(rows))
+            chosen = Shards(self._source, choose(self._rows, rows))
             if isinstance(columns, slice) and columns == slice(None):
                 return chosen
             return chosen._read_columns(columns)
         if not -len(self) <= i < len(self):
             raise IndexError(f"Row {i} is out of range for {len(self)} rows.")
         return self.read(np.array([i % len(self)]))[0][columns]
-
-    def _chosen(self, rows):
-        """Return the rows of a slice or of an int or bool array."""
-        if isinstance(rows, slice):
-            return self._rows[rows]
-        index = np.asarray(rows)
-        if index.size == 0 and index.ndim == 1 and not hasattr(rows, "dtype"):
-            index = index.astype(np.int64)
-        if index.dtype.kind == "b" and index.shape == (len(self),):
-            index = np.flatnonzero(index)
-        if index.ndim != 1 or index.dtype.kind not in "iu":
-            raise IndexError(
-                f"Rows are chosen by an integer, a slice, or an array of shape (n,) of "
-                f"integers or of shape ({len(self)},) of booleans, got "
-                f"{index.dtype} of shape {index.shape}."
-            )
-        index = index.astype(np.int64)
-        outside = (index < -len(self)) | (index >= len(self))
-        if outside.any():
-            raise IndexError(
-                f"Row {index[outside][0]} is out of range for {len(self)} rows."
-            )
-        index[index < 0] += len(self)
-        if isinstance(self._rows, range):
-            index *= self._rows.step
-            index += self._rows.start
-        else:
-            index = self._rows[index]
-        found = as_slice(index)
-        return range(found.start, found.stop) if isinstance(found, slice) else index
 
     def _read_columns(self, columns):
         """Read some columns of all rows, without having all columns in memory."""
@@ -235,21 +207,10 @@ class Shards(LazyArray):
         ShardError
             If a file has become unreadable; the message names it.
         """
-        rows = self._rows[rows] if isinstance(rows, slice) else self._chosen(rows)
+        rows, order = sort(choose(self._rows, rows))
         out = np.empty((len(rows), self.shape[1]), self.dtype)
-        if isinstance(rows, range):
-            if rows.step == 1:
-                self._source.read_into(out, rows)
-                return out
-            rows = np.arange(rows.start, rows.stop, rows.step)
-        if (rows[1:] >= rows[:-1]).all():
-            self._source.read_into(out, rows)
-            return out
-        order = np.argsort(rows, kind="stable")
-        self._source.read_into(out, rows[order])
-        in_order = np.empty_like(out)
-        in_order[order] = out
-        return in_order
+        self._source.read_into(out, rows)
+        return unsort(out, order)
 
     def __array__(self, dtype=None, copy=None):
         if copy is False:
@@ -275,10 +236,6 @@ class Shards(LazyArray):
                 f"np.asarray(X[:100_000])."
             )
 
-    # ----------------------------------------------------------------------------------
-    # Where rows are
-    # ----------------------------------------------------------------------------------
-
     def file_order(self):
         """Return the order in which rows lie in the files.
 
@@ -287,12 +244,7 @@ class Shards(LazyArray):
         order : int ndarray of shape (n_rows,) or None
             Positions of the rows; None if they are in the order of the files.
         """
-        if isinstance(self._rows, range):
-            in_order = self._rows.step > 0
-            return None if in_order else np.arange(len(self))[::-1]
-        if (self._rows[1:] >= self._rows[:-1]).all():
-            return None
-        return np.argsort(self._rows, kind="stable")
+        return sorting_order(self._rows)
 
     def runs(self, index=None):
         """Return where row groups of Parquet files begin, which are read in order.
@@ -311,11 +263,7 @@ class Shards(LazyArray):
         bounds = self._source.run_starts()
         if bounds is None:
             return None
-        rows = self._rows
-        if isinstance(rows, range) and index is not None:
-            rows = rows.start + rows.step * index
-        elif index is not None:
-            rows = rows[index]
+        rows = self._rows if index is None else take(self._rows, index)
         if isinstance(rows, range):
             starts = np.clip(-((rows.start - bounds) // rows.step), 0, len(rows))
         else:
@@ -339,10 +287,6 @@ class Shards(LazyArray):
         row = int(self._rows[row])
         i = int(np.searchsorted(self._source.starts, row, side="right")) - 1
         return f"row {row - self._source.starts[i]} of {self._source.shards[i].path!r}"
-
-    # ----------------------------------------------------------------------------------
-    # Metadata
-    # ----------------------------------------------------------------------------------
 
     @property
     def columns(self):
@@ -371,9 +315,7 @@ class Shards(LazyArray):
             If a shard has no metadata, or they do not fit it; the message names the
             file.
         """
-        rows, order = self._rows, self.file_order()
-        if not isinstance(rows, range) or rows.step != 1:
-            rows = np.asarray(rows) if order is None else np.asarray(rows)[order]
+        rows, order = sort(self._rows)
         parts = []
         for i, _, local in self._source.split(rows):
             values = self._read_metadata(i, name)
@@ -383,14 +325,8 @@ class Shards(LazyArray):
                     f"{self._source.metadata[i]!r} and {parts[0].dtype} elsewhere."
                 )
             parts.append(values[local])
-        if not parts:
-            return np.empty(0, dtype=object)
-        values = np.concatenate(parts)
-        if order is None:
-            return values
-        in_order = np.empty_like(values)
-        in_order[order] = values
-        return in_order
+        values = np.concatenate(parts or [np.empty(0, dtype=object)])
+        return unsort(values, order)
 
     def _read_metadata(self, i, name):
         shard, path = self._source.shards[i], self._source.metadata[i]

@@ -1,26 +1,35 @@
 """The files behind lazy arrays, read by the numbers of rows."""
 
+from functools import lru_cache
+
 import numpy as np
 
-from sklearn_fpe.datasets._files import OpenFiles
+from sklearn_fpe.datasets._index import as_slice
 
 
 class Source:
-    """The files behind lazy arrays, and those that are open."""
+    """The files behind lazy arrays. Threads may share it.
+
+    A file is hashable, and its method ``open`` returns a reader. The ``most_open``
+    readers that were used last stay open. A pickle contains none, because another
+    process has to open its own.
+    """
 
     def __init__(self, shards, metadata):
         self.shards, self.metadata = shards, metadata
-        sizes = [shard.n_rows for shard in shards]
-        self.starts = np.cumsum([0, *sizes])
+        self.starts = np.cumsum([0, *(shard.n_rows for shard in shards)])
         known = [shard for shard in shards if shard.n_columns is not None]
         first = known[0] if known else shards[0]
         self.n_columns, self.dtype = first.n_columns or 0, first.dtype
-        self.files = OpenFiles()
+        self._reader = lru_cache(first.most_open)(type(first).open)
+
+    def __reduce__(self):
+        return Source, (self.shards, self.metadata)
 
     def read_into(self, out, rows):
         """Read rows that are given as a range of step 1 or increasing int array."""
         for i, part, local in self.split(rows):
-            self.files.get(self.shards[i]).read_into(out[part], local)
+            self._reader(self.shards[i]).read_into(out[part], local)
 
     def split(self, rows):
         """Yield for every file its number, where its rows are in `rows`, and the rows.
@@ -46,16 +55,7 @@ class Source:
         """Return first rows of what must be read in order, None if nothing must."""
         if self.shards[0].run_starts is None:
             return None
-        runs = [
-            np.array(shard.run_starts, dtype=np.int64) + start
-            for shard, start in zip(self.shards, self.starts, strict=False)
-        ]
-        return np.concatenate(runs)
-
-
-def as_slice(index):
-    """Return a slice where an increasing int array is neighbours, else the array."""
-    n = len(index)
-    if n and index[-1] - index[0] == n - 1 and (index[1:] - index[:-1] == 1).all():
-        return slice(int(index[0]), int(index[-1]) + 1)
-    return index
+        pairs = zip(self.shards, self.starts[:-1], strict=True)
+        return np.concatenate(
+            [np.array(s.run_starts, dtype=np.int64) + start for s, start in pairs]
+        )
