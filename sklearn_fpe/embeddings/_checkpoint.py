@@ -26,17 +26,10 @@ _PATTERNS = (
 class Checkpoint:
     """A model on the hub at one commit, or in a local folder as it is now.
 
-    Parameters
-    ----------
-    source : str
-        The name on the hub, or the folder.
-    commit : str or None
-        The commit on the hub; None for a folder.
-    files : tuple of tuple
-        For a folder, path, size, times and inode of its files: what must be unchanged
-        for a loaded model, or a digest, to be still right.
-    local_files_only : bool
-        Whether the hub may be asked for files.
+    `source` is the name on the hub, or the folder, which has no `commit`. `files` are
+    path, size, times and inode of the files of a folder: what must be unchanged for a
+    loaded model, or a digest, to be still right. The hub is asked for no file if
+    `local_files_only` is true.
     """
 
     source: str
@@ -117,15 +110,7 @@ class Checkpoint:
 
 
 class ImageEncoder:
-    """Preprocessing and image encoder of a checkpoint, each loaded when it is needed.
-
-    Parameters
-    ----------
-    checkpoint : Checkpoint
-        The model.
-    dtype : str
-        The precision of the forward pass, or "auto".
-    """
+    """Preprocessing and image encoder of a checkpoint, loaded when they are needed."""
 
     def __init__(self, checkpoint, dtype):
         self.checkpoint = checkpoint

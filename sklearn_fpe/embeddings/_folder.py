@@ -133,14 +133,9 @@ def load_image_folder(path, *, extensions=None, unreadable="keep"):
 
 
 def list_images(path):
-    """List all files below a folder that are images by their names.
+    """List the files below a folder that are images by their names, sorted by path.
 
-    Returns
-    -------
-    found : list of str
-        Their paths, beginning with `path`, sorted.
-    left_out : dict of str
-        Why other files are none, by path.
+    Returns their paths, beginning with `path`, and why other files are none, by path.
     """
     if not Path(path).is_dir():
         raise FileNotFoundError(f"images must be a folder, got {str(path)!r}.")

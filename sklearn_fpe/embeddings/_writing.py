@@ -153,12 +153,14 @@ def write_shards(
             "embedder": _fingerprint(embedder),
         },
     )
+    starts = range(0, len(images), int(shard_size))
     shards = [
-        partial.PartialShard(folder, number, images_of_shard, dtype)
-        for number, images_of_shard in enumerate(_ranges(len(images), shard_size))
+        partial.PartialShard(
+            folder, number, range(len(images))[start : start + starts.step], dtype
+        )
+        for number, start in enumerate(starts)
     ]
-    report = _Report(len(images), progress, verbose)
-    writer = _Writer(embedder, images, table, unreadable == "raise", report)
+    writer = _Writer(embedder, images, table, unreadable, progress, verbose)
     n_embedded = writer.write(shards)
     skipped = {}
     for shard in shards:
@@ -186,10 +188,6 @@ def _import_partial():
     return _partial
 
 
-def _ranges(n_images, size):
-    return [range(i, min(i + size, n_images)) for i in range(0, n_images, int(size))]
-
-
 def _prepare(partial, folder, manifest):
     """Make the folder; check that what it holds is made from the same."""
     (folder / partial.EMBEDDINGS).mkdir(parents=True, exist_ok=True)
@@ -211,25 +209,12 @@ def _prepare(partial, folder, manifest):
 
 
 class _Writer:
-    """Fills shards.
+    """Fills shards, and tells the user how far it is."""
 
-    Parameters
-    ----------
-    embedder : object
-        Embeds the images.
-    images : sequence
-        Checked images.
-    table : pyarrow.Table
-        Metadata of all images.
-    strict : bool
-        Whether an unreadable image is an error.
-    report : _Report
-        Is told how far the writing is.
-    """
-
-    def __init__(self, embedder, images, table, strict, report):
+    def __init__(self, embedder, images, table, unreadable, progress, verbose):
         self.embedder, self.images, self.table = embedder, images, table
-        self.strict, self.report = strict, report
+        self.unreadable, self.progress, self.verbose = unreadable, progress, verbose
+        self.n_done, self.n_done_of = 0, {}
 
     def write(self, shards):
         """Fill all shards that are not finished; return the number of embeddings.
@@ -248,54 +233,39 @@ class _Writer:
                             shard.finish(self.table.take(kept))
                 if shard.finished:
                     shard.clean()  # what a stopped writer has left
-                    self.report.store(shard, shard.positions.stop)
+                    self._note(shard, shard.positions.stop)
         return n_embedded
 
     def _fill(self, shard):
         """Embed the images of a shard that are not stored; return the number."""
         start, n_stored = time.perf_counter(), len(shard.kept)
-        self.report.store(shard, shard.next)
+        self._note(shard, shard.next)
         if shard.next < shard.positions.stop:
             rest = slice(shard.next, shard.positions.stop)
             with closing(self.embedder.iter_transform(self.images, rest)) as batches:
                 for batch, embeddings, unreadable in batches:
-                    if unreadable and self.strict:
+                    if unreadable and self.unreadable == "raise":
                         raise UnreadableImageError(next(iter(unreadable.values())))
                     shard.append(embeddings, unreadable)
-                    self.report.batch(shard, batch.stop)
+                    self._note(shard, batch.stop)
+                    if self.progress is not None:
+                        self.progress(self.n_done, len(self.images))
         n_embedded = len(shard.kept) - n_stored
-        self.report.shard(shard, n_embedded, time.perf_counter() - start)
-        return n_embedded
-
-
-class _Report:
-    """Says how far the writing is, to the callable and the screen of the user."""
-
-    def __init__(self, n_images, progress, verbose):
-        self.n_images, self.progress, self.verbose = n_images, progress, verbose
-        self.n_done, self.done = 0, {}
-
-    def store(self, shard, stop):
-        """Note that the images of a shard up to `stop` are stored."""
-        n_done = stop - shard.positions.start
-        self.n_done += n_done - self.done.get(shard.positions.start, 0)
-        self.done[shard.positions.start] = n_done
-
-    def batch(self, shard, stop):
-        """Report a batch that is stored."""
-        self.store(shard, stop)
-        if self.progress is not None:
-            self.progress(self.n_done, self.n_images)
-
-    def shard(self, shard, n_embedded, seconds):
-        """Report a shard that is full."""
         if self.verbose:
+            seconds = max(time.perf_counter() - start, 1e-9)
             print(
                 f"{shard.path.name}: {len(shard.kept)} rows, {len(shard.skipped)} "
                 f"images left out, {n_embedded} embedded now, "
-                f"{n_embedded / max(seconds, 1e-9):.0f} a second; "
-                f"{self.n_done} of {self.n_images} images done"
+                f"{n_embedded / seconds:.0f} a second; "
+                f"{self.n_done} of {len(self.images)} images done"
             )
+        return n_embedded
+
+    def _note(self, shard, stop):
+        """Note that the images of a shard up to `stop` are stored."""
+        n_done = stop - shard.positions.start
+        self.n_done += n_done - self.n_done_of.get(shard, 0)
+        self.n_done_of[shard] = n_done
 
 
 def _check_metadata(metadata, n_images):
