@@ -42,8 +42,6 @@ def feature_capacity(model):
 
     References
     ----------
-    "Expand Neurons, Not Parameters", arXiv:2510.04500.
-
     A. Scherlis, K. Sachan, A. S. Jermyn, J. Benton, B. Shlegeris, "Polysemanticity and
     capacity in neural networks", arXiv:2210.01892.
 
@@ -85,10 +83,6 @@ def mean_cosine_similarity(model, *, absolute=True):
     similarity : float
         In [0, 1], or in [-1, 1] with ``absolute=False``. Neurons whose weights are all
         zero are left out; NaN if fewer than two neurons remain.
-
-    References
-    ----------
-    "Expand Neurons, Not Parameters", arXiv:2510.04500.
 
     Examples
     --------
@@ -180,10 +174,6 @@ def clause_collisions(model, clauses):
     --------
     expected_collisions : What to expect of a random partition.
 
-    References
-    ----------
-    "Expand Neurons, Not Parameters", arXiv:2510.04500.
-
     Examples
     --------
     >>> import numpy as np
@@ -215,10 +205,6 @@ def clause_coverage(model, clauses):
     See Also
     --------
     expected_coverage : What to expect of a random partition.
-
-    References
-    ----------
-    "Expand Neurons, Not Parameters", arXiv:2510.04500.
 
     Examples
     --------
@@ -260,10 +246,6 @@ def expected_collisions(expansion, clause_size, n_clauses=2, *, n_inputs=None):
     collisions : float64 or ndarray of float64 of the shape of `expansion`
         Expected value of :func:`clause_collisions`.
 
-    References
-    ----------
-    "Expand Neurons, Not Parameters", arXiv:2510.04500.
-
     Examples
     --------
     >>> from sklearn_fpe.inspection import expected_collisions
@@ -297,10 +279,6 @@ def expected_coverage(expansion, clause_size, n_neurons=1, *, n_inputs=None):
     -------
     coverage : float64 or ndarray of float64 of the shape of `expansion`
         Expected value of :func:`clause_coverage`.
-
-    References
-    ----------
-    "Expand Neurons, Not Parameters", arXiv:2510.04500.
 
     Examples
     --------
