@@ -1,4 +1,4 @@
-"""Errors that name the file they are about."""
+"""Errors of shard files, which name the file."""
 
 from contextlib import contextmanager
 
@@ -16,3 +16,12 @@ def naming(path):
         raise
     except Exception as error:
         raise ShardError(f"{path!r} cannot be read: {error}") from error
+
+
+def check_size(file, n_bytes):
+    """Check that a file still has the size that it had when it was inspected."""
+    if n_bytes != file.n_bytes:
+        raise ShardError(
+            f"{file.path!r} has changed since it was opened: it must have "
+            f"{file.n_bytes} bytes, it has {n_bytes}."
+        )

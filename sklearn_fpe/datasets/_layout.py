@@ -15,7 +15,16 @@ def find_shards(path):
     """List the files of a folder, of a file, or of a list of both, in their order."""
     files = []
     for one in _absolute(path):
-        files += _of_folder(one) if one.is_dir() else [_checked(one)]
+        if one.is_dir():
+            files += _of_folder(one)
+        elif not one.exists():
+            raise FileNotFoundError(f"path must exist, got {str(one)!r}.")
+        elif one.suffix.lower() not in ENDINGS:
+            raise ValueError(
+                f"path must be a folder, .npy or .parquet, got {str(one)!r}."
+            )
+        else:
+            files.append(one)
     if not files:
         raise ValueError("path must name at least one folder or file, got none.")
     endings = {file.suffix.lower() for file in files}
@@ -31,14 +40,6 @@ def _absolute(paths):
     """Return absolute paths for one path or several."""
     paths = [paths] if isinstance(paths, str | os.PathLike) else paths
     return [Path(os.path.abspath(os.path.expanduser(path))) for path in paths]
-
-
-def _checked(file):
-    if not file.exists():
-        raise FileNotFoundError(f"path must exist, got {str(file)!r}.")
-    if file.suffix.lower() not in ENDINGS:
-        raise ValueError(f"path must be a folder, .npy or .parquet, got {str(file)!r}.")
-    return file
 
 
 def _of_folder(folder):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sklearn_fpe._optional import import_optional
-from sklearn_fpe.datasets._files import ShardError, naming
+from sklearn_fpe.datasets._files import ShardError, check_size, naming
 
 BATCH_BYTES = 2**23
 """Bytes of the rows that are decoded at a time."""
@@ -51,16 +51,9 @@ class ParquetReader:
         self._file = file
         with naming(file.path):
             self._opened = open_parquet(file.path)
-            size = os.stat(file.path).st_size
-        if size != file.n_bytes:
-            raise ShardError(
-                f"{file.path!r} has changed since it was opened: it must have "
-                f"{file.n_bytes} bytes, it has {size}."
-            )
-        self._batch_rows = max(1, BATCH_BYTES // (8 * file.n_columns))
+            check_size(file, os.stat(file.path).st_size)
         self._lock = threading.Lock()
-        self._group, self._pieces = None, iter(())
-        self._start, self._piece = 0, np.empty((0, file.n_columns), file.dtype)
+        self._group = self._pieces = self._start = self._piece = None
 
     def read_into(self, out, rows):
         """Copy the rows of a slice, or of an increasing int array, into an array."""
@@ -80,26 +73,33 @@ class ParquetReader:
 
     def _seek(self, row):
         """Decode pieces until one has the row."""
-        starts = self._file.run_starts
-        group = int(np.searchsorted(starts, row, side="right")) - 1
+        group = int(np.searchsorted(self._file.run_starts, row, side="right")) - 1
         if group != self._group or row < self._start:
-            self._group, self._start = group, starts[group]
-            self._piece = self._piece[:0]
-            self._pieces = self._opened.iter_batches(
-                self._batch_rows,
-                row_groups=[group],
-                columns=[self._file.column],
-                use_threads=False,
-            )
+            self._group, self._pieces = group, _pieces(self._opened, self._file, group)
+            self._start, self._piece = next(self._pieces)
         while row >= self._start + len(self._piece):
-            start = self._start + len(self._piece)
-            batch = next(self._pieces, None)
-            if batch is None:
-                raise ShardError(
-                    f"{self._file.path!r} is damaged: its row group {self._group} has "
-                    f"fewer rows than its header says."
-                )
-            self._piece, self._start = decode(self._file, batch.column(0), start), start
+            self._start, self._piece = next(self._pieces)
+
+
+def _pieces(opened, file, group):
+    """Yield the pieces of a row group, each with the number of its first row.
+
+    This is no method, because a reader and a generator that refer to each other would
+    keep their memory until the garbage collector runs.
+    """
+    start = file.run_starts[group]
+    for batch in opened.iter_batches(
+        max(1, BATCH_BYTES // (8 * file.n_columns)),
+        row_groups=[group],
+        columns=[file.column],
+        use_threads=False,
+    ):
+        yield start, decode(file, batch.column(0), start)
+        start += len(batch)
+    raise ShardError(
+        f"{file.path!r} is damaged: its row group {group} has fewer rows than its "
+        f"header says."
+    )
 
 
 def open_parquet(path):

@@ -1,7 +1,8 @@
-"""The lazy array of rows in many files."""
+"""The lazy array of rows in many files, and these files."""
 
 import operator
 import os
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from sklearn_fpe._engine._lazy import LazyArray
 from sklearn_fpe.datasets._files import ShardError
 from sklearn_fpe.datasets._index import (
+    as_slice,
     choose,
     sort,
     sorting_order,
@@ -18,7 +20,6 @@ from sklearn_fpe.datasets._index import (
 )
 from sklearn_fpe.datasets._layout import find_shards, inspect_shards, pair_metadata
 from sklearn_fpe.datasets._parquet import column_names, read_column
-from sklearn_fpe.datasets._source import Source
 
 COPY_BYTES = 2**24
 """Bytes that are read at a time where a whole array is made."""
@@ -30,10 +31,10 @@ def open_shards(path, *, column=None, metadata=None):
     Parameters
     ----------
     path : str, path-like or list of them
-        A folder of ``.npy`` or of Parquet files, such as the ``img_emb`` that
-        clip-retrieval writes, a single file, or a list of folders and files. The files
-        of a folder are in numeric order, ``x_2.npy`` before ``x_10.npy``; those whose
-        names begin with a dot or an underscore are left out.
+        A folder of ``.npy`` or of Parquet files, such as the ``img_emb`` of
+        clip-retrieval, a single file, or a list of folders and files. The files of a
+        folder are in numeric order, ``x_2.npy`` before ``x_10.npy``; names that begin
+        with a dot or an underscore are left out.
     column : str, default=None
         Column of Parquet files with the embeddings, which are lists of numbers of one
         length; None: the only column of lists of numbers.
@@ -68,17 +69,12 @@ def open_shards(path, *, column=None, metadata=None):
     >>> from pathlib import Path
     >>> import numpy as np
     >>> from sklearn_fpe.datasets import open_shards
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> for i in range(11):
-    ...     np.save(Path(folder.name, f"img_emb_{i}.npy"), np.full((5, 3), i))
-    >>> X = open_shards(folder.name)
-    >>> X.shape, X.dtype
-    ((55, 3), dtype('int64'))
-    >>> X[12:52:13]
-    <Shards of shape (4, 3), int64, 11 files>
-    >>> np.asarray(X[12:52:13])[:, 0]
-    array([ 2,  5,  7, 10])
-    >>> folder.cleanup()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for i in range(11):
+    ...         np.save(Path(folder, f"img_emb_{i}.npy"), np.full((5, 3), i))
+    ...     X = open_shards(folder)
+    ...     print(X[12:52:13], np.asarray(X[12:52:13])[:, 0])
+    <Shards of shape (4, 3), int64, 11 files> [ 2  5  7 10]
     """
     shards = inspect_shards(find_shards(path), column)
     return Shards(Source(shards, pair_metadata(shards, metadata)))
@@ -90,12 +86,11 @@ class Shards(LazyArray):
     Made by :func:`open_shards`. ``X[rows]`` with a slice, integers or booleans is
     another lazy array, which has read nothing, so that ``train_test_split`` and
     ``GridSearchCV`` copy no rows. ``X[3]`` is a row, and ``np.asarray(X)`` reads all
-    rows. A pickle holds the paths, not the rows: they must mean the same files where
-    it is loaded.
+    rows. A pickle contains the paths and no rows.
 
-    ``fit``, ``partial_fit``, ``predict`` and ``score`` of the estimators read the rows
-    in pieces. Arrays of more than half a gigabyte as float32 are read anew in every
-    epoch, each row once, shuffled by blocks; smaller ones are loaded once.
+    The estimators read the rows in pieces. If they take more than half a gigabyte as
+    float32, they are read anew in every epoch, each row once, shuffled by blocks;
+    otherwise they are loaded once.
 
     Parameters
     ----------
@@ -124,17 +119,12 @@ class Shards(LazyArray):
     >>> import numpy as np
     >>> from sklearn.model_selection import train_test_split
     >>> from sklearn_fpe.datasets import Shards, open_shards
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> for i in range(3):
-    ...     np.save(Path(folder.name, f"{i}.npy"), np.full((20, 4), i, np.float16))
-    >>> X = open_shards(folder.name)
-    >>> train, test = train_test_split(X, random_state=0)
-    >>> isinstance(train, Shards), train.shape, test.shape
-    (True, (45, 4), (15, 4))
-    >>> test[:5].read(slice(0, 2))
-    array([[1., 1., 1., 1.],
-           [1., 1., 1., 1.]], dtype=float16)
-    >>> folder.cleanup()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for i in range(3):
+    ...         np.save(Path(folder, f"{i}.npy"), np.full((20, 4), i, np.float16))
+    ...     train, test = train_test_split(open_shards(folder), random_state=0)
+    ...     print(isinstance(train, Shards), train.shape, test[:2, 0])
+    True (45, 4) [1. 1.]
     """
 
     def __init__(self, source, rows=None):
@@ -312,8 +302,7 @@ class Shards(LazyArray):
         Raises
         ------
         ShardError
-            If a shard has no metadata, or they do not fit it; the message names the
-            file.
+            If metadata are missing or do not fit; the message names the file.
         """
         rows, order = sort(self._rows)
         parts = []
@@ -338,3 +327,57 @@ class Shards(LazyArray):
                 f"metadata=)."
             )
         return read_column(path, name, shard.n_rows)
+
+
+class Source:
+    """The files behind lazy arrays. Threads may share it.
+
+    A file is hashable, and its method ``open`` returns a reader. The ``most_open``
+    readers that were used last stay open. A pickle contains none, because another
+    process has to open its own.
+    """
+
+    def __init__(self, shards, metadata):
+        self.shards, self.metadata = shards, metadata
+        self.starts = np.cumsum([0, *(shard.n_rows for shard in shards)])
+        known = [shard for shard in shards if shard.n_columns is not None]
+        first = known[0] if known else shards[0]
+        self.n_columns, self.dtype = first.n_columns or 0, first.dtype
+        self._reader = lru_cache(first.most_open)(type(first).open)
+
+    def __reduce__(self):
+        return Source, (self.shards, self.metadata)
+
+    def read_into(self, out, rows):
+        """Read rows that are given as a range of step 1 or increasing int array."""
+        for i, part, local in self.split(rows):
+            self._reader(self.shards[i]).read_into(out[part], local)
+
+    def split(self, rows):
+        """Yield for every file its number, where its rows are in `rows`, and the rows.
+
+        The rows of a file are a slice if they are neighbours, else an int array.
+        """
+        if not len(rows):
+            return
+        first, last = np.searchsorted(self.starts, [rows[0], rows[-1]], side="right")
+        for i in range(int(first) - 1, int(last)):
+            begin, end = int(self.starts[i]), int(self.starts[i + 1])
+            if isinstance(rows, range):
+                low, high = max(begin, rows.start), min(end, rows.stop)
+                part = slice(low - rows.start, high - rows.start)
+                local = slice(low - begin, high - begin)
+            else:
+                part = slice(*np.searchsorted(rows, [begin, end]).tolist())
+                local = as_slice(rows[part] - begin)
+            if part.stop > part.start:
+                yield i, part, local
+
+    def run_starts(self):
+        """Return first rows of what must be read in order, None if nothing must."""
+        if self.shards[0].run_starts is None:
+            return None
+        pairs = zip(self.shards, self.starts[:-1], strict=True)
+        return np.concatenate(
+            [np.array(s.run_starts, dtype=np.int64) + start for s, start in pairs]
+        )

@@ -116,16 +116,8 @@ class ImageEncoder:
         self.checkpoint = checkpoint
         self.dtype = dtype
         self.model = None
-        self._processor = None
+        self.processor = None
         self._lock = threading.Lock()
-
-    @property
-    def processor(self):
-        """Image processor of transformers; threads ask for it."""
-        with self._lock:
-            if self._processor is None:
-                self._processor = self.checkpoint.load_processor()
-            return self._processor
 
     def load(self, device):
         """Load the model unless it is loaded.
@@ -137,7 +129,13 @@ class ImageEncoder:
             self.model = self.checkpoint.load(self.dtype, device)
 
     def preprocess(self, image):
-        """Resize, crop and scale a PIL image; tensor of shape (3, height, width)."""
+        """Resize, crop and scale a PIL image; tensor of shape (3, height, width).
+
+        Threads may call it at the same time.
+        """
+        with self._lock:
+            if self.processor is None:
+                self.processor = self.checkpoint.load_processor()
         return self.processor(images=image, return_tensors="pt")["pixel_values"][0]
 
     @torch.inference_mode()

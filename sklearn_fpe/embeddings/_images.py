@@ -88,7 +88,7 @@ def read_item(images, i, lock):
     with lock:
         with _reading(name):
             image = images[i]
-        _check_item(image, name)
+        image = _check_item(image, name)
         if not isinstance(image, str | os.PathLike):
             return read_source(image, name), name
     name = f"{name} ({str(os.fspath(image))!r})"
@@ -100,9 +100,8 @@ def read_source(image, name):
     with _reading(name):
         if isinstance(image, str | os.PathLike):
             return _read_file(image)
-        if not _is_pil(image):
-            pixels = _to_array(image, name)
-            pixels = pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
+        if isinstance(image, np.ndarray):
+            pixels = image[..., 0] if image.shape[2:] == (1,) else image
             image = import_optional("PIL.Image").fromarray(np.ascontiguousarray(pixels))
         return _to_rgb(image)
 
@@ -230,13 +229,7 @@ def _is_array(image):
     return hasattr(image, "shape") and hasattr(image, "dtype")
 
 
-def _to_array(image, name):
-    if isinstance(image, torch.Tensor):
-        return _tensor_to_array(image, name, n_leading=0)
-    return np.asarray(image)
-
-
-def _tensor_to_array(tensor, name, n_leading):
+def _tensor_to_array(tensor, name, n_leading=0):
     """Array of a tensor with the channels last; torchvision has them first.
 
     The first `n_leading` axes count images.
@@ -287,18 +280,20 @@ def _one_colour_image(shape):
 
 
 def _check_item(image, name):
+    """Return an image as a path, PIL image or array, whose form is checked."""
     if isinstance(image, str | os.PathLike) or _is_pil(image):
-        return
+        return image
     if not _is_array(image):
         raise TypeError(
             f"{name} must be a path, a PIL image or a uint8 array, "
             f"got {type(image).__name__}."
         )
-    image = _to_array(image, name)
-    channels = image.shape[2:]
-    right_shape = image.ndim == 2 or channels in {(1,), (3,), (4,)}
+    is_tensor = isinstance(image, torch.Tensor)
+    image = _tensor_to_array(image, name) if is_tensor else np.asarray(image)
+    right_shape = image.ndim == 2 or image.shape[2:] in {(1,), (3,), (4,)}
     if image.dtype != np.uint8 or not right_shape or 0 in image.shape:
         raise ValueError(
             f"{name} must be a uint8 array (values 0 to 255) of shape (height, width) "
             f"or (height, width, 1, 3 or 4), got {image.dtype} of shape {image.shape}."
         )
+    return image

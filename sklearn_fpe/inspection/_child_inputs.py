@@ -5,10 +5,7 @@ import math
 import numpy as np
 
 from sklearn_fpe._optional import import_optional
-from sklearn_fpe.inspection._first_layer import (
-    first_layer_units,
-    first_layer_weight,
-)
+from sklearn_fpe.inspection._first_layer import first_layer_units, first_layer_weight
 
 _MAX_PER_ROW = 4
 _MAX_NAMED_INPUTS = 40
@@ -126,9 +123,8 @@ class ChildInputsDisplay:
 
         shown = np.where(self.seen, self.weights, np.nan)
         largest = np.nanmax(np.abs(shown), initial=0) or 1.0
-        image_kw = {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest} | (
-            image_kw or {}
-        )
+        scale = {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest}
+        image_kw = scale | (image_kw or {})
         cmap = colormaps.get_cmap(image_kw["cmap"])
         image_kw["cmap"] = cmap.with_extremes(bad=_UNSEEN_COLOR)
         if ax is None:
@@ -183,13 +179,8 @@ class ChildInputsDisplay:
             images.append(ax.imshow(pixels.reshape(shape), **kwargs))
             n_seen = np.count_nonzero(self.seen[child])
             caption = f"child {child}: {n_seen} input{'' if n_seen == 1 else 's'}"
-            ax.text(
-                left + width / 2,
-                top - 0.5 * gap,
-                caption,
-                ha="center",
-                fontsize="small",
-            )
+            place = (left + width / 2, top - 0.5 * gap)
+            ax.text(*place, caption, ha="center", fontsize="small")
         ax.set_xlim(0, n_columns * (width + gap) - gap)
         ax.set_ylim(n_rows * row_height - 2 * gap, -2 * gap)
         ax.set_axis_off()
