@@ -36,13 +36,12 @@ def open_shards(path, *, column=None, metadata=None):
         folder are in numeric order, ``x_2.npy`` before ``x_10.npy``; names that begin
         with a dot or an underscore are left out.
     column : str, default=None
-        Column of Parquet files with the embeddings, which are lists of numbers of one
-        length; None: the only column of lists of numbers.
+        Column of Parquet files with the embeddings, lists of numbers of one length.
+        None: the only column of lists of numbers.
     metadata : str, path-like or list of them, default=None
-        Folder or files in Parquet format with other columns, such as labels: one file
-        for every shard, with one row for every row of it. Files belong together by the
-        last number in their names. None: the Parquet files themselves, or for ``.npy``
-        files the folder ``metadata`` beside theirs, if there is one.
+        Folder or Parquet files with other columns, such as labels: one file per shard,
+        with the same rows and the same last number in its name. None: the Parquet files
+        themselves, or for ``.npy`` files the folder ``metadata`` beside theirs.
 
     Returns
     -------
@@ -52,8 +51,8 @@ def open_shards(path, *, column=None, metadata=None):
     Raises
     ------
     ShardError
-        If a file is damaged or truncated, holds anything but a matrix of real numbers,
-        or does not fit the others in width or type; the message names the file.
+        If a file is damaged, is no matrix of real numbers, or does not fit the others
+        in width or type; the message names the file.
     FileNotFoundError
         If a path does not exist.
     ImportError
@@ -132,9 +131,6 @@ class Shards(LazyArray):
         self._rows = range(int(source.starts[-1])) if rows is None else rows
         self.shape = (len(self._rows), source.n_columns)
         self.dtype = source.dtype
-
-    def __reduce__(self):
-        return Shards, (self._source, self._rows)
 
     def __repr__(self):
         n_files = len(self._source.shards)

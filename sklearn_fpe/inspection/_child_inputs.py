@@ -16,9 +16,7 @@ class ChildInputsDisplay:
     """Inputs that each child of a neuron reads, and their weights.
 
     Inputs that a child does not see are grey: they went to a sibling, or their weight
-    was pruned.
-
-    Use :meth:`from_estimator` to make one.
+    was pruned. Use :meth:`from_estimator` to make a display.
 
     Parameters
     ----------
@@ -27,21 +25,19 @@ class ChildInputsDisplay:
     seen : ndarray of bool of shape (n_children, n_inputs)
         Whether the child sees the input.
     neuron : int
-        Which neuron of the first hidden layer they are the children of.
+        Their parent, a neuron of the first hidden layer.
     image_shape : tuple of int, default=None
         Height and width, if the inputs are the pixels of an image, row by row. None:
-        the inputs are shown side by side, one row of them a child.
+        the map has one row per child.
     feature_names : sequence of str, default=None
-        Names of the inputs. They are written where 40 or fewer stand side by side.
+        Names of the inputs, written if a row has 40 inputs or fewer.
 
     Attributes
     ----------
-    ax_ : matplotlib Axes
-        Axes with the map.
-    figure_ : matplotlib Figure
-        Figure of the axes.
+    ax_, figure_ : matplotlib Axes and Figure
+        Where the map is.
     images_ : list of matplotlib AxesImage
-        The map; with `image_shape` one a child.
+        The map, or one image per child with `image_shape`.
     colorbar_ : matplotlib Colorbar
         Scale of the weights.
 
