@@ -36,7 +36,7 @@ def shards(request, tmp_path_factory):
     write(folder, request.param)
     if request.param == "npy":
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_npy, "MAX_OPEN", 3)
+            patch.setattr(_npy.NpyFile, "most_open", 3)
             yield open_shards(folder)
     else:
         yield open_shards(folder)
@@ -164,7 +164,7 @@ def test_a_pickle_holds_paths_and_no_rows(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
 def test_a_bounded_number_of_files_is_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(_npy, "MAX_OPEN", 5)
+    monkeypatch.setattr(_npy.NpyFile, "most_open", 5)
     write_npy(tmp_path, np.split(np.arange(200.0).reshape(100, 2), 50))
     lazy = open_shards(tmp_path)
     before = len(os.listdir("/proc/self/fd"))

@@ -10,7 +10,7 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.utils.validation import check_scalar
 
 _MAX_DRAWS_PER_ROW = 1000
-"""Give up where a row is still not found after so many draws, on average."""
+"""Give up if a row is still not found after so many draws, on average."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,17 +112,15 @@ def make_dnf(
 
     A row is of class 1 if it satisfies at least one of `n_clauses` conjunctions of
     `clause_size` literals. Each clause is a feature that a hidden neuron can detect;
-    with more clauses than neurons, clauses have to share neurons and interfere.
-
-    The variables of a clause are drawn from all columns, so neighbouring columns do
-    not belong together. How rows are drawn decides how hard the task is, see Notes.
+    with more clauses than neurons, clauses have to share neurons and interfere. The
+    variables of a clause are drawn from all columns, not from neighbouring ones.
 
     Parameters
     ----------
     n_samples : int, default=1000
         Number of rows.
     n_clauses : int, default=8
-        Number of clauses, no two of them the same.
+        Number of clauses, all different.
     clause_size : int, default=4
         Literals per clause, each of another variable.
     n_variables : int, default=None
@@ -130,7 +128,7 @@ def make_dnf(
         clauses have literals, or half as many with ``shared=True``.
     shared : bool, default=False
         Whether each clause draws its variables from all of them, so that clauses
-        overlap (and a variable may lie in none). False: no variable lies in two.
+        overlap (and a variable may be in none). False: no variable is in two.
     negated : bool, default=False
         Whether each literal is negated with probability 1/2. False: none is.
     balance : float, default=0.5
@@ -140,24 +138,23 @@ def make_dnf(
         for, before the row is conditioned on its class. A variable of several clauses
         follows the first of them, one of no clause is 1 with this probability.
     positives : {"any", "single"}, default="any"
-        - ``"any"``: a row of class 1 satisfies one clause or more, as it comes;
-        - ``"single"``: exactly one, and every clause is that one equally often.
+        Whether a row of class 1 satisfies one clause or more, or exactly one, which is
+        every clause equally often.
     near_misses : float, default=0.0
         Share of the rows of class 0, in [0, 1], that miss the formula by one literal.
     random_state : int, RandomState instance, Generator or None, default=None
         Source of randomness for the formula and the rows. The same int gives the same
-        task. None draws from the system; global generators are never touched.
+        task. None draws from the system, never from global generators.
 
     Returns
     -------
     X : ndarray of float32 of shape (n_samples, n_variables)
-        Assignments, 0 or 1. Single precision is what networks train in, and exact
-        here.
+        Assignments, 0 or 1.
     y : ndarray of int of shape (n_samples,)
         Class, 0 or 1: the value of the formula.
     formula : DNF
-        The clauses. ``formula.feature_groups`` labels the columns of X by clause, to
-        be given as ``feature_groups=``.
+        The clauses. ``formula.feature_groups`` labels the columns of X by clause, for
+        the parameter ``feature_groups`` of the estimators.
 
     Raises
     ------
@@ -174,24 +171,21 @@ def make_dnf(
     - class 1, ``"single"``: P given that one chosen clause holds and no other does;
     - class 0: P given that no clause holds;
     - near misses: a row of ``"single"`` with one literal of its clause, each equally
-      likely, flipped; drawn again where that satisfies another clause.
+      likely, flipped; drawn again if that satisfies another clause.
 
     The draws are exact. For ``"any"``, clauses are planted by their probability and
-    the rows thinned by the number of clauses they satisfy (Karp, Luby and Madras,
-    1989). For the others, the connected part of the formula in which a forbidden
-    clause holds is redrawn until none does.
+    the rows thinned by the number of clauses they satisfy [1]_. For the others, the
+    connected part of the formula in which a forbidden clause holds is redrawn until
+    none does.
 
-    With the defaults, rows of class 1 have more true literals, which a linear model
-    can use. ``positives="single"`` and ``near_misses=1.0`` leave little of that: the
-    classes then differ by one literal of one clause. A smaller `density` makes
-    clauses stand out of the rest of the row.
+    With the defaults, rows of class 1 have more true literals, which a linear model can
+    use. With ``positives="single"`` and ``near_misses=1.0`` the classes differ by one
+    literal of one clause.
 
     References
     ----------
-    "Expand Neurons, Not Parameters", arXiv:2510.04500.
-
-    R. M. Karp, M. Luby, N. Madras, "Monte-Carlo approximation algorithms for
-    enumeration problems", Journal of Algorithms 10 (1989).
+    .. [1] R. M. Karp, M. Luby, N. Madras, "Monte-Carlo approximation algorithms for
+       enumeration problems", Journal of Algorithms 10 (1989).
 
     Examples
     --------
@@ -263,9 +257,8 @@ def _disjoint_clauses(rng, n_clauses, clause_size, n_variables, negated):
 
 def _overlapping_clauses(rng, n_clauses, clause_size, n_variables, negated):
     """Draw clauses from all variables, no two of them the same."""
-    n_distinct = math.comb(n_variables, clause_size) * (
-        2**clause_size if negated else 1
-    )
+    n_signs = 2**clause_size if negated else 1
+    n_distinct = math.comb(n_variables, clause_size) * n_signs
     if n_distinct < n_clauses:
         raise ValueError(
             f"n_variables={n_variables} allow {n_distinct} different clauses of "
@@ -286,18 +279,19 @@ class _Sampler:
 
     def __init__(self, formula, density, rng):
         self.formula, self.rng = formula, rng
+        self.variables, self.signs = formula.variables, formula.signs
         self.p_true = np.full(formula.n_variables, density)
         for variables, signs in zip(
-            formula.variables[::-1], formula.signs[::-1], strict=True
+            self.variables[::-1], self.signs[::-1], strict=True
         ):
             self.p_true[variables] = np.where(signs, density, 1 - density)
 
         # Clauses that share no variable are independent of each other. A component
         # is a set of clauses linked by shared variables, with these variables.
-        n_clauses, clause_size = formula.variables.shape
-        clause = np.repeat(np.arange(n_clauses), clause_size) + formula.n_variables
-        n_nodes = formula.n_variables + n_clauses
-        edges = (np.ones(clause.size), (formula.variables.ravel(), clause))
+        self.n_clauses, self.clause_size = self.variables.shape
+        n_nodes = formula.n_variables + self.n_clauses
+        clause = np.arange(formula.n_variables, n_nodes).repeat(self.clause_size)
+        edges = (np.ones(clause.size), (self.variables.ravel(), clause))
         graph = coo_array(edges, shape=(n_nodes, n_nodes))
         self.n_components, component = connected_components(graph, directed=False)
         self.variable_component = component[: formula.n_variables]
@@ -317,14 +311,13 @@ class _Sampler:
         Planting a clause drawn by its probability finds a row once for every clause
         that it satisfies; keeping it with one over their number makes up for that.
         """
-        variables, signs = self.formula.variables, self.formula.signs
-        p_literal = np.where(signs, self.p_true[variables], 1 - self.p_true[variables])
-        p_clause = p_literal.prod(axis=1)
+        p_first = self.p_true[self.variables]
+        p_clause = np.where(self.signs, p_first, 1 - p_first).prod(axis=1)
         p_clause /= p_clause.sum()
         X = np.empty((n_rows, self.formula.n_variables), dtype=bool)
         missing = np.arange(n_rows)
         while missing.size:
-            clause = self.rng.choice(len(signs), size=missing.size, p=p_clause)
+            clause = self.rng.choice(self.n_clauses, size=missing.size, p=p_clause)
             rows = self._planted(clause)
             n_satisfied = self.formula.satisfied(rows).sum(axis=1)
             keep = self.rng.random(missing.size) * n_satisfied < 1
@@ -334,11 +327,11 @@ class _Sampler:
 
     def satisfying_one(self, n_rows):
         """Draw rows that satisfy one clause; return them and these clauses."""
-        n_clauses = len(self.formula.variables)
-        clause = self.rng.permutation(n_clauses)[np.arange(n_rows) % n_clauses]
+        order = self.rng.permutation(self.n_clauses)
+        clause = order[np.arange(n_rows) % self.n_clauses]
         X = self._planted(clause)
         fixed = np.zeros_like(X)
-        np.put_along_axis(fixed, self.formula.variables[clause], True, axis=1)
+        np.put_along_axis(fixed, self.variables[clause], True, axis=1)
         return self._redraw(X, fixed, clause), clause
 
     def near_misses(self, n_rows):
@@ -349,8 +342,8 @@ class _Sampler:
             if not missing.size:
                 return X
             rows, clause = self.satisfying_one(missing.size)
-            literal = self.rng.integers(self.formula.variables.shape[1], size=len(rows))
-            rows[np.arange(len(rows)), self.formula.variables[clause, literal]] ^= True
+            literal = self.rng.integers(self.clause_size, size=len(rows))
+            rows[np.arange(len(rows)), self.variables[clause, literal]] ^= True
             keep = ~self.formula(rows)
             X[missing[keep]] = rows[keep]
             missing = missing[~keep]
@@ -363,8 +356,7 @@ class _Sampler:
     def _planted(self, clause):
         """Draw rows with the literals of their `clause` (n_rows,) made true."""
         X = self.unconditional(len(clause))
-        variables, signs = self.formula.variables[clause], self.formula.signs[clause]
-        np.put_along_axis(X, variables, signs, axis=1)
+        np.put_along_axis(X, self.variables[clause], self.signs[clause], axis=1)
         return X
 
     def _redraw(self, X, fixed, exempt):
@@ -373,12 +365,11 @@ class _Sampler:
         Values of X where `fixed` (of the shape of X) stay as they are; `exempt`
         (n_rows,) is a clause that may be satisfied, -1 for none.
         """
-        n_clauses = len(self.formula.variables)
         missing = np.arange(len(X))
         draws_left = _MAX_DRAWS_PER_ROW * max(len(X), 100)
         while True:
             satisfied = self.formula.satisfied(X[missing])
-            satisfied &= np.arange(n_clauses) != exempt[missing, None]
+            satisfied &= np.arange(self.n_clauses) != exempt[missing, None]
             wrong = satisfied.any(axis=1)
             missing, satisfied = missing[wrong], satisfied[wrong]
             if not missing.size:
@@ -388,10 +379,9 @@ class _Sampler:
                 what = "no clause" if exempt.max() < 0 else "one given clause alone"
                 raise ValueError(
                     f"Assignments that satisfy {what} are too rare, or there are none: "
-                    f"n_clauses={n_clauses} of clause_size="
-                    f"{self.formula.variables.shape[1]} on n_variables="
-                    f"{self.formula.n_variables}. Use fewer or larger clauses, more "
-                    "variables, or another density."
+                    f"n_clauses={self.n_clauses} of clause_size={self.clause_size} on "
+                    f"n_variables={self.formula.n_variables}. Use fewer or larger "
+                    "clauses, more variables, or another density."
                 )
             redraw = np.zeros((missing.size, self.n_components), dtype=bool)
             row, clause = np.nonzero(satisfied)

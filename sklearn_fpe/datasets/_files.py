@@ -1,7 +1,5 @@
-"""Files of rows: errors that name them, and a bounded number that is open."""
+"""Errors of shard files, which name the file."""
 
-import threading
-from collections import OrderedDict
 from contextlib import contextmanager
 
 
@@ -20,35 +18,10 @@ def naming(path):
         raise ShardError(f"{path!r} cannot be read: {error}") from error
 
 
-class OpenFiles:
-    """Readers of files, of which the least recently used ones are closed.
-
-    Threads may share them. A pickle holds none, because another process opens its own.
-    """
-
-    def __init__(self):
-        self._readers = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __reduce__(self):
-        return OpenFiles, ()
-
-    def __len__(self):
-        return len(self._readers)
-
-    def get(self, file):
-        """Return the reader of a file.
-
-        A file is a key with a method ``open``, and ``most_open``, the number of readers
-        of its kind that are kept.
-        """
-        with self._lock:
-            if file in self._readers:
-                self._readers.move_to_end(file)
-                return self._readers[file]
-        reader = file.open()
-        with self._lock:
-            reader = self._readers.setdefault(file, reader)
-            while len(self._readers) > file.most_open:
-                self._readers.popitem(last=False)
-        return reader
+def check_size(file, n_bytes):
+    """Check that a file still has the size that it had when it was inspected."""
+    if n_bytes != file.n_bytes:
+        raise ShardError(
+            f"{file.path!r} has changed since it was opened: it must have "
+            f"{file.n_bytes} bytes, it has {n_bytes}."
+        )

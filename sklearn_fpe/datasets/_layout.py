@@ -9,17 +9,22 @@ from sklearn_fpe.datasets._npy import inspect_npy
 from sklearn_fpe.datasets._parquet import inspect_parquet
 
 ENDINGS = (".npy", ".parquet")
-METADATA = "metadata"
-"""Folder beside that of ``.npy`` shards in which their metadata are."""
 
 
 def find_shards(path):
     """List the files of a folder, of a file, or of a list of both, in their order."""
-    paths = [path] if isinstance(path, str | os.PathLike) else list(path)
     files = []
-    for one in paths:
-        one = Path(os.path.abspath(os.path.expanduser(one)))
-        files += _of_folder(one) if one.is_dir() else [_checked(one)]
+    for one in _absolute(path):
+        if one.is_dir():
+            files += _of_folder(one)
+        elif not one.exists():
+            raise FileNotFoundError(f"path must exist, got {str(one)!r}.")
+        elif one.suffix.lower() not in ENDINGS:
+            raise ValueError(
+                f"path must be a folder, .npy or .parquet, got {str(one)!r}."
+            )
+        else:
+            files.append(one)
     if not files:
         raise ValueError("path must name at least one folder or file, got none.")
     endings = {file.suffix.lower() for file in files}
@@ -31,12 +36,10 @@ def find_shards(path):
     return [str(file) for file in files]
 
 
-def _checked(file):
-    if not file.exists():
-        raise FileNotFoundError(f"path must exist, got {str(file)!r}.")
-    if file.suffix.lower() not in ENDINGS:
-        raise ValueError(f"path must be a folder, .npy or .parquet, got {str(file)!r}.")
-    return file
+def _absolute(paths):
+    """Return absolute paths for one path or several."""
+    paths = [paths] if isinstance(paths, str | os.PathLike) else paths
+    return [Path(os.path.abspath(os.path.expanduser(path))) for path in paths]
 
 
 def _of_folder(folder):
@@ -57,12 +60,12 @@ def list_files(folder, endings):
         and entry.name[0] not in "._"
         and entry.is_file()
     ]
-    return sorted(found, key=lambda file: (_numeric_key(file.name), file.name))
+    return sorted(found, key=_numeric_key)
 
 
-def _numeric_key(name):
-    parts = re.split(r"(\d+)", name)
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)]
+def _numeric_key(file):
+    parts = re.split(r"(\d+)", file.name)
+    return [int(p) if i % 2 else p for i, p in enumerate(parts)], file.name
 
 
 def number_of(path):
@@ -78,40 +81,27 @@ def inspect_shards(paths, column):
         is_npy = path.lower().endswith(".npy")
         shards.append(inspect_npy(path) if is_npy else inspect_parquet(path, column))
     known = [shard for shard in shards if shard.n_columns is not None]
-    first = known[0] if known else None
-    for shard in known:
+    for shard in known[1:]:
         for what in ("n_columns", "dtype"):
-            has, wanted = getattr(shard, what), getattr(first, what)
+            has, wanted = getattr(shard, what), getattr(known[0], what)
             if has != wanted:
                 raise ShardError(
                     f"All shards must have the same {what}: {shard.path!r} has {has}, "
-                    f"{first.path!r} has {wanted}."
+                    f"{known[0].path!r} has {wanted}."
                 )
     return shards
 
 
 def pair_metadata(shards, metadata):
-    """Find the Parquet file with the metadata of each shard.
+    """Return the Parquet file with the metadata of each shard, None where it has none.
 
-    Parameters
-    ----------
-    shards : list of NpyFile or ParquetFile
-        The shards.
-    metadata : path, list of paths or None
-        Where the metadata are; None: in the Parquet files themselves, or in the folder
-        ``metadata`` beside that of ``.npy`` files.
-
-    Returns
-    -------
-    paths : list of str or None
-        A path or None for each shard.
+    Without `metadata`, the metadata of Parquet files are in the files themselves, and
+    those of ``.npy`` files in the folder ``metadata`` beside theirs.
     """
     paths = [shard.path for shard in shards]
     if metadata is not None:
-        is_one = isinstance(metadata, str | os.PathLike)
         files = []
-        for one in [metadata] if is_one else metadata:
-            one = Path(os.path.abspath(os.path.expanduser(one)))
+        for one in _absolute(metadata):
             if not one.exists():
                 raise FileNotFoundError(f"metadata must exist, got {str(one)!r}.")
             files += list_files(one, (".parquet",)) if one.is_dir() else [one]
@@ -127,7 +117,7 @@ def pair_metadata(shards, metadata):
     pairs = dict.fromkeys(paths)
     for folder in dict.fromkeys(Path(path).parent for path in paths):
         inside = [path for path in paths if Path(path).parent == folder]
-        beside = folder.parent / METADATA
+        beside = folder.parent / "metadata"
         if beside.is_dir():
             files = list_files(beside, (".parquet",))
             pairs.update(zip(inside, _pair(inside, files), strict=True))

@@ -6,10 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sklearn_fpe.datasets._files import ShardError, naming
-
-MAX_OPEN = 64
-"""Files that are mapped at a time."""
+from sklearn_fpe.datasets._files import ShardError, check_size, naming
 
 HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -22,18 +19,8 @@ HEADERS = {
 class NpyFile:
     """A matrix in a ``.npy`` file, as its header describes it.
 
-    Parameters
-    ----------
-    path : str
-        The file.
-    n_rows, n_columns : int
-        Shape of the matrix.
-    stored : numpy.dtype
-        Type of the numbers in the file, with their byte order.
-    offset : int
-        Where the numbers begin, in bytes.
-    column_major : bool
-        Whether the values of one column are neighbours.
+    `stored` is the type of the numbers with their byte order, `offset` the number of
+    bytes before them; `column_major` matrices have the values of a column side by side.
     """
 
     path: str
@@ -44,11 +31,7 @@ class NpyFile:
     column_major: bool
 
     run_starts = None  # rows may be read in any order
-
-    @property
-    def most_open(self):
-        """Files that are open at a time."""
-        return MAX_OPEN
+    most_open = 64  # files that are mapped at a time
 
     @property
     def dtype(self):
@@ -72,7 +55,7 @@ class NpyReader:
         self._file = file
         with naming(file.path), open(file.path, "rb") as opened:
             self._map = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-            self._check_size()
+            check_size(file, self._map.size())
             self._rows = np.ndarray(
                 (file.n_rows, file.n_columns),
                 file.stored,
@@ -81,17 +64,10 @@ class NpyReader:
                 order="F" if file.column_major else "C",
             )
 
-    def _check_size(self):
-        """Check the size before each use, because a page that is gone is a crash."""
-        if self._map.size() != self._file.n_bytes:
-            raise ShardError(
-                f"{self._file.path!r} has changed since it was opened: it must have "
-                f"{self._file.n_bytes} bytes, it has {self._map.size()}."
-            )
-
     def read_into(self, out, rows):
         """Copy the rows of a slice, or of an increasing int array, into an array."""
-        self._check_size()
+        # A page that is gone would be a crash.
+        check_size(self._file, self._map.size())
         out[...] = self._rows[rows]
 
 

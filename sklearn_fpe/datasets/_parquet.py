@@ -7,10 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sklearn_fpe._optional import import_optional
-from sklearn_fpe.datasets._files import ShardError, naming
-
-MAX_OPEN = 4
-"""Files that are open at a time, few because readers hold decoded rows."""
+from sklearn_fpe.datasets._files import ShardError, check_size, naming
 
 BATCH_BYTES = 2**23
 """Bytes of the rows that are decoded at a time."""
@@ -23,22 +20,9 @@ BUFFER_BYTES = 2**20
 class ParquetFile:
     """A column of lists of numbers, all of one length, in a Parquet file.
 
-    Parameters
-    ----------
-    path : str
-        The file.
-    n_rows : int
-        Rows.
-    n_columns : int or None
-        Length of the lists; None if there is no row and the type does not tell.
-    dtype : numpy.dtype
-        Type of the numbers.
-    column : str
-        Name of the column.
-    run_starts : tuple of int
-        First rows of the row groups. A row group is decoded from its first row on.
-    n_bytes : int
-        Size of the file.
+    `n_columns` is the length of the lists, None if there is no row and the type does
+    not tell. `run_starts` are the first rows of the row groups, because a row group is
+    decoded from its first row on.
     """
 
     path: str
@@ -49,10 +33,7 @@ class ParquetFile:
     run_starts: tuple
     n_bytes: int
 
-    @property
-    def most_open(self):
-        """Files that are open at a time."""
-        return MAX_OPEN
+    most_open = 4  # few, because readers hold decoded rows
 
     def open(self):
         """Return a reader of the file."""
@@ -70,16 +51,9 @@ class ParquetReader:
         self._file = file
         with naming(file.path):
             self._opened = open_parquet(file.path)
-            size = os.stat(file.path).st_size
-        if size != file.n_bytes:
-            raise ShardError(
-                f"{file.path!r} has changed since it was opened: it must have "
-                f"{file.n_bytes} bytes, it has {size}."
-            )
-        self._batch_rows = max(1, BATCH_BYTES // (8 * file.n_columns))
+            check_size(file, os.stat(file.path).st_size)
         self._lock = threading.Lock()
-        self._group, self._pieces = None, iter(())
-        self._start, self._piece = 0, np.empty((0, file.n_columns), file.dtype)
+        self._group = self._pieces = self._start = self._piece = None
 
     def read_into(self, out, rows):
         """Copy the rows of a slice, or of an increasing int array, into an array."""
@@ -99,26 +73,33 @@ class ParquetReader:
 
     def _seek(self, row):
         """Decode pieces until one has the row."""
-        starts = self._file.run_starts
-        group = int(np.searchsorted(starts, row, side="right")) - 1
+        group = int(np.searchsorted(self._file.run_starts, row, side="right")) - 1
         if group != self._group or row < self._start:
-            self._group, self._start = group, starts[group]
-            self._piece = self._piece[:0]
-            self._pieces = self._opened.iter_batches(
-                self._batch_rows,
-                row_groups=[group],
-                columns=[self._file.column],
-                use_threads=False,
-            )
+            self._group, self._pieces = group, _pieces(self._opened, self._file, group)
+            self._start, self._piece = next(self._pieces)
         while row >= self._start + len(self._piece):
-            start = self._start + len(self._piece)
-            batch = next(self._pieces, None)
-            if batch is None:
-                raise ShardError(
-                    f"{self._file.path!r} is damaged: its row group {self._group} has "
-                    f"fewer rows than its header says."
-                )
-            self._piece, self._start = decode(self._file, batch.column(0), start), start
+            self._start, self._piece = next(self._pieces)
+
+
+def _pieces(opened, file, group):
+    """Yield the pieces of a row group, each with the number of its first row.
+
+    This is no method, because a reader and a generator that refer to each other would
+    keep their memory until the garbage collector runs.
+    """
+    start = file.run_starts[group]
+    for batch in opened.iter_batches(
+        max(1, BATCH_BYTES // (8 * file.n_columns)),
+        row_groups=[group],
+        columns=[file.column],
+        use_threads=False,
+    ):
+        yield start, decode(file, batch.column(0), start)
+        start += len(batch)
+    raise ShardError(
+        f"{file.path!r} is damaged: its row group {group} has fewer rows than its "
+        f"header says."
+    )
 
 
 def open_parquet(path):
@@ -162,12 +143,11 @@ def inspect_parquet(path, column=None):
         n_columns = getattr(lists, "list_size", None)
         meta = opened.metadata
         sizes = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
-        starts = tuple(int(start) for start in np.cumsum([0, *sizes])[:-1])
+        starts = tuple(np.cumsum([0, *sizes])[:-1].tolist())
         if n_columns is None and meta.num_rows:
-            first = next(opened.iter_batches(1, columns=[column], use_threads=False))
-            n_columns = (
-                len(first.column(0)[0]) if first.column(0).null_count == 0 else 0
-            )
+            batch = next(opened.iter_batches(1, columns=[column], use_threads=False))
+            first = batch.column(0)
+            n_columns = 0 if first.null_count else len(first[0])
         if n_columns == 0:
             raise ShardError(
                 f"{path!r} must have numbers in the first row of {column!r}."
@@ -177,12 +157,13 @@ def inspect_parquet(path, column=None):
 
 def _find_column(path, schema, wanted):
     """Return name, list type and NumPy type of the column of embeddings."""
-    found = {}
+    arrow, found = import_optional("pyarrow"), {}
+    types = arrow.types
     for field in schema:
         lists = getattr(field.type, "storage_type", field.type)
-        types = import_optional("pyarrow").types
-        is_list = types.is_list(lists) or types.is_large_list(lists)
-        if is_list or types.is_fixed_size_list(lists):
+        if isinstance(
+            lists, arrow.ListType | arrow.LargeListType | arrow.FixedSizeListType
+        ):
             numbers = lists.value_type
             if types.is_integer(numbers) or types.is_floating(numbers):
                 found[field.name] = lists, np.dtype(numbers.to_pandas_dtype())
@@ -207,7 +188,7 @@ def read_column(path, name, n_rows):
 
     Strings are objects, of which equal ones are the same, to save memory.
     """
-    pyarrow = import_optional("pyarrow")
+    kinds = import_optional("pyarrow").types
     with naming(path):
         opened = open_parquet(path)
         if opened.metadata.num_rows != n_rows:
@@ -220,15 +201,11 @@ def read_column(path, name, n_rows):
                 f"{path!r} has no column {name!r}; its columns are "
                 f"{opened.schema_arrow.names}."
             )
-        table = opened.read(columns=[name], use_threads=False)
-        values = table.column(name).combine_chunks()
-        kinds = pyarrow.types
+        values = opened.read(columns=[name], use_threads=False).column(name)
+        values = values.combine_chunks()
         if kinds.is_string(values.type) or kinds.is_large_string(values.type):
-            if values.null_count:
-                return values.to_numpy(zero_copy_only=False)
             values = values.dictionary_encode()
-        if kinds.is_dictionary(values.type):
+        if kinds.is_dictionary(values.type) and not values.null_count:
             labels = values.dictionary.to_numpy(zero_copy_only=False)
-            if values.null_count == 0:
-                return labels[values.indices.to_numpy(zero_copy_only=False)]
+            return labels[values.indices.to_numpy(zero_copy_only=False)]
         return np.array(values.to_numpy(zero_copy_only=False))

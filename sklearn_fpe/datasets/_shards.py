@@ -1,17 +1,25 @@
-"""The lazy array of rows in many files."""
+"""The lazy array of rows in many files, and these files."""
 
 import operator
 import os
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from sklearn_fpe._engine._lazy import LazyArray
 from sklearn_fpe.datasets._files import ShardError
-from sklearn_fpe.datasets._index import split_key
+from sklearn_fpe.datasets._index import (
+    as_slice,
+    choose,
+    sort,
+    sorting_order,
+    split_key,
+    take,
+    unsort,
+)
 from sklearn_fpe.datasets._layout import find_shards, inspect_shards, pair_metadata
 from sklearn_fpe.datasets._parquet import column_names, read_column
-from sklearn_fpe.datasets._source import Source, as_slice
 
 COPY_BYTES = 2**24
 """Bytes that are read at a time where a whole array is made."""
@@ -23,18 +31,17 @@ def open_shards(path, *, column=None, metadata=None):
     Parameters
     ----------
     path : str, path-like or list of them
-        A folder of ``.npy`` or of Parquet files, such as the ``img_emb`` that
-        clip-retrieval writes, a single file, or a list of folders and files. The files
-        of a folder are in numeric order, ``x_2.npy`` before ``x_10.npy``; those whose
-        names begin with a dot or an underscore are left out.
+        A folder of ``.npy`` or of Parquet files, such as the ``img_emb`` of
+        clip-retrieval, a single file, or a list of folders and files. The files of a
+        folder are in numeric order, ``x_2.npy`` before ``x_10.npy``; names that begin
+        with a dot or an underscore are left out.
     column : str, default=None
-        Column of Parquet files with the embeddings, which are lists of numbers of one
-        length; None: the only column of lists of numbers.
+        Column of Parquet files with the embeddings, lists of numbers of one length.
+        None: the only column of lists of numbers.
     metadata : str, path-like or list of them, default=None
-        Folder or files in Parquet format with other columns, such as labels: one file
-        for every shard, with one row for every row of it. Files belong together by the
-        last number in their names. None: the Parquet files themselves, or for ``.npy``
-        files the folder ``metadata`` beside theirs, if there is one.
+        Folder or Parquet files with other columns, such as labels: one file per shard,
+        with the same rows and the same last number in its name. None: the Parquet files
+        themselves, or for ``.npy`` files the folder ``metadata`` beside theirs.
 
     Returns
     -------
@@ -44,8 +51,8 @@ def open_shards(path, *, column=None, metadata=None):
     Raises
     ------
     ShardError
-        If a file is damaged or truncated, holds anything but a matrix of real numbers,
-        or does not fit the others in width or type; the message names the file.
+        If a file is damaged, is no matrix of real numbers, or does not fit the others
+        in width or type; the message names the file.
     FileNotFoundError
         If a path does not exist.
     ImportError
@@ -61,21 +68,15 @@ def open_shards(path, *, column=None, metadata=None):
     >>> from pathlib import Path
     >>> import numpy as np
     >>> from sklearn_fpe.datasets import open_shards
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> for i in range(11):
-    ...     np.save(Path(folder.name, f"img_emb_{i}.npy"), np.full((5, 3), i))
-    >>> X = open_shards(folder.name)
-    >>> X.shape, X.dtype
-    ((55, 3), dtype('int64'))
-    >>> X[12:52:13]
-    <Shards of shape (4, 3), int64, 11 files>
-    >>> np.asarray(X[12:52:13])[:, 0]
-    array([ 2,  5,  7, 10])
-    >>> folder.cleanup()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for i in range(11):
+    ...         np.save(Path(folder, f"img_emb_{i}.npy"), np.full((5, 3), i))
+    ...     X = open_shards(folder)
+    ...     print(X[12:52:13], np.asarray(X[12:52:13])[:, 0])
+    <Shards of shape (4, 3), int64, 11 files> [ 2  5  7 10]
     """
     shards = inspect_shards(find_shards(path), column)
-    pairs = pair_metadata(shards, metadata)
-    return Shards(Source(shards, pairs))
+    return Shards(Source(shards, pair_metadata(shards, metadata)))
 
 
 class Shards(LazyArray):
@@ -84,12 +85,11 @@ class Shards(LazyArray):
     Made by :func:`open_shards`. ``X[rows]`` with a slice, integers or booleans is
     another lazy array, which has read nothing, so that ``train_test_split`` and
     ``GridSearchCV`` copy no rows. ``X[3]`` is a row, and ``np.asarray(X)`` reads all
-    rows. A pickle holds the paths, not the rows: they must mean the same files where
-    it is loaded.
+    rows. A pickle contains the paths and no rows.
 
-    ``fit``, ``partial_fit``, ``predict`` and ``score`` of the estimators read the rows
-    in pieces. Arrays of more than half a gigabyte as float32 are read anew in every
-    epoch, each row once, shuffled by blocks; smaller ones are loaded once.
+    The estimators read the rows in pieces. If they take more than half a gigabyte as
+    float32, they are read anew in every epoch, each row once, shuffled by blocks;
+    otherwise they are loaded once.
 
     Parameters
     ----------
@@ -118,17 +118,12 @@ class Shards(LazyArray):
     >>> import numpy as np
     >>> from sklearn.model_selection import train_test_split
     >>> from sklearn_fpe.datasets import Shards, open_shards
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> for i in range(3):
-    ...     np.save(Path(folder.name, f"{i}.npy"), np.full((20, 4), i, np.float16))
-    >>> X = open_shards(folder.name)
-    >>> train, test = train_test_split(X, random_state=0)
-    >>> isinstance(train, Shards), train.shape, test.shape
-    (True, (45, 4), (15, 4))
-    >>> test[:5].read(slice(0, 2))
-    array([[1., 1., 1., 1.],
-           [1., 1., 1., 1.]], dtype=float16)
-    >>> folder.cleanup()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for i in range(3):
+    ...         np.save(Path(folder, f"{i}.npy"), np.full((20, 4), i, np.float16))
+    ...     train, test = train_test_split(open_shards(folder), random_state=0)
+    ...     print(isinstance(train, Shards), train.shape, test[:2, 0])
+    True (45, 4) [1. 1.]
     """
 
     def __init__(self, source, rows=None):
@@ -136,9 +131,6 @@ class Shards(LazyArray):
         self._rows = range(int(source.starts[-1])) if rows is None else rows
         self.shape = (len(self._rows), source.n_columns)
         self.dtype = source.dtype
-
-    def __reduce__(self):
-        return Shards, (self._source, self._rows)
 
     def __repr__(self):
         n_files = len(self._source.shards)
@@ -154,52 +146,18 @@ class Shards(LazyArray):
         """Paths of the files, a list of str."""
         return [shard.path for shard in self._source.shards]
 
-    # ----------------------------------------------------------------------------------
-    # Rows
-    # ----------------------------------------------------------------------------------
-
     def __getitem__(self, key):
         rows, columns = split_key(key)
         try:
             i = operator.index(rows)
         except TypeError:
-            chosen = Shards(self._source, self._chosen(rows))
+            chosen = Shards(self._source, choose(self._rows, rows))
             if isinstance(columns, slice) and columns == slice(None):
                 return chosen
             return chosen._read_columns(columns)
         if not -len(self) <= i < len(self):
             raise IndexError(f"Row {i} is out of range for {len(self)} rows.")
         return self.read(np.array([i % len(self)]))[0][columns]
-
-    def _chosen(self, rows):
-        """Return the rows of a slice or of an int or bool array."""
-        if isinstance(rows, slice):
-            return self._rows[rows]
-        index = np.asarray(rows)
-        if index.size == 0 and index.ndim == 1 and not hasattr(rows, "dtype"):
-            index = index.astype(np.int64)
-        if index.dtype.kind == "b" and index.shape == (len(self),):
-            index = np.flatnonzero(index)
-        if index.ndim != 1 or index.dtype.kind not in "iu":
-            raise IndexError(
-                f"Rows are chosen by an integer, a slice, or an array of shape (n,) of "
-                f"integers or of shape ({len(self)},) of booleans, got "
-                f"{index.dtype} of shape {index.shape}."
-            )
-        index = index.astype(np.int64)
-        outside = (index < -len(self)) | (index >= len(self))
-        if outside.any():
-            raise IndexError(
-                f"Row {index[outside][0]} is out of range for {len(self)} rows."
-            )
-        index[index < 0] += len(self)
-        if isinstance(self._rows, range):
-            index *= self._rows.step
-            index += self._rows.start
-        else:
-            index = self._rows[index]
-        found = as_slice(index)
-        return range(found.start, found.stop) if isinstance(found, slice) else index
 
     def _read_columns(self, columns):
         """Read some columns of all rows, without having all columns in memory."""
@@ -235,21 +193,10 @@ class Shards(LazyArray):
         ShardError
             If a file has become unreadable; the message names it.
         """
-        rows = self._rows[rows] if isinstance(rows, slice) else self._chosen(rows)
+        rows, order = sort(choose(self._rows, rows))
         out = np.empty((len(rows), self.shape[1]), self.dtype)
-        if isinstance(rows, range):
-            if rows.step == 1:
-                self._source.read_into(out, rows)
-                return out
-            rows = np.arange(rows.start, rows.stop, rows.step)
-        if (rows[1:] >= rows[:-1]).all():
-            self._source.read_into(out, rows)
-            return out
-        order = np.argsort(rows, kind="stable")
-        self._source.read_into(out, rows[order])
-        in_order = np.empty_like(out)
-        in_order[order] = out
-        return in_order
+        self._source.read_into(out, rows)
+        return unsort(out, order)
 
     def __array__(self, dtype=None, copy=None):
         if copy is False:
@@ -275,10 +222,6 @@ class Shards(LazyArray):
                 f"np.asarray(X[:100_000])."
             )
 
-    # ----------------------------------------------------------------------------------
-    # Where rows are
-    # ----------------------------------------------------------------------------------
-
     def file_order(self):
         """Return the order in which rows lie in the files.
 
@@ -287,12 +230,7 @@ class Shards(LazyArray):
         order : int ndarray of shape (n_rows,) or None
             Positions of the rows; None if they are in the order of the files.
         """
-        if isinstance(self._rows, range):
-            in_order = self._rows.step > 0
-            return None if in_order else np.arange(len(self))[::-1]
-        if (self._rows[1:] >= self._rows[:-1]).all():
-            return None
-        return np.argsort(self._rows, kind="stable")
+        return sorting_order(self._rows)
 
     def runs(self, index=None):
         """Return where row groups of Parquet files begin, which are read in order.
@@ -311,11 +249,7 @@ class Shards(LazyArray):
         bounds = self._source.run_starts()
         if bounds is None:
             return None
-        rows = self._rows
-        if isinstance(rows, range) and index is not None:
-            rows = rows.start + rows.step * index
-        elif index is not None:
-            rows = rows[index]
+        rows = self._rows if index is None else take(self._rows, index)
         if isinstance(rows, range):
             starts = np.clip(-((rows.start - bounds) // rows.step), 0, len(rows))
         else:
@@ -339,10 +273,6 @@ class Shards(LazyArray):
         row = int(self._rows[row])
         i = int(np.searchsorted(self._source.starts, row, side="right")) - 1
         return f"row {row - self._source.starts[i]} of {self._source.shards[i].path!r}"
-
-    # ----------------------------------------------------------------------------------
-    # Metadata
-    # ----------------------------------------------------------------------------------
 
     @property
     def columns(self):
@@ -368,12 +298,9 @@ class Shards(LazyArray):
         Raises
         ------
         ShardError
-            If a shard has no metadata, or they do not fit it; the message names the
-            file.
+            If metadata are missing or do not fit; the message names the file.
         """
-        rows, order = self._rows, self.file_order()
-        if not isinstance(rows, range) or rows.step != 1:
-            rows = np.asarray(rows) if order is None else np.asarray(rows)[order]
+        rows, order = sort(self._rows)
         parts = []
         for i, _, local in self._source.split(rows):
             values = self._read_metadata(i, name)
@@ -383,14 +310,8 @@ class Shards(LazyArray):
                     f"{self._source.metadata[i]!r} and {parts[0].dtype} elsewhere."
                 )
             parts.append(values[local])
-        if not parts:
-            return np.empty(0, dtype=object)
-        values = np.concatenate(parts)
-        if order is None:
-            return values
-        in_order = np.empty_like(values)
-        in_order[order] = values
-        return in_order
+        values = np.concatenate(parts or [np.empty(0, dtype=object)])
+        return unsort(values, order)
 
     def _read_metadata(self, i, name):
         shard, path = self._source.shards[i], self._source.metadata[i]
@@ -402,3 +323,57 @@ class Shards(LazyArray):
                 f"metadata=)."
             )
         return read_column(path, name, shard.n_rows)
+
+
+class Source:
+    """The files behind lazy arrays. Threads may share it.
+
+    A file is hashable, and its method ``open`` returns a reader. The ``most_open``
+    readers that were used last stay open. A pickle contains none, because another
+    process has to open its own.
+    """
+
+    def __init__(self, shards, metadata):
+        self.shards, self.metadata = shards, metadata
+        self.starts = np.cumsum([0, *(shard.n_rows for shard in shards)])
+        known = [shard for shard in shards if shard.n_columns is not None]
+        first = known[0] if known else shards[0]
+        self.n_columns, self.dtype = first.n_columns or 0, first.dtype
+        self._reader = lru_cache(first.most_open)(type(first).open)
+
+    def __reduce__(self):
+        return Source, (self.shards, self.metadata)
+
+    def read_into(self, out, rows):
+        """Read rows that are given as a range of step 1 or increasing int array."""
+        for i, part, local in self.split(rows):
+            self._reader(self.shards[i]).read_into(out[part], local)
+
+    def split(self, rows):
+        """Yield for every file its number, where its rows are in `rows`, and the rows.
+
+        The rows of a file are a slice if they are neighbours, else an int array.
+        """
+        if not len(rows):
+            return
+        first, last = np.searchsorted(self.starts, [rows[0], rows[-1]], side="right")
+        for i in range(int(first) - 1, int(last)):
+            begin, end = int(self.starts[i]), int(self.starts[i + 1])
+            if isinstance(rows, range):
+                low, high = max(begin, rows.start), min(end, rows.stop)
+                part = slice(low - rows.start, high - rows.start)
+                local = slice(low - begin, high - begin)
+            else:
+                part = slice(*np.searchsorted(rows, [begin, end]).tolist())
+                local = as_slice(rows[part] - begin)
+            if part.stop > part.start:
+                yield i, part, local
+
+    def run_starts(self):
+        """Return first rows of what must be read in order, None if nothing must."""
+        if self.shards[0].run_starts is None:
+            return None
+        pairs = zip(self.shards, self.starts[:-1], strict=True)
+        return np.concatenate(
+            [np.array(s.run_starts, dtype=np.int64) + start for s, start in pairs]
+        )

@@ -4,10 +4,10 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import torch
-from sklearn.utils import gen_batches
 
 from sklearn_fpe.embeddings._images import (
     UnreadableImageError,
@@ -23,16 +23,10 @@ _MAX_THREADS = 8
 class Prepared:
     """An image that was read.
 
-    Parameters
-    ----------
-    key : str or int or None
-        Its content, or its position where no cache is kept; None if it is unreadable.
-    vector : ndarray of shape (n_features_out,) or None
-        Its embedding if the cache has it.
-    pixels : torch.Tensor of shape (3, height, width) or None
-        What the model needs otherwise; None if the batch before computes the same.
-    error : UnreadableImageError or None
-        Why it is unreadable.
+    `key` is its content, or its position where no cache is kept. `vector` is its
+    embedding if the cache has it; otherwise `pixels`, (3, height, width), are the input
+    of the model, but None if the batch before computes the same image. An unreadable
+    image has an `error` alone.
     """
 
     key: str | int | None = None
@@ -45,39 +39,31 @@ class Prepared:
 def prepared_batches(images, positions, batch_size, encoder, cache):
     """Prepare the images of a range of positions; give an iterator over the batches.
 
+    The iterator yields the positions of a batch, a slice, and a list of `Prepared`.
     While the caller handles a batch, threads prepare the next one. What they return
     does not depend on their number or their order. An error stops them after the
     images that they have begun.
-
-    Yields
-    ------
-    batches : iterator of (slice, list of Prepared)
-        The positions and the images of each batch.
     """
     lock = threading.Lock()
     # As many threads as the caller allows torch; decoding gains little from more.
     n_threads = min(_MAX_THREADS, batch_size, torch.get_num_threads())
     pool = ThreadPoolExecutor(n_threads, thread_name_prefix="images")
-
-    def prepare(i, in_work):
-        return _prepare(images, i, lock, encoder, cache, in_work)
+    starts = range(0, len(positions), batch_size)
+    batches = [positions[start : start + batch_size] for start in starts]
 
     def submit(batch, in_work):
-        positions = range(batch.start, batch.stop)
-        return [pool.submit(prepare, i, in_work) for i in positions]
+        return [
+            pool.submit(_prepare, images, i, lock, encoder, cache, in_work)
+            for i in batch
+        ]
 
     def iterate():
-        batches = [
-            slice(positions.start + batch.start, positions.start + batch.stop)
-            for batch in gen_batches(len(positions), batch_size)
-        ]
         ahead = submit(batches[0], frozenset())
-        for batch, following in zip(batches, [*batches[1:], None], strict=True):
+        for batch, following in zip_longest(batches, batches[1:], fillvalue=()):
             prepared = [future.result() for future in ahead]
-            if following is not None:
-                in_work = {p.key for p in prepared if p.pixels is not None}
-                ahead = submit(following, in_work)
-            yield batch, prepared
+            in_work = {p.key for p in prepared if p.pixels is not None}
+            ahead = submit(following, in_work)
+            yield slice(batch.start, batch.stop), prepared
 
     try:
         yield iterate()

@@ -25,23 +25,17 @@ _LOCK_TIMEOUT_S = 30
 class EmbeddingCache:
     """Embeddings before normalisation, by model and by content of the image.
 
-    Made by `open_cache`. The table holds the bytes of float32 vectors, and the SHA-256
-    of weight files. An entry whose checksum does not fit its key and value counts as
-    missing, and is replaced.
-
-    Parameters
-    ----------
-    database : sqlite3.Connection
-        A connection that threads may share.
-    path : Path
-        Its file, for messages.
+    The table contains the bytes of float32 vectors, and the SHA-256 of weight files. An
+    entry whose checksum does not fit its key and value counts as missing, and is
+    replaced. Threads may share the cache and its `database`, a connection to the file
+    `path`. The model and its preprocessing are part of the keys.
     """
 
-    def __init__(self, database, path):
+    def __init__(self, database, path, checkpoint, dtype):
         self._database = database
         self._path = path
         self._lock = threading.Lock()
-        self._model_key = None
+        self._model_key = model_key(checkpoint, dtype, self._file_digest)
 
     def get(self, image_key):
         """Kept embedding, ndarray of shape (n_features_out,), or None."""
@@ -60,15 +54,8 @@ class EmbeddingCache:
             }
         )
 
-    def use_model(self, checkpoint, dtype):
-        """Make a model and its preprocessing part of the keys."""
-        self._model_key = model_key(checkpoint, dtype, self._file_digest)
-
     def _file_digest(self, file):
-        """SHA-256 of a file that is given with its size, times and inode.
-
-        It is kept as well, because weights take seconds to read.
-        """
+        """SHA-256 of a file, kept as well, because weights take seconds to read."""
         key = json.dumps(file)
         digest = self._read(key)
         if digest is None:
@@ -128,19 +115,14 @@ def open_cache(folder, checkpoint, dtype):
     with _explained_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         database = sqlite3.connect(
-            path,
-            timeout=_LOCK_TIMEOUT_S,
-            isolation_level=None,
-            check_same_thread=False,
+            path, _LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False
         )
     with closing(database):
         with _explained_errors(path):
             # Several rows of 2 KiB, 512 floats, fit into a page; 4 KiB hold only one.
             database.execute("PRAGMA page_size = 16384")
             database.execute(_TABLE)
-        cache = EmbeddingCache(database, path)
-        cache.use_model(checkpoint, dtype)
-        yield cache
+        yield EmbeddingCache(database, path, checkpoint, dtype)
 
 
 def _checksum(key, value):

@@ -26,17 +26,10 @@ _PATTERNS = (
 class Checkpoint:
     """A model on the hub at one commit, or in a local folder as it is now.
 
-    Parameters
-    ----------
-    source : str
-        The name on the hub, or the folder.
-    commit : str or None
-        The commit on the hub; None for a folder.
-    files : tuple of tuple
-        For a folder, path, size, times and inode of its files: what must be unchanged
-        for a loaded model, or a digest, to be still right.
-    local_files_only : bool
-        Whether the hub may be asked for files.
+    `source` is the name on the hub, or the folder, which has no `commit`. `files` are
+    path, size, times and inode of the files of a folder: what must be unchanged for a
+    loaded model, or a digest, to be still right. The hub is asked for no file if
+    `local_files_only` is true.
     """
 
     source: str
@@ -117,30 +110,14 @@ class Checkpoint:
 
 
 class ImageEncoder:
-    """Preprocessing and image encoder of a checkpoint, each loaded when it is needed.
-
-    Parameters
-    ----------
-    checkpoint : Checkpoint
-        The model.
-    dtype : str
-        The precision of the forward pass, or "auto".
-    """
+    """Preprocessing and image encoder of a checkpoint, loaded when they are needed."""
 
     def __init__(self, checkpoint, dtype):
         self.checkpoint = checkpoint
         self.dtype = dtype
         self.model = None
-        self._processor = None
+        self.processor = None
         self._lock = threading.Lock()
-
-    @property
-    def processor(self):
-        """Image processor of transformers; threads ask for it."""
-        with self._lock:
-            if self._processor is None:
-                self._processor = self.checkpoint.load_processor()
-            return self._processor
 
     def load(self, device):
         """Load the model unless it is loaded.
@@ -152,7 +129,13 @@ class ImageEncoder:
             self.model = self.checkpoint.load(self.dtype, device)
 
     def preprocess(self, image):
-        """Resize, crop and scale a PIL image; tensor of shape (3, height, width)."""
+        """Resize, crop and scale a PIL image; tensor of shape (3, height, width).
+
+        Threads may call it at the same time.
+        """
+        with self._lock:
+            if self.processor is None:
+                self.processor = self.checkpoint.load_processor()
         return self.processor(images=image, return_tensors="pt")["pixel_values"][0]
 
     @torch.inference_mode()

@@ -37,29 +37,26 @@ class CLIPEmbedder(
     .. math:: z = \frac{W f(x)}{\lVert W f(x) \rVert_2}
 
     with the vision transformer :math:`f` and the projection :math:`W` of a checkpoint
-    of CLIP [1]_. Images with similar content have similar embeddings, so that a small
-    classifier on top needs few labelled images. Nothing is learned here: `fit` only
-    checks its input, and `transform` may be called without it. Checkpoints of SigLIP,
-    whose encoder has no projection, are understood as well.
-
-    Needs the extra ``clip``: ``pip install "sklearn-fpe[clip]"``.
+    of CLIP [1]_, or with the encoder of SigLIP, which has no projection. Images with
+    similar content have similar embeddings, so that a small classifier on top needs few
+    labelled images. `fit` only checks its input, because nothing is learned, and
+    `transform` may be called without it. Needs the extra ``clip``.
 
     Parameters
     ----------
     model : str or path-like, default="openai/clip-vit-base-patch32"
         Folder of a checkpoint in the format of Hugging Face ``transformers``, or its
         name on the Hugging Face Hub. It is loaded when the first image has to be
-        embedded, and held until the estimator is freed; clones and pickles do not
-        carry it. Code that comes with a checkpoint is never run.
+        embedded, and kept until the estimator is freed; clones and pickles do not
+        contain it. Code that comes with a checkpoint is never run.
     revision : str or None, default=None
         Branch, tag or commit on the hub; None is the default branch. The commit is
         looked up once per estimator.
     local_files_only : bool, default=False
         Never contact the hub: use what was downloaded before.
     batch_size : int, default=64
-        Images per forward pass, at least 1. While the model computes a batch, threads
-        read and preprocess the next one, so at most two preprocessed batches are in
-        memory at a time. Lower it where memory does not suffice.
+        Images per forward pass, at least 1; lower it if memory runs out. At most two
+        preprocessed batches are in memory: threads prepare one, the model embeds one.
     device : str or torch.device, default="auto"
         Where the model runs; ``"auto"`` is CUDA if there is one, else the CPU.
     dtype : {"float32", "float16", "bfloat16", "auto"}, default="float32"
@@ -70,24 +67,22 @@ class CLIPEmbedder(
     on_error : {"raise", "nan"}, default="raise"
         What to do about an image that cannot be read. ``"raise"`` stops with an error
         that names it. ``"nan"`` fills its row with NaN and names all such images in
-        one warning: rows cannot be left out here, for the labels are elsewhere. To
-        leave them out, use ``load_image_folder(path, unreadable="skip")``.
+        one warning. To leave them out with their labels, use
+        ``load_image_folder(path, unreadable="skip")``.
     memory : str, path-like, joblib.Memory or None, default=None
-        Folder of a cache, which is one SQLite file, ``embeddings.sqlite``; of a
-        :class:`joblib.Memory`, its ``location``. The file holds the bytes of one
-        float32 vector per image, before normalisation, and the SHA-256 of the weight
-        files of a `model` that is a folder. Nothing in it is run or unpickled, but
-        whoever may write to it may alter embeddings. Threads and processes may share
-        it.
+        Folder of a cache, one SQLite file ``embeddings.sqlite``; of a
+        :class:`joblib.Memory`, its ``location``. The file contains one float32 vector
+        per image, before normalisation, and the SHA-256 of the weight files of a
+        `model` that is a folder. Nothing in it is run or unpickled, but whoever may
+        write to it may alter embeddings. Threads and processes may share it.
 
         The key is the content of the image (the bytes of a file, the pixels of an image
         in memory), the model (its commit on the hub, or the content of the files in its
         folder), `dtype`, and the versions of ``transformers`` and Pillow, which do the
-        preprocessing; `device`, `batch_size` and `normalize` are no part of it. A kept
-        embedding is returned to the bit, in whatever subset and order it is asked for:
-        a grid search embeds each image once. If nothing is left to compute, the model
-        is not even loaded. A damaged entry is computed again; a damaged file is an
-        error, because another process may be writing to it: delete it.
+        preprocessing. A stored embedding is returned to the bit, in whatever subset and
+        order it is asked for, so a grid search embeds each image once. If nothing is
+        left to compute, the model is not loaded. A damaged entry is computed again; a
+        damaged file is an error until you delete it.
 
     See Also
     --------
@@ -98,24 +93,21 @@ class CLIPEmbedder(
     **Images.** Animations give their first frame. Images are turned upright by their
     EXIF orientation, transparency is laid on white, grey and palette images become
     RGB, and 16-bit grey is scaled to 8 bits. The preprocessing of the checkpoint (size,
-    crop, mean and standard deviation) follows, with Pillow whether or not torchvision
-    is installed.
+    crop, mean and standard deviation) follows, always with Pillow.
 
     **Limits.** An image of more than 2\ :sup:`26` (67 million) pixels, a side more than
     200 times the other, or a file of more than 1 GiB counts as unreadable before it is
-    decoded, because a file of a few kilobytes could ask for gigabytes. So do paths of
-    anything but a regular file, such as a pipe, which are not opened, and PostScript,
-    which would have to be run.
+    decoded, because a small file could ask for gigabytes. So do PostScript, which would
+    have to be run, and anything but a regular file, such as a pipe.
 
     **Reproducibility.** Without `memory`, the same image in batches of different size
     may differ in the last bits, as matrix products do. The number of threads that
     prepare images, at most ``torch.get_num_threads()``, changes nothing.
 
-    **Progress.** `set_callbacks` takes the callbacks of :mod:`sklearn.callback`. They
-    are hooks of `fit`, in scikit-learn as here, so `fit_transform` reports its batches,
-    alone and inside the `fit` of a pipeline or a search, while `transform` is silent.
-    The transformer being stateless, both give the same embeddings. A callback cannot
-    stop the embedding: every row is needed.
+    **Progress.** The callbacks of :mod:`sklearn.callback`, see `set_callbacks`, are
+    called during a `fit`. So `fit_transform` reports its batches, also inside the `fit`
+    of a pipeline or a search, and `transform` is silent; both give the same embeddings.
+    A callback cannot stop the embedding, because every row is needed.
 
     References
     ----------
@@ -203,34 +195,31 @@ class CLIPEmbedder(
             Paths, PIL images or uint8 arrays of shape (height, width) or (height,
             width, 1, 3 or 4), mixed at will, in a list, an array, a series, or any
             other object with ``__len__`` and ``__getitem__``, such as a column of a
-            Hugging Face data set, which is read item by item; or one uint8 array of
-            shape (n_samples, height, width) or (n_samples, height, width, 1, 3 or 4).
-            Channels are grey, RGB or RGB with alpha, values 0 to 255. Tensors may have
-            them first, too.
+            Hugging Face data set, which is read item by item; or one uint8 array with a
+            first axis of n_samples. Channels are grey, RGB or RGB with alpha, values 0
+            to 255. Tensors may have them first, too.
 
         Returns
         -------
         Z : ndarray of shape (n_samples, n_features_out), dtype float32
-            The embeddings, a row of NaN for an unreadable image if
-            ``on_error="nan"``.
+            The embeddings; NaN for an unreadable image if ``on_error="nan"``.
 
         Raises
         ------
         OSError
-            If an image cannot be read and ``on_error="raise"``, or if the model is
-            neither found nor loaded.
+            If an image (with ``on_error="raise"``) or the model cannot be read.
         ValueError, TypeError
             If `X` holds something else than images, or a parameter is out of range.
         MemoryError
             If the device has too little memory.
         """
         self._validate_params()
-        return self._embed(X)
+        return self._embed(check_images(X))
 
     def iter_transform(self, X, rows=None):
-        """Embed images batch by batch, so that what is done can be stored meanwhile.
+        """Embed images batch by batch, so that each batch can be stored at once.
 
-        `on_error` does not matter here: unreadable images are handed to the caller.
+        Unreadable images are reported to the caller, whatever `on_error` is.
 
         Parameters
         ----------
@@ -254,11 +243,11 @@ class CLIPEmbedder(
         """
         self._validate_params()
         images = check_images(X)
-        start, stop, step = (rows or slice(None)).indices(len(images))
-        if step != 1:
+        positions = range(len(images))[rows or slice(None)]
+        if positions.step != 1:
             raise ValueError(f"rows must be a slice of step 1, got {rows}.")
-        if start < stop:
-            yield from self._batches(images, range(start, stop), tolerant=True)
+        if positions:
+            yield from self._batches(images, positions, tolerant=True)
 
     def fingerprint(self):
         """Digest of all that an embedding depends on but the image.
@@ -289,10 +278,11 @@ class CLIPEmbedder(
         Z : ndarray of shape (n_samples, n_features_out), dtype float32
             The embeddings.
         """
-        n_batches = -(-len(check_images(X)) // self.batch_size)
+        images = check_images(X)
+        n_batches = -(-len(images) // self.batch_size)
         context = self._init_callback_context(max_subtasks=n_batches)
         context.call_on_fit_task_begin(estimator=self, X=X, y=y)
-        embeddings = self._embed(X, context)
+        embeddings = self._embed(images, context)
         context.call_on_fit_task_end(
             estimator=self, X=X, y=y, reconstruction_attributes={}
         )
@@ -317,9 +307,8 @@ class CLIPEmbedder(
         self._validate_params()
         return self._resolve().n_features()
 
-    def _embed(self, X, context=None):
+    def _embed(self, images, context=None):
         """Embeddings of all images, batch by batch."""
-        images = check_images(X)
         parts, unreadable = [], {}
         tolerant = self.on_error == "nan"
         with closing(self._batches(images, range(len(images)), tolerant, context)) as b:
@@ -327,16 +316,23 @@ class CLIPEmbedder(
                 parts.append(embeddings)
                 unreadable |= errors
         if unreadable:
-            _warn_unreadable(list(unreadable.values()))
+            warnings.warn(
+                f"{len(unreadable)} images could not be read; their rows are NaN: "
+                + "; ".join(unreadable.values()),
+                UserWarning,
+                stacklevel=4,
+            )
         return np.concatenate(parts)
 
     def _batches(self, images, positions, tolerant, context=None):
         """Yield positions, embeddings and messages of errors, see `iter_transform`."""
         checkpoint = self._resolve()
         encoder = self._hold_encoder(checkpoint)
+        is_memory = isinstance(self.memory, joblib.Memory)
+        folder = self.memory.location if is_memory else self.memory
         vectors = {}
         with (
-            open_cache(self._cache_folder(), checkpoint, self.dtype) as cache,
+            open_cache(folder, checkpoint, self.dtype) as cache,
             prepared_batches(
                 images, positions, self.batch_size, encoder, cache
             ) as batches,
@@ -346,18 +342,15 @@ class CLIPEmbedder(
                     task = context.subcontext(task_name="batch")
                     task.call_on_fit_task_begin(estimator=self, X=images[batch])
                 errors = [image.error for image in prepared]
-                if not tolerant:
-                    _raise_first(errors)
+                first_error = next(filter(None, errors), None)
+                if first_error is not None and not tolerant:
+                    raise first_error
                 previous, vectors = vectors, self._compute(prepared, encoder, cache)
-                # Without pixels it equals an image of the batch before.
-                rows = {
-                    i: (vectors if image.key in vectors else previous)[image.key]
-                    for i, image in enumerate(prepared)
-                    if image.error is None
-                }
+                # An image without pixels equals one of the batch before.
+                known = previous | vectors
                 yield (
                     batch,
-                    self._assemble(rows, len(prepared), checkpoint),
+                    self._assemble([known.get(p.key) for p in prepared], checkpoint),
                     {i: str(e) for i, e in enumerate(errors, batch.start) if e},
                 )
                 if context is not None:
@@ -378,19 +371,15 @@ class CLIPEmbedder(
             cache.put(computed)
         return kept | computed
 
-    def _assemble(self, rows, n_samples, checkpoint):
-        n_features = len(next(iter(rows.values()), ())) or checkpoint.n_features()
-        embeddings = np.full((n_samples, n_features), np.nan, dtype=np.float32)
-        for i, row in rows.items():
-            embeddings[i] = row
+    def _assemble(self, rows, checkpoint):
+        """Return embeddings as a matrix, NaN where there is none."""
+        n_features = next((len(row) for row in rows if row is not None), None)
+        missing = np.full(n_features or checkpoint.n_features(), np.nan, np.float32)
+        embeddings = np.stack([missing if row is None else row for row in rows])
         if self.normalize:
             norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
             embeddings /= np.maximum(norms, np.finfo(np.float32).tiny)
         return embeddings
-
-    def _cache_folder(self):
-        is_memory = isinstance(self.memory, joblib.Memory)
-        return self.memory.location if is_memory else self.memory
 
     def _resolve(self):
         """Find the checkpoint as it is now: a folder may change, a commit does not."""
@@ -405,23 +394,7 @@ class CLIPEmbedder(
     def _hold_encoder(self, checkpoint):
         """Hand out the encoder that is held, or one that has loaded nothing yet."""
         wanted = (checkpoint, self.dtype, self.device)
-        held = getattr(self, "_encoder", (None, None))
-        if held[0] != wanted:
+        if getattr(self, "_encoder", (None, None))[0] != wanted:
             # Two models need not fit: this lets go of one before the next is loaded.
-            held = self._encoder = wanted, ImageEncoder(checkpoint, self.dtype)
-        return held[1]
-
-
-def _raise_first(errors):
-    for error in errors:
-        if error is not None:
-            raise error
-
-
-def _warn_unreadable(unreadable):
-    warnings.warn(
-        f"{len(unreadable)} images could not be read; their rows are NaN: "
-        + "; ".join(unreadable),
-        UserWarning,
-        stacklevel=5,
-    )
+            self._encoder = wanted, ImageEncoder(checkpoint, self.dtype)
+        return self._encoder[1]

@@ -35,15 +35,14 @@ def load_image_folder(path, *, extensions=None, unreadable="keep"):
         The folder that holds the folders of the classes.
     extensions : sequence of str or None, default=None
         Endings of the files that are images, with their dot; upper and lower case are
-        the same. None stands for all that Pillow can decode in this environment,
-        ``.jfif`` and ``.avif`` among them, but not PostScript: that would run
-        Ghostscript. Where endings are given, a file with another one is left out on
-        request, so it is no reason to raise.
+        the same. None: all that Pillow can decode in this environment, ``.jfif`` and
+        ``.avif`` among them, but not PostScript, which would run Ghostscript. A file
+        without one of the given endings is left out even with ``unreadable="raise"``.
     unreadable : {"keep", "raise", "skip"}, default="keep"
-        What to do about files that are no image. ``"keep"`` opens no file, so it can
-        only leave files out by their name. The others decode every file as well:
-        ``"raise"`` stops at the first file that would be left out, ``"skip"`` leaves it
-        out with its label, and names all of them in one warning.
+        What to do about files that are no image. ``"keep"`` opens no file and leaves
+        files out by their name alone. The others decode every file: ``"raise"`` stops
+        at the first file that would be left out, ``"skip"`` leaves it out with its
+        label, and names all of them in one warning.
 
     Returns
     -------
@@ -64,8 +63,7 @@ def load_image_folder(path, *, extensions=None, unreadable="keep"):
     FileNotFoundError
         If `path` is not a folder.
     ValueError
-        If there are no folders in it, if images lie beside the folders, so have no
-        class, or if a class has no images.
+        If there are no folders in it, or images beside them, or a class has no images.
     OSError
         If a file would be left out and ``unreadable="raise"``.
 
@@ -77,10 +75,8 @@ def load_image_folder(path, *, extensions=None, unreadable="keep"):
     -----
     Left out, and listed in ``skipped``, are files with another ending, symbolic links
     that lead out of `path` (also where they are the folder of a class), links to
-    folders inside of a class, and whatever is not a regular file, such as a pipe.
-
-    What operating systems leave behind is ignored without being listed: names that
-    begin with a dot, ``__MACOSX``, ``@eaDir``, ``Thumbs.db`` and the like.
+    folders inside of a class, and all but regular files. Files of operating systems
+    (names that begin with a dot, ``__MACOSX``, ``Thumbs.db``, ...) are not listed.
 
     Examples
     --------
@@ -133,19 +129,10 @@ def load_image_folder(path, *, extensions=None, unreadable="keep"):
 
 
 def list_images(path):
-    """List all files below a folder that are images by their names.
-
-    Returns
-    -------
-    found : list of str
-        Their paths, beginning with `path`, sorted.
-    left_out : dict of str
-        Why other files are none, by path.
-    """
+    """List the files below a folder that are images by their names, sorted by path."""
     if not Path(path).is_dir():
         raise FileNotFoundError(f"images must be a folder, got {str(path)!r}.")
-    check = _FileCheck(path, None, "keep")
-    return check.split(_walk(Path(path)))
+    return _FileCheck(path, None, "keep").split(_walk(Path(path)))[0]
 
 
 class _FileCheck:
@@ -212,13 +199,9 @@ def _check_extensions(extensions):
         formats = set(readable_formats())
         known = import_optional("PIL.Image").registered_extensions()
         return tuple(ending for ending, name in known.items() if name in formats)
-    right_type = not isinstance(extensions, str)
-    extensions = tuple(extensions)
-    if not (
-        right_type
-        and extensions
-        and all(isinstance(e, str) and e.startswith(".") for e in extensions)
-    ):
+    is_text, extensions = isinstance(extensions, str), tuple(extensions)
+    dotted = all(isinstance(e, str) and e.startswith(".") for e in extensions)
+    if is_text or not extensions or not dotted:
         raise ValueError(
             "extensions must be a sequence of endings that begin with a dot, such as "
             f"('.png', '.jpg'), got {extensions!r}."

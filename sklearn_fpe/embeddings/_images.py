@@ -4,6 +4,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -28,11 +29,8 @@ class UnreadableImageError(OSError):
 def check_images(X):
     """Check the form of `X` without reading an image.
 
-    Returns
-    -------
-    images : list, tuple, ndarray or LazySequence
-        The images, indexed by position. The items of a `LazySequence` are only checked
-        when they are read, because reading one may mean to decode it.
+    Returns a list, tuple, array or `LazySequence`, indexed by position. The items of a
+    `LazySequence` are checked when they are read, because reading may mean decoding.
     """
     if isinstance(X, str | bytes | os.PathLike) or _is_pil(X):
         raise TypeError(
@@ -62,14 +60,9 @@ def check_images(X):
 
 
 class LazySequence(Sequence):
-    """View of a sequence that is read item by item and only on demand.
+    """View of the items of a sequence at `positions`, each read when it is asked for.
 
-    Parameters
-    ----------
-    items : object with ``__len__`` and ``__getitem__``
-        The sequence; it need not understand slices.
-    positions : range
-        Which of its items are seen.
+    The sequence has ``__len__`` and ``__getitem__``, and need not understand slices.
     """
 
     def __init__(self, items, positions):
@@ -86,23 +79,16 @@ class LazySequence(Sequence):
 
 
 def read_item(images, i, lock):
-    """Read image `i` of what `check_images` returned.
+    """Read image `i` of what `check_images` returned; name it by position and path.
 
     Only the bytes of a file are read outside of `lock`: neither a PIL image nor an
     unknown sequence may be used by two threads at a time.
-
-    Returns
-    -------
-    source : bytes or PIL.Image.Image
-        As `read_source` returns it.
-    name : str
-        The position of the image, and its path if it has one, for messages.
     """
     name = f"X[{i}]"
     with lock:
-        with _Reading(name):
+        with _reading(name):
             image = images[i]
-        _check_item(image, name)
+        image = _check_item(image, name)
         if not isinstance(image, str | os.PathLike):
             return read_source(image, name), name
     name = f"{name} ({str(os.fspath(image))!r})"
@@ -111,12 +97,11 @@ def read_item(images, i, lock):
 
 def read_source(image, name):
     """Bytes of the file if `image` is a path, else its RGB pixels as a PIL image."""
-    with _Reading(name):
+    with _reading(name):
         if isinstance(image, str | os.PathLike):
             return _read_file(image)
-        if not _is_pil(image):
-            pixels = _to_array(image, name)
-            pixels = pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
+        if isinstance(image, np.ndarray):
+            pixels = image[..., 0] if image.shape[2:] == (1,) else image
             image = import_optional("PIL.Image").fromarray(np.ascontiguousarray(pixels))
         return _to_rgb(image)
 
@@ -127,7 +112,7 @@ def decode(source, name):
         return source
     Image = import_optional("PIL.Image")
     with (
-        _Reading(name),
+        _reading(name),
         Image.open(BytesIO(source), formats=readable_formats()) as image,
     ):
         return _to_rgb(image)
@@ -154,34 +139,30 @@ def readable_formats():
     ]
 
 
-class _Reading:
+@contextmanager
+def _reading(name):
     """Turn whatever goes wrong while an image is read into `UnreadableImageError`.
 
     Decoders raise far more than OSError on damaged files: SyntaxError, struct.error,
     IndexError, and so on.
     """
-
-    def __init__(self, name):
-        self.name = name
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, exc, traceback):
-        if isinstance(exc, MemoryError):
-            raise MemoryError(
-                f"{self.name} does not fit into memory: lower batch_size, or make the "
-                "image smaller."
-            ) from exc
-        if isinstance(exc, Warning):  # where the caller's filter makes it an error
-            Image = import_optional("PIL.Image")
-            ours = isinstance(exc, Image.DecompressionBombWarning)
-        else:
-            ours = isinstance(exc, Exception) and not isinstance(exc, ImportError)
-        if ours:
-            raise UnreadableImageError(
-                f"{self.name} cannot be read as an image: {kind.__name__}: {exc}"
-            ) from exc
+    try:
+        yield
+    except MemoryError as exc:
+        raise MemoryError(
+            f"{name} does not fit into memory: lower batch_size, or make the image "
+            "smaller."
+        ) from exc
+    except ImportError:
+        raise
+    except Exception as exc:
+        # A warning is raised where the caller's filter makes it an error.
+        bomb = import_optional("PIL.Image").DecompressionBombWarning
+        if isinstance(exc, Warning) and not isinstance(exc, bomb):
+            raise
+        raise UnreadableImageError(
+            f"{name} cannot be read as an image: {type(exc).__name__}: {exc}"
+        ) from exc
 
 
 def _read_file(path):
@@ -248,13 +229,7 @@ def _is_array(image):
     return hasattr(image, "shape") and hasattr(image, "dtype")
 
 
-def _to_array(image, name):
-    if isinstance(image, torch.Tensor):
-        return _tensor_to_array(image, name, n_leading=0)
-    return np.asarray(image)
-
-
-def _tensor_to_array(tensor, name, n_leading):
+def _tensor_to_array(tensor, name, n_leading=0):
     """Array of a tensor with the channels last; torchvision has them first.
 
     The first `n_leading` axes count images.
@@ -305,18 +280,20 @@ def _one_colour_image(shape):
 
 
 def _check_item(image, name):
+    """Return an image as a path, PIL image or array, whose form is checked."""
     if isinstance(image, str | os.PathLike) or _is_pil(image):
-        return
+        return image
     if not _is_array(image):
         raise TypeError(
             f"{name} must be a path, a PIL image or a uint8 array, "
             f"got {type(image).__name__}."
         )
-    image = _to_array(image, name)
-    channels = image.shape[2:]
-    right_shape = image.ndim == 2 or channels in {(1,), (3,), (4,)}
+    is_tensor = isinstance(image, torch.Tensor)
+    image = _tensor_to_array(image, name) if is_tensor else np.asarray(image)
+    right_shape = image.ndim == 2 or image.shape[2:] in {(1,), (3,), (4,)}
     if image.dtype != np.uint8 or not right_shape or 0 in image.shape:
         raise ValueError(
             f"{name} must be a uint8 array (values 0 to 255) of shape (height, width) "
             f"or (height, width, 1, 3 or 4), got {image.dtype} of shape {image.shape}."
         )
+    return image

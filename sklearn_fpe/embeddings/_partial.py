@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,32 +16,15 @@ EMBEDDINGS, METADATA, SKIPPED = "img_emb", "metadata", "skipped"
 
 
 class PartialShard:
-    """Embeddings of a range of images on their way into a shard.
+    """Embeddings of the images at `positions`, a range, on their way into a shard.
 
     Every batch is appended to a file of rows, then one line to a journal, which says
     which images the batch covers and has a checksum of its rows. What has no valid line
     counts as not stored. The finished shard is put into place by renaming files, that
     of the embeddings last, so that it is there as a whole or not at all.
 
-    Parameters
-    ----------
-    folder : Path
-        Folder of the shards.
-    number : int
-        Number of the shard.
-    positions : range
-        Positions of its images.
-    dtype : numpy.dtype
-        Type in which embeddings are stored.
-
-    Attributes
-    ----------
-    next : int
-        Position of the first image that is not stored yet.
-    kept : list of int
-        Positions of the images whose embeddings are stored.
-    skipped : dict of str
-        Why images are left out, by position.
+    `next` is the first position that is not stored yet, `kept` lists the positions
+    whose embeddings are stored, and `skipped` says by position why others are not.
     """
 
     def __init__(self, folder, number, positions, dtype):
@@ -62,24 +44,13 @@ class PartialShard:
 
     @contextmanager
     def claim(self, wait=False):
-        """Lock the shard for this process and thread.
+        """Lock the shard for this process and thread; tell whether to write it here.
 
-        The lock ends with the process, however it ends.
-
-        Parameters
-        ----------
-        wait : bool, default=False
-            Whether to wait for another writer of the shard.
-
-        Yields
-        ------
-        claimed : bool
-            Whether the shard is to be written here; not if it is finished, or if
-            another writer has it.
+        It is not to be written here if it is finished or another writer has it; that
+        writer is waited for if `wait` is true. The lock ends with the process, however
+        it ends.
         """
-        descriptor = os.open(self.journal_path, os.O_RDWR | os.O_CREAT, 0o666)
-        self._journal = os.fdopen(descriptor, "r+b")
-        with self._journal:
+        with open(self.journal_path, "a+b") as self._journal:
             try:
                 no_wait = 0 if wait else fcntl.LOCK_NB
                 fcntl.flock(self._journal, fcntl.LOCK_EX | no_wait)
@@ -91,9 +62,7 @@ class PartialShard:
                 self.clean()
                 yield False
                 return
-            # Not appending: a batch that is not whole is cut off first.
-            with open(self.rows_path, "r+b" if self.rows_path.exists() else "w+b") as f:
-                self._rows = f
+            with open(self.rows_path, "a+b") as self._rows:
                 sync_folder(self.rows_path.parent)
                 self._resume()
                 yield True
@@ -101,6 +70,8 @@ class PartialShard:
     def _resume(self):
         """Take over the batches that an earlier writer has stored; drop the rest."""
         good, n_bytes = 0, 0
+        self._journal.seek(0)
+        self._rows.seek(0)
         for line in self._journal:
             entry = _parse(line)
             if entry is None or entry["start"] != self.next:
@@ -115,21 +86,16 @@ class PartialShard:
             file.truncate()
 
     def _take(self, entry):
-        skipped = {int(i): reason for i, reason in entry["skipped"].items()}
+        skipped = _by_position(entry["skipped"])
         images = range(entry["start"], entry["stop"])
         self.kept += [i for i in images if i not in skipped]
         self.skipped |= skipped
         self.next, self._n_columns = entry["stop"], entry["n_columns"]
 
     def append(self, embeddings, skipped):
-        """Store the embeddings of the next images.
+        """Store the embeddings of the next images, (n_images, n_columns).
 
-        Parameters
-        ----------
-        embeddings : ndarray of shape (n_images, n_columns)
-            Their embeddings; rows of images that are left out are not stored.
-        skipped : dict of str
-            Why images are left out, by position.
+        `skipped` says why images are left out, by position; their rows are not stored.
         """
         start, stop = self.next, self.next + len(embeddings)
         keep = [i not in skipped for i in range(start, stop)]
@@ -161,10 +127,7 @@ class PartialShard:
     def finish(self, table):
         """Put the files of the shard into place, and forget what they hold.
 
-        Parameters
-        ----------
-        table : pyarrow.Table
-            Metadata, one row for every stored embedding.
+        `table` has the metadata, one row for every stored embedding.
         """
         from pyarrow import parquet
 
@@ -172,11 +135,8 @@ class PartialShard:
         self._rows.seek(0)
         rows = np.fromfile(self._rows, self.dtype).reshape(shape)
         if self.skipped:
-            text = json.dumps(
-                {str(i): why for i, why in self.skipped.items()}, indent=1
-            )
             with replaced(self.skipped_path) as file:
-                file.write(text.encode())
+                file.write(json.dumps(self.skipped, indent=1).encode())
         with replaced(self.metadata_path) as file:
             parquet.write_table(table, file, write_page_checksum=True)
         with replaced(self.path) as file:
@@ -193,8 +153,12 @@ class PartialShard:
         """Return why images of a finished shard were left out, by position."""
         if not self.skipped_path.exists():
             return {}
-        found = json.loads(self.skipped_path.read_text())
-        return {int(i): reason for i, reason in found.items()}
+        return _by_position(json.loads(self.skipped_path.read_text()))
+
+
+def _by_position(reasons):
+    """Return reasons by position, an int again: keys of JSON are strings."""
+    return {int(i): reason for i, reason in reasons.items()}
 
 
 def _parse(line):

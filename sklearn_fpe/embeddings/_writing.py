@@ -39,13 +39,11 @@ def write_shards(
 ):
     """Embed images and write the embeddings to a folder of shards.
 
-    The same call continues where an earlier one was stopped, whatever stopped it. Every
-    batch is stored as soon as it is computed, so only the batch that was being computed
-    is computed again. Several processes may make the same call at the same time, on
-    machines that share the folder: each takes the next shard that no other one has, and
-    all of them return when the last shard is finished.
-
-    Needs the extra ``parquet``, and a file system with locks (``flock``).
+    The same call continues where an earlier one was stopped, whatever stopped it; only
+    the batch that was being computed is computed again. Several processes, also on
+    machines that share the folder, may make the same call at the same time: each takes
+    the next free shard, and all return when the last shard is finished. Needs the extra
+    ``parquet``, and a file system with locks (``flock``).
 
     Parameters
     ----------
@@ -62,14 +60,13 @@ def write_shards(
     dtype : {"float16", "float32"}, default="float16"
         Type in which embeddings are stored.
     metadata : dict or data frame, default=None
-        Columns to store beside the embeddings, such as labels, of n_images entries
-        each.
+        Columns of n_images entries to store beside the embeddings, such as labels.
     unreadable : {"skip", "raise"}, default="skip"
-        What to do about an image that cannot be read: leave it out, and name it in one
-        warning at the end, or stop with an error that names it.
+        Whether an image that cannot be read is left out, and named in one warning at
+        the end, or raises an error.
     progress : callable, default=None
         Called after every batch as ``progress(n_done, n_images)``; images that are left
-        out are done as well.
+        out count as done.
     verbose : bool, default=False
         Whether to print a line for every shard.
 
@@ -91,15 +88,9 @@ def write_shards(
         If the folder has shards of other images, metadata, settings or another model,
         or embeddings are too large for `dtype`.
     OSError
-        If an image cannot be read and ``unreadable="raise"``, or a file cannot be
-        written.
+        If an image (with ``unreadable="raise"``) or the folder cannot be used.
     ImportError
         If pyarrow is not installed.
-
-    Warns
-    -----
-    UserWarning
-        If images were left out.
 
     See Also
     --------
@@ -116,17 +107,14 @@ def write_shards(
 
     A shard that is not finished consists of two hidden files: rows, and a journal with
     a checksum of every batch. Files are synchronised with the disk before they are
-    renamed into place, ``img_emb_0.npy`` last, so a shard is there as a whole or not at
-    all. An image is stored once; it is embedded once as well, unless the process was
-    stopped between computing its batch and storing it.
+    renamed into place, ``img_emb_0.npy`` last, so a shard is complete or absent. An
+    image is stored once, whatever stops the process.
 
     Examples
     --------
     >>> from sklearn_fpe.embeddings import CLIPEmbedder, write_shards
-    >>> written = write_shards(
-    ...     CLIPEmbedder(), "pictures", "embeddings", verbose=True
-    ... )  # doctest: +SKIP
-    >>> X, paths = written.shards, written.shards.column("image_path")  # doctest: +SKIP
+    >>> X = write_shards(CLIPEmbedder(), "pictures", "out").shards  # doctest: +SKIP
+    >>> paths = X.column("image_path")  # doctest: +SKIP
     """
     partial = _import_partial()
     check_scalar(shard_size, "shard_size", Integral, min_val=1)
@@ -137,9 +125,9 @@ def write_shards(
         if not isinstance(value, str) or value not in allowed:
             raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
     if isinstance(images, str | os.PathLike):
-        images, _ = list_images(images)
+        images = list_images(images)
     images = check_images(images)
-    table = _make_table(_own_columns(images) | _check_metadata(metadata, len(images)))
+    table = _make_table(images, metadata)
     folder = Path(folder).expanduser()
     _prepare(
         partial,
@@ -153,12 +141,11 @@ def write_shards(
             "embedder": _fingerprint(embedder),
         },
     )
-    shards = [
-        partial.PartialShard(folder, number, images_of_shard, dtype)
-        for number, images_of_shard in enumerate(_ranges(len(images), shard_size))
-    ]
-    report = _Report(len(images), progress, verbose)
-    writer = _Writer(embedder, images, table, unreadable == "raise", report)
+    shards = []
+    for number, start in enumerate(range(0, len(images), int(shard_size))):
+        positions = range(start, min(start + int(shard_size), len(images)))
+        shards.append(partial.PartialShard(folder, number, positions, dtype))
+    writer = _Writer(embedder, images, table, unreadable, progress, verbose)
     n_embedded = writer.write(shards)
     skipped = {}
     for shard in shards:
@@ -186,10 +173,6 @@ def _import_partial():
     return _partial
 
 
-def _ranges(n_images, size):
-    return [range(i, min(i + size, n_images)) for i in range(0, n_images, int(size))]
-
-
 def _prepare(partial, folder, manifest):
     """Make the folder; check that what it holds is made from the same."""
     (folder / partial.EMBEDDINGS).mkdir(parents=True, exist_ok=True)
@@ -211,25 +194,12 @@ def _prepare(partial, folder, manifest):
 
 
 class _Writer:
-    """Fills shards.
+    """Fills shards, and tells the user how far it is."""
 
-    Parameters
-    ----------
-    embedder : object
-        Embeds the images.
-    images : sequence
-        Checked images.
-    table : pyarrow.Table
-        Metadata of all images.
-    strict : bool
-        Whether an unreadable image is an error.
-    report : _Report
-        Is told how far the writing is.
-    """
-
-    def __init__(self, embedder, images, table, strict, report):
+    def __init__(self, embedder, images, table, unreadable, progress, verbose):
         self.embedder, self.images, self.table = embedder, images, table
-        self.strict, self.report = strict, report
+        self.unreadable, self.progress, self.verbose = unreadable, progress, verbose
+        self.n_done, self.n_done_of = 0, {}
 
     def write(self, shards):
         """Fill all shards that are not finished; return the number of embeddings.
@@ -248,98 +218,69 @@ class _Writer:
                             shard.finish(self.table.take(kept))
                 if shard.finished:
                     shard.clean()  # what a stopped writer has left
-                    self.report.store(shard, shard.positions.stop)
+                    self._note(shard, shard.positions.stop)
         return n_embedded
 
     def _fill(self, shard):
         """Embed the images of a shard that are not stored; return the number."""
         start, n_stored = time.perf_counter(), len(shard.kept)
-        self.report.store(shard, shard.next)
+        self._note(shard, shard.next)
         if shard.next < shard.positions.stop:
             rest = slice(shard.next, shard.positions.stop)
             with closing(self.embedder.iter_transform(self.images, rest)) as batches:
                 for batch, embeddings, unreadable in batches:
-                    if unreadable and self.strict:
+                    if unreadable and self.unreadable == "raise":
                         raise UnreadableImageError(next(iter(unreadable.values())))
                     shard.append(embeddings, unreadable)
-                    self.report.batch(shard, batch.stop)
+                    self._note(shard, batch.stop)
+                    if self.progress is not None:
+                        self.progress(self.n_done, len(self.images))
         n_embedded = len(shard.kept) - n_stored
-        self.report.shard(shard, n_embedded, time.perf_counter() - start)
-        return n_embedded
-
-
-class _Report:
-    """Says how far the writing is, to the callable and the screen of the user."""
-
-    def __init__(self, n_images, progress, verbose):
-        self.n_images, self.progress, self.verbose = n_images, progress, verbose
-        self.n_done, self.done = 0, {}
-
-    def store(self, shard, stop):
-        """Note that the images of a shard up to `stop` are stored."""
-        n_done = stop - shard.positions.start
-        self.n_done += n_done - self.done.get(shard.positions.start, 0)
-        self.done[shard.positions.start] = n_done
-
-    def batch(self, shard, stop):
-        """Report a batch that is stored."""
-        self.store(shard, stop)
-        if self.progress is not None:
-            self.progress(self.n_done, self.n_images)
-
-    def shard(self, shard, n_embedded, seconds):
-        """Report a shard that is full."""
         if self.verbose:
+            seconds = max(time.perf_counter() - start, 1e-9)
             print(
                 f"{shard.path.name}: {len(shard.kept)} rows, {len(shard.skipped)} "
                 f"images left out, {n_embedded} embedded now, "
-                f"{n_embedded / max(seconds, 1e-9):.0f} a second; "
-                f"{self.n_done} of {self.n_images} images done"
+                f"{n_embedded / seconds:.0f} a second; "
+                f"{self.n_done} of {len(self.images)} images done"
             )
+        return n_embedded
+
+    def _note(self, shard, stop):
+        """Note that the images of a shard up to `stop` are stored."""
+        n_done = stop - shard.positions.start
+        self.n_done += n_done - self.n_done_of.get(shard, 0)
+        self.n_done_of[shard] = n_done
 
 
-def _check_metadata(metadata, n_images):
-    """Return the columns of the user as arrays of n_images entries."""
-    columns = {}
+def _make_table(images, metadata):
+    """Return the metadata as a table, whose types are then those of all shards."""
+    columns = {"position": np.arange(len(images))}
+    is_plain = isinstance(images, list | tuple | np.ndarray)
+    if is_plain and all(isinstance(image, str | os.PathLike) for image in images):
+        columns["image_path"] = [str(os.fspath(image)) for image in images]
     for name in () if metadata is None else metadata:
-        values = np.asarray(metadata[name])
         if not isinstance(name, str) or name in RESERVED:
             raise ValueError(
                 f"Columns of metadata must be named by strings other than "
                 f"{' and '.join(RESERVED)}, got {name!r}."
             )
-        if values.shape != (n_images,):
+        columns[name] = np.asarray(metadata[name])
+        if columns[name].shape != (len(images),):
             raise ValueError(
                 f"metadata[{name!r}] must have one entry for every image, shape "
-                f"({n_images},), got shape {values.shape}."
+                f"({len(images)},), got shape {columns[name].shape}."
             )
-        columns[name] = values
-    return columns
-
-
-def _own_columns(images):
-    """Return positions, and paths if all images are files."""
-    columns = {"position": np.arange(len(images))}
-    is_plain = isinstance(images, list | tuple | np.ndarray)
-    if is_plain and all(isinstance(image, str | os.PathLike) for image in images):
-        paths = [str(os.fspath(image)) for image in images]
-        columns["image_path"] = np.array(paths, dtype=object)
-    return columns
-
-
-def _make_table(columns):
-    """Return the metadata as a table, whose types are then those of all shards."""
     arrow = import_optional("pyarrow")
-    arrays = {}
     for name, values in columns.items():
         try:
-            arrays[name] = arrow.array(values)
+            columns[name] = arrow.array(values)
         except (arrow.ArrowException, TypeError, ValueError) as error:
             raise ValueError(
                 f"metadata[{name!r}] must have entries of one type that Parquet can "
                 f"store: {error}"
             ) from error
-    return arrow.table(arrays)
+    return arrow.table(columns)
 
 
 def _digest(column):

@@ -5,10 +5,7 @@ import math
 import numpy as np
 
 from sklearn_fpe._optional import import_optional
-from sklearn_fpe.inspection._first_layer import (
-    first_layer_units,
-    first_layer_weight,
-)
+from sklearn_fpe.inspection._first_layer import first_layer_units, first_layer_weight
 
 _MAX_PER_ROW = 4
 _MAX_NAMED_INPUTS = 40
@@ -19,9 +16,7 @@ class ChildInputsDisplay:
     """Inputs that each child of a neuron reads, and their weights.
 
     Inputs that a child does not see are grey: they went to a sibling, or their weight
-    was pruned.
-
-    Use :meth:`from_estimator` to make one.
+    was pruned. Use :meth:`from_estimator` to make a display.
 
     Parameters
     ----------
@@ -30,27 +25,21 @@ class ChildInputsDisplay:
     seen : ndarray of bool of shape (n_children, n_inputs)
         Whether the child sees the input.
     neuron : int
-        Which neuron of the first hidden layer they are the children of.
+        Their parent, a neuron of the first hidden layer.
     image_shape : tuple of int, default=None
         Height and width, if the inputs are the pixels of an image, row by row. None:
-        the inputs are shown side by side, one row of them a child.
+        the map has one row per child.
     feature_names : sequence of str, default=None
-        Names of the inputs. They are written where 40 or fewer stand side by side.
+        Names of the inputs, written if a row has 40 inputs or fewer.
 
     Attributes
     ----------
-    ax_ : matplotlib Axes
-        Axes with the map.
-    figure_ : matplotlib Figure
-        Figure of the axes.
+    ax_, figure_ : matplotlib Axes and Figure
+        Where the map is.
     images_ : list of matplotlib AxesImage
-        The map; with `image_shape` one a child.
+        The map, or one image per child with `image_shape`.
     colorbar_ : matplotlib Colorbar
         Scale of the weights.
-
-    References
-    ----------
-    "Expand Neurons, Not Parameters", arXiv:2510.04500.
 
     Examples
     --------
@@ -130,9 +119,8 @@ class ChildInputsDisplay:
 
         shown = np.where(self.seen, self.weights, np.nan)
         largest = np.nanmax(np.abs(shown), initial=0) or 1.0
-        image_kw = {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest} | (
-            image_kw or {}
-        )
+        scale = {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest}
+        image_kw = scale | (image_kw or {})
         cmap = colormaps.get_cmap(image_kw["cmap"])
         image_kw["cmap"] = cmap.with_extremes(bad=_UNSEEN_COLOR)
         if ax is None:
@@ -187,13 +175,8 @@ class ChildInputsDisplay:
             images.append(ax.imshow(pixels.reshape(shape), **kwargs))
             n_seen = np.count_nonzero(self.seen[child])
             caption = f"child {child}: {n_seen} input{'' if n_seen == 1 else 's'}"
-            ax.text(
-                left + width / 2,
-                top - 0.5 * gap,
-                caption,
-                ha="center",
-                fontsize="small",
-            )
+            place = (left + width / 2, top - 0.5 * gap)
+            ax.text(*place, caption, ha="center", fontsize="small")
         ax.set_xlim(0, n_columns * (width + gap) - gap)
         ax.set_ylim(n_rows * row_height - 2 * gap, -2 * gap)
         ax.set_axis_off()

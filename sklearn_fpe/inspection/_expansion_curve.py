@@ -12,10 +12,9 @@ from sklearn_fpe._optional import import_optional
 class ExpansionCurveDisplay:
     """Cross-validated score against expansion, at equal non-zero parameters.
 
-    The parents' widths, and with them the budget, are the estimator's own; only the
-    number of children per neuron changes. Expansion 1 is the dense network.
-
-    Use :meth:`from_estimator` or :meth:`from_cv_results` to make one.
+    The widths of the parents, and so the budget, are the same at every expansion;
+    expansion 1 is the dense network. Use :meth:`from_estimator` or
+    :meth:`from_cv_results` to make a display.
 
     Parameters
     ----------
@@ -28,35 +27,26 @@ class ExpansionCurveDisplay:
 
     Attributes
     ----------
-    ax_ : matplotlib Axes
-        Axes with the curve.
-    figure_ : matplotlib Figure
-        Figure of the axes.
+    ax_, figure_ : matplotlib Axes and Figure
+        Where the curve is.
     line_ : matplotlib Line2D
         Mean score.
     fill_between_ : matplotlib PolyCollection
         Mean plus and minus one standard deviation over the folds.
     dense_level_ : matplotlib Line2D or None
-        Mean score at expansion 1, where it was asked for and measured.
+        Mean score at expansion 1, if it was asked for and measured.
 
     See Also
     --------
     sklearn.model_selection.ValidationCurveDisplay : The same for any parameter.
 
-    References
-    ----------
-    "Expand Neurons, Not Parameters", arXiv:2510.04500.
-
     Examples
     --------
     >>> from sklearn_fpe.inspection import ExpansionCurveDisplay
-    >>> display = ExpansionCurveDisplay(
-    ...     expansions=[1, 2, 4],
-    ...     test_scores=[[0.7, 0.72], [0.81, 0.8], [0.84, 0.85]],
-    ...     score_name="Accuracy",
-    ... )
+    >>> scores = [[0.7, 0.72], [0.81, 0.8], [0.84, 0.85]]
+    >>> display = ExpansionCurveDisplay(expansions=[1, 2, 4], test_scores=scores)
     >>> display.plot().ax_.get_ylabel()
-    'Accuracy'
+    'Score'
     """
 
     def __init__(self, *, expansions, test_scores, score_name=None):
@@ -98,13 +88,11 @@ class ExpansionCurveDisplay:
         expansions : sequence of int, default=(1, 2, 4, 8)
             Children per neuron, each at least 1.
         param_name : str, default="expansion"
-            Name of the parameter; in a pipeline such as
-            ``"fpeclassifier__expansion"``.
+            Name of the parameter, ``"fpeclassifier__expansion"`` in a pipeline.
         groups : array-like of shape (n_samples,), default=None
             Group labels of the rows, for a splitter that keeps groups together.
         cv : int, splitter or iterable, default=None
-            See :func:`sklearn.model_selection.validation_curve`. Every expansion is
-            scored on the same folds.
+            See :func:`sklearn.model_selection.validation_curve`.
         scoring : str or callable, default=None
             Score; None: the estimator's own.
         n_jobs : int, default=None
@@ -163,9 +151,8 @@ class ExpansionCurveDisplay:
     ):
         """Plot a search over expansions, each at its best other parameters.
 
-        Where the search varied other parameters too, such as the learning rate, an
-        expansion is shown by the candidate with the best mean score, so that each
-        network stands at its own best setting.
+        If the search varied other parameters too, such as the learning rate, an
+        expansion is shown by its candidate with the best mean score.
 
         Parameters
         ----------
@@ -173,13 +160,12 @@ class ExpansionCurveDisplay:
             ``cv_results_`` of a search such as
             :class:`~sklearn.model_selection.GridSearchCV`.
         param_name : str, default="expansion"
-            Name of the expansion in the search, such as
-            ``"fpeclassifier__expansion"`` in a pipeline.
+            Name of the parameter, ``"fpeclassifier__expansion"`` in a pipeline.
         metric : str, default="score"
-            Which score, where the search had several.
+            Which score, if the search had several; it names the axis, too, if
+            `score_name` does not.
         ax, score_name, name, plot_dense_level, line_kw, fill_between_kw
-            See :meth:`plot`. The score's name is taken from `metric` if it is not
-            given.
+            See :meth:`plot`.
 
         Returns
         -------
@@ -287,7 +273,7 @@ def _best_candidates(cv_results, param_name, metric):
         )
     folds = [k for k in cv_results if re.fullmatch(rf"split\d+_test_{metric}", k)]
     if not folds:
-        metrics = [k[len("mean_test_") :] for k in cv_results if k[:10] == "mean_test_"]
+        metrics = [k[10:] for k in cv_results if k[:10] == "mean_test_"]
         raise ValueError(f"metric={metric!r} is not among the scores {metrics}.")
     scores = np.column_stack([cv_results[fold] for fold in folds])
     values = list(cv_results[key])

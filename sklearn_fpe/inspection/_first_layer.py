@@ -1,8 +1,7 @@
-"""What the measures and displays read from a model: its first layer.
+"""First layers of models, as the measures and displays read them.
 
 A model is a fitted estimator with ``coefs_`` (scikit-learn's own networks too), a
-network of :mod:`sklearn_fpe.nn`, or an array. The only place that knows where they
-hold what.
+network of :mod:`sklearn_fpe.nn`, or an array.
 """
 
 import numpy as np
@@ -15,14 +14,13 @@ _NO_NEURONS = "without a hidden layer there are no neurons to look at"
 
 def first_layer_weight(model):
     """Return the weights of the first layer, float64 (n_units, n_inputs)."""
-    if sparse.issparse(model):
-        weight = model.toarray()
-    elif _is_network(model):
+    weight = model
+    if _is_network(model):
         weight = _to_numpy(_first_hidden(model).dense_weight())
     elif isinstance(model, BaseEstimator):
-        weight = _first_coef(model).toarray().T
-    else:
-        weight = model
+        weight = _first_coef(model).T
+    if sparse.issparse(weight):
+        weight = weight.toarray()
     # One memory layout, so that equal weights give equal bits whatever holds them.
     weight = np.ascontiguousarray(weight, dtype=np.float64)
     if weight.ndim != 2 or 0 in weight.shape:
@@ -38,19 +36,18 @@ def first_layer_weight(model):
 def first_layer_units(model):
     """Return which inputs each unit of the first layer sees, and whose child it is.
 
-    Returns
-    -------
-    seen : ndarray of bool of shape (n_units, n_inputs)
-        Kept positions, those with a weight of zero included.
-    parents : ndarray of int of shape (n_units,)
-        Parent neuron of every unit; in a dense network, the unit itself.
+    An input is seen, bool (n_units, n_inputs), where the connection was kept, also if
+    its weight is zero. The parents are int (n_units,); in a dense network a unit is its
+    own parent.
     """
     if _is_network(model):
         seen = _to_numpy(_first_hidden(model).dense_mask())
         return seen, _to_numpy(model.parents[0])
     coef = _first_coef(model)
-    seen = np.zeros(coef.shape[::-1], dtype=bool)
-    seen[coef.col, coef.row] = True
+    seen = np.full(coef.shape[::-1], not sparse.issparse(coef))
+    if sparse.issparse(coef):
+        coef = coef.tocoo()
+        seen[coef.col, coef.row] = True
     network = getattr(model, "module_", None)
     if network is None:
         return seen, np.arange(len(seen))
@@ -85,7 +82,7 @@ def _is_network(model):
 
 
 def _first_coef(estimator):
-    """Return the first of ``coefs_``, a COO array (n_inputs, n_units)."""
+    """Return the first of ``coefs_``, dense or sparse, (n_inputs, n_units)."""
     if not isinstance(estimator, BaseEstimator):
         raise TypeError(
             "A model must be a fitted estimator, a network of sklearn_fpe.nn or an "
@@ -104,12 +101,7 @@ def _first_coef(estimator):
         )
     if hasattr(estimator, "module_") and not estimator.module_.parents:
         raise ValueError(f"{type(estimator).__name__} is linear: {_NO_NEURONS}.")
-    coef = estimator.coefs_[0]
-    if sparse.issparse(coef):
-        return sparse.coo_array(coef)
-    # All positions of a dense matrix are kept, whatever their values.
-    rows, columns = np.indices(coef.shape).reshape(2, -1)
-    return sparse.coo_array((np.ravel(coef), (rows, columns)), shape=coef.shape)
+    return estimator.coefs_[0]
 
 
 def _to_numpy(tensor):

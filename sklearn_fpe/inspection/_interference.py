@@ -10,9 +10,8 @@ class InterferenceDisplay:
     """Cumulative distributions of feature capacity and of similarity of neurons.
 
     Less interference moves the capacities of the inputs to the right and the cosine
-    similarities of pairs of neurons to the left.
-
-    Use :meth:`from_estimators` to make one.
+    similarities of pairs of neurons to the left. Use :meth:`from_estimators` to make a
+    display.
 
     Parameters
     ----------
@@ -31,10 +30,6 @@ class InterferenceDisplay:
         Figure of the axes.
     lines_ : dict of str to list of matplotlib Line2D
         The two distributions of each model.
-
-    References
-    ----------
-    "Expand Neurons, Not Parameters", arXiv:2510.04500.
 
     Examples
     --------

@@ -18,9 +18,8 @@ def feature_capacity(model):
 
     .. math:: C_i = \frac{(w_i \cdot w_i)^2}{\sum_j (w_i \cdot w_j)^2}.
 
-    One means that no other input is read along :math:`w_i`; of m inputs that are read
-    alike each has 1/m. The capacities add up to at most the rank of W, hence to at
-    most the number of neurons.
+    One means that no other input is read along :math:`w_i`; each of m inputs that are
+    read alike has 1/m. The capacities add up to at most the rank of W.
 
     Parameters
     ----------
@@ -36,14 +35,12 @@ def feature_capacity(model):
 
     Notes
     -----
-    The measure is of the weights that act on X as it is given. It does not change
-    with the unit of all inputs or with a rotation of the neurons, but it does with the
-    unit of a single input.
+    The weights are those that act on X as it is given. The capacities depend on the
+    unit of a single input, but not on the unit of all inputs or on a rotation of the
+    neurons.
 
     References
     ----------
-    "Expand Neurons, Not Parameters", arXiv:2510.04500.
-
     A. Scherlis, K. Sachan, A. S. Jermyn, J. Benton, B. Shlegeris, "Polysemanticity and
     capacity in neural networks", arXiv:2210.01892.
 
@@ -86,17 +83,11 @@ def mean_cosine_similarity(model, *, absolute=True):
         In [0, 1], or in [-1, 1] with ``absolute=False``. Neurons whose weights are all
         zero are left out; NaN if fewer than two neurons remain.
 
-    References
-    ----------
-    "Expand Neurons, Not Parameters", arXiv:2510.04500.
-
     Examples
     --------
     >>> from sklearn_fpe.inspection import mean_cosine_similarity
-    >>> mean_cosine_similarity([[1, 1, 1, 1], [-2, -2, -2, -2]])
+    >>> mean_cosine_similarity([[1, 1, 1, 1], [-2, -2, -2, -2], [0, 0, 0, 0]])
     1.0
-    >>> mean_cosine_similarity([[1.0, 1.0, 0.0], [0.0, 0.0, 2.0]])
-    0.0
     """
     cosines = pairwise_cosines(model)
     if absolute:
@@ -180,10 +171,6 @@ def clause_collisions(model, clauses):
     --------
     expected_collisions : What to expect of a random partition.
 
-    References
-    ----------
-    "Expand Neurons, Not Parameters", arXiv:2510.04500.
-
     Examples
     --------
     >>> import numpy as np
@@ -216,10 +203,6 @@ def clause_coverage(model, clauses):
     --------
     expected_coverage : What to expect of a random partition.
 
-    References
-    ----------
-    "Expand Neurons, Not Parameters", arXiv:2510.04500.
-
     Examples
     --------
     >>> import numpy as np
@@ -235,12 +218,9 @@ def clause_coverage(model, clauses):
 def expected_collisions(expansion, clause_size, n_clauses=2, *, n_inputs=None):
     r"""Compute the expected collisions per neuron if inputs are split at random.
 
-    Two disjoint clauses of k literals lie in the same of :math:`\alpha` children if
-    the other 2k - 1 inputs follow the first one, so that n clauses have
-
-    .. math:: \binom{n}{2} \alpha^{-(2k - 1)}
-
-    collisions, if every input goes to a child independently of the others.
+    If every input goes to one of :math:`\alpha` children independently of the others, n
+    disjoint clauses of k literals have :math:`\binom{n}{2} \alpha^{-(2k - 1)}`
+    collisions, because 2k - 1 inputs of a pair have to follow the first one.
 
     Parameters
     ----------
@@ -251,18 +231,14 @@ def expected_collisions(expansion, clause_size, n_clauses=2, *, n_inputs=None):
     n_clauses : int, default=2
         Number of clauses; no two share a variable.
     n_inputs : int, default=None
-        Number of inputs, if they go to children of equal size (up to one
-        input): then fewer clauses collide than under independence, which the exact
-        hypergeometric count allows for. None: independent inputs, the formula above.
+        Number of inputs, if they go to children of equal size (up to one input), where
+        fewer clauses collide: the count is then hypergeometric. None: independent
+        inputs, the formula above.
 
     Returns
     -------
     collisions : float64 or ndarray of float64 of the shape of `expansion`
         Expected value of :func:`clause_collisions`.
-
-    References
-    ----------
-    "Expand Neurons, Not Parameters", arXiv:2510.04500.
 
     Examples
     --------
@@ -278,9 +254,8 @@ def expected_coverage(expansion, clause_size, n_neurons=1, *, n_inputs=None):
     r"""Compute the expected coverage if each neuron splits its inputs at random.
 
     A clause of k literals lies in one child of a neuron with probability
-    :math:`\alpha^{-(k - 1)}`, and in one of some of n neurons with probability
-
-    .. math:: 1 - \left(1 - \alpha^{-(k - 1)}\right)^n.
+    :math:`p = \alpha^{-(k - 1)}`, and in a child of any of n neurons with probability
+    :math:`1 - (1 - p)^n`.
 
     Parameters
     ----------
@@ -297,10 +272,6 @@ def expected_coverage(expansion, clause_size, n_neurons=1, *, n_inputs=None):
     -------
     coverage : float64 or ndarray of float64 of the shape of `expansion`
         Expected value of :func:`clause_coverage`.
-
-    References
-    ----------
-    "Expand Neurons, Not Parameters", arXiv:2510.04500.
 
     Examples
     --------
