@@ -1,7 +1,4 @@
-"""Measure and plot interference in a network.
-
-The measures are those of "Expand Neurons, Not Parameters", arXiv:2510.04500.
-"""
+"""Measure and plot interference in a network."""
 
 from sklearn_fpe.inspection._child_inputs import ChildInputsDisplay
 from sklearn_fpe.inspection._expansion_curve import ExpansionCurveDisplay

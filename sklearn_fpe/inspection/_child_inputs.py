@@ -41,6 +41,10 @@ class ChildInputsDisplay:
     colorbar_ : matplotlib Colorbar
         Scale of the weights.
 
+    References
+    ----------
+    "Expand Neurons, Not Parameters", arXiv:2510.04500.
+
     Examples
     --------
     >>> import numpy as np

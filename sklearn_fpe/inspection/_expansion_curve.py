@@ -40,6 +40,10 @@ class ExpansionCurveDisplay:
     --------
     sklearn.model_selection.ValidationCurveDisplay : The same for any parameter.
 
+    References
+    ----------
+    "Expand Neurons, Not Parameters", arXiv:2510.04500.
+
     Examples
     --------
     >>> from sklearn_fpe.inspection import ExpansionCurveDisplay

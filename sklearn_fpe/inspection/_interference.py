@@ -31,6 +31,10 @@ class InterferenceDisplay:
     lines_ : dict of str to list of matplotlib Line2D
         The two distributions of each model.
 
+    References
+    ----------
+    "Expand Neurons, Not Parameters", arXiv:2510.04500.
+
     Examples
     --------
     >>> import numpy as np

@@ -41,6 +41,8 @@ def feature_capacity(model):
 
     References
     ----------
+    "Expand Neurons, Not Parameters", arXiv:2510.04500.
+
     A. Scherlis, K. Sachan, A. S. Jermyn, J. Benton, B. Shlegeris, "Polysemanticity and
     capacity in neural networks", arXiv:2210.01892.
 
@@ -82,6 +84,10 @@ def mean_cosine_similarity(model, *, absolute=True):
     similarity : float
         In [0, 1], or in [-1, 1] with ``absolute=False``. Neurons whose weights are all
         zero are left out; NaN if fewer than two neurons remain.
+
+    References
+    ----------
+    "Expand Neurons, Not Parameters", arXiv:2510.04500.
 
     Examples
     --------
@@ -171,6 +177,10 @@ def clause_collisions(model, clauses):
     --------
     expected_collisions : What to expect of a random partition.
 
+    References
+    ----------
+    "Expand Neurons, Not Parameters", arXiv:2510.04500.
+
     Examples
     --------
     >>> import numpy as np
@@ -202,6 +212,10 @@ def clause_coverage(model, clauses):
     See Also
     --------
     expected_coverage : What to expect of a random partition.
+
+    References
+    ----------
+    "Expand Neurons, Not Parameters", arXiv:2510.04500.
 
     Examples
     --------
@@ -240,6 +254,10 @@ def expected_collisions(expansion, clause_size, n_clauses=2, *, n_inputs=None):
     collisions : float64 or ndarray of float64 of the shape of `expansion`
         Expected value of :func:`clause_collisions`.
 
+    References
+    ----------
+    "Expand Neurons, Not Parameters", arXiv:2510.04500.
+
     Examples
     --------
     >>> from sklearn_fpe.inspection import expected_collisions
@@ -272,6 +290,10 @@ def expected_coverage(expansion, clause_size, n_neurons=1, *, n_inputs=None):
     -------
     coverage : float64 or ndarray of float64 of the shape of `expansion`
         Expected value of :func:`clause_coverage`.
+
+    References
+    ----------
+    "Expand Neurons, Not Parameters", arXiv:2510.04500.
 
     Examples
     --------
