@@ -162,6 +162,11 @@ class ClassTargets:
             seen = np.unique(y[weights > 0])
         if classes is not None:
             classes = check_classes(classes)
+            if multilabel and not np.array_equal(classes, seen):
+                raise ValueError(
+                    f"classes must be the numbers of the columns of {name}, {seen}, "
+                    f"for a 0/1 indicator matrix, got {classes}."
+                )
         if learn:
             labels = seen if classes is None else classes
             world.check_equal(
