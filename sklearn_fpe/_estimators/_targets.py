@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from sklearn.metrics import accuracy_score, r2_score
-from sklearn.utils import column_or_1d, compute_class_weight
+from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 
 from sklearn_fpe._engine._moments import Moments
@@ -220,23 +220,17 @@ class ClassTargets:
                 f"class_weight must be a dict from label to weight, 'balanced' or None "
                 f"for labels of shape (n_samples,), got {self.class_weight!r}."
             )
-        if isinstance(self.class_weight, dict):
-            self._check_numbers(self.class_weight)
         used = weights > 0
         present = np.unique(y[used])
-        # A dict must name classes. Frequencies exist for the classes in y only.
-        classes = self.classes if isinstance(self.class_weight, dict) else present
-        if world.size > 1 and not isinstance(self.class_weight, dict):
+        if isinstance(self.class_weight, dict):
+            self._check_numbers(self.class_weight)
             classes = self.classes
+            of_class = _weights_by_label(self.class_weight, classes)
+        else:
+            # One process counts the classes in y only, as scikit-learn does.
+            classes = present if world.size == 1 else self.classes
             codes = np.searchsorted(classes, y[used])
             of_class = _together.balanced_weights(world, classes, codes, weights[used])
-        else:
-            of_class = compute_class_weight(
-                self.class_weight,
-                classes=classes,
-                y=y[used],
-                sample_weight=weights[used],
-            )
         factor = np.zeros(len(y))
         factor[used] = of_class[np.searchsorted(classes, y[used])]
         if not factor.any():
@@ -438,6 +432,21 @@ PROBABILITIES = Link(ClassTargets.probabilities, ClassTargets.tensor_of_probabil
 LOG_PROBABILITIES = Link(
     ClassTargets.log_probabilities, ClassTargets.tensor_of_log_probabilities
 )
+
+
+def _weights_by_label(class_weight, classes):
+    """Return the weights that a dict gives to classes, 1 to those it does not name.
+
+    scikit-learn's ``compute_class_weight`` would look up the number 1 for the label
+    "1", and takes no dates.
+    """
+    others = [label for label in classes if label not in class_weight]
+    if others and len(classes) - len(others) < len(class_weight):
+        raise ValueError(
+            f"The classes, {np.array(others).tolist()}, are not in class_weight, got "
+            f"{class_weight!r}."
+        )
+    return np.array([float(class_weight.get(label, 1)) for label in classes])
 
 
 def _type_of(y, name):
