@@ -11,7 +11,8 @@ from sklearn.utils import compute_class_weight, compute_sample_weight
 
 from sklearn_fpe import FPEClassifier, FPERegressor
 from sklearn_fpe._estimators._inputs import check_y
-from sklearn_fpe._estimators._targets import ClassTargets, RealTargets, r2
+from sklearn_fpe._estimators._real_targets import RealTargets, r2
+from sklearn_fpe._estimators._targets import ClassTargets
 from sklearn_fpe.nn import Affine
 
 QUICK = {"hidden_layer_sizes": (4,), "expansion": 2, "max_iter": 2, "random_state": 0}

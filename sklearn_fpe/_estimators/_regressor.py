@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_fpe._estimators._base import BaseFPE
 from sklearn_fpe._estimators._compat import fit_context
 from sklearn_fpe._estimators._fitted import Averaged
-from sklearn_fpe._estimators._targets import RealTargets, r2
+from sklearn_fpe._estimators._real_targets import RealTargets, r2
 
 
 class FPERegressor(RegressorMixin, Averaged, BaseFPE):
