@@ -48,8 +48,7 @@ from sklearn_fpe.nn._prune import PRUNES
 from sklearn_fpe.nn._split import SPLITS
 
 if TYPE_CHECKING:
-    from sklearn_fpe._estimators._real_targets import RealTargets
-    from sklearn_fpe._estimators._targets import ClassTargets
+    from sklearn_fpe._estimators._targets import ClassTargets, RealTargets
 
 
 def _as_before():

@@ -9,7 +9,7 @@ from sklearn_fpe._engine._moments import Moments
 from sklearn_fpe._engine._views import View
 from sklearn_fpe._engine._world import SINGLE
 from sklearn_fpe._estimators import _together
-from sklearn_fpe._estimators._inputs import LARGEST, check_range
+from sklearn_fpe._estimators._arrays import LARGEST, check_range
 from sklearn_fpe.nn import Affine
 from sklearn_fpe.nn._state import flag, record, require
 
@@ -17,10 +17,7 @@ SINGLE_SCALES = (1e-30, 1e30)
 """Smallest and largest standard deviation of targets that are predicted in float32."""
 
 MAX_SINGLE_OFFSET = 1e4
-"""Largest mean, in standard deviations, of targets that are predicted in float32.
-
-Rounding is then less than a thousandth of the standard deviation.
-"""
+"""Largest mean of such targets, in standard deviations: rounding is below 0.001."""
 
 PLAIN_SIZES = (1e-100, 1e100)
 """Sizes of values whose squares float64 holds."""
@@ -30,8 +27,8 @@ class RealTargets:
     """Real targets, one column or several, standardised for the network.
 
     `affine` has the weighted mean and standard deviation (1 where constant) of all rows
-    learned, and `moments` their running statistics; None: `affine` does not change any
-    more. `one_dimensional` tells whether y was given as shape (n_samples,).
+    learned, and `moments` their running statistics; None: `affine` stays as it is.
+    `one_dimensional` tells whether y was given as shape (n_samples,).
     """
 
     moments = None

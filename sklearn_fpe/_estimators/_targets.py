@@ -12,13 +12,13 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 
 from sklearn_fpe._engine._world import SINGLE
 from sklearn_fpe._estimators import _class_weights, _together
-from sklearn_fpe._estimators._inputs import NUMBERS, check_classes
+from sklearn_fpe._estimators._arrays import NUMBERS
+from sklearn_fpe._estimators._inputs import check_classes
 from sklearn_fpe._estimators._real_targets import RealTargets
 from sklearn_fpe.nn import Affine
 from sklearn_fpe.nn._state import choice, record, require
 
 FIELDS = ("kind", "classes", "class_weight")
-"""The state of :class:`ClassTargets`."""
 
 
 class ClassTargets:
@@ -59,11 +59,9 @@ class ClassTargets:
             labels,
         )
         is_name = isinstance(weight, str) and weight == "balanced"
-        require(
-            is_name or isinstance(weight, dict | list | tuple | None),
-            f"{name}.class_weight must be a dict, a list, 'balanced' or None",
-            weight,
-        )
+        fits = is_name or isinstance(weight, dict | list | tuple | None)
+        message = f"{name}.class_weight must be a dict, a list, 'balanced' or None"
+        require(fits, message, weight)
         targets = cls(weight)
         targets.kind, targets.classes = kind, classes
         return targets
@@ -78,10 +76,9 @@ class ClassTargets:
 
     @property
     def default_scoring(self):
-        """What early stopping watches: accuracy, or the loss for several labels.
+        """What early stopping watches; None is the accuracy.
 
-        The accuracy of several labels counts rows without any error, and stays at 0
-        for many epochs of many problems.
+        That of several labels, the share of rows without any error, often stays at 0.
         """
         return "loss" if self.kind == "multilabel" else None
 
@@ -173,12 +170,10 @@ class ClassTargets:
     def entry_weights(self, y, weights, world=SINGLE):
         """Return float32 weights of the entries of an indicator matrix, or None.
 
-        The loss must multiply the binary cross-entropy of every entry by its weight
-        before it sums over the columns. scikit-learn multiplies the weights of a row
-        over its columns instead, which would let a label weight the loss of another.
-        Let W be the entry weights times the sample weights as a column. The loss of
-        all rows is then the sum of ``W / W.mean()`` times the cross-entropies, divided
-        by the number of rows, so that a common factor of the weights changes nothing.
+        scikit-learn gives a row the product of the weights of its entries, which would
+        let a label weight the loss of another. Instead the loss weights every entry: it
+        is the sum of ``W / W.mean()`` times the cross-entropies, divided by the number
+        of rows, where W is the entry weights times the sample weights as a column.
         """
         table = self.label_weights(y, weights, world)
         if table is None:
