@@ -198,17 +198,13 @@ def plain(value):
 
     joblib hashes 0, 0.0 and ``np.int64(0)`` differently. A cache key must not.
     """
-    if isinstance(value, np.ndarray):
+    if isinstance(value, (np.ndarray, np.generic)):
         value = value.tolist()
     if isinstance(value, (list, tuple)):
         return tuple(plain(entry) for entry in value)
     if isinstance(value, dict):
         return {plain(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, (bool, np.bool_)):
-        return bool(value)
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):
+    if isinstance(value, Real) and not isinstance(value, Integral):
         value = float(value)
         return int(value) if value.is_integer() else value
     return str(value) if isinstance(value, str) else value
@@ -285,10 +281,9 @@ def _check_needs_no_held_out_rows(callback, kind):
 def check_takes_weights(scorer, scoring):
     """Check that a scorer can weigh rows, because the held-out rows have weights."""
     function = getattr(scorer, "_score_func", scorer)
-    parameters = inspect.signature(function).parameters.values()
-    if not any(
-        p.name == "sample_weight" or p.kind == p.VAR_KEYWORD for p in parameters
-    ):
+    parameters = inspect.signature(function).parameters
+    takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+    if not takes_any and "sample_weight" not in parameters:
         raise ValueError(
             f"scoring={scoring!r} takes no sample_weight, but the held-out rows have "
             f"weights: choose a score that takes them."

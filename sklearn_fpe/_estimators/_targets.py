@@ -152,10 +152,7 @@ class ClassTargets:
         self.kind = "binary" if len(self.classes) == 2 else "multiclass"
 
     def row_weights(self, y, weights, world=SINGLE):
-        """Multiply sample weights by the weights of the rows' classes.
-
-        The weights of an indicator matrix belong to entries, see :meth:`entry_weights`.
-        """
+        """Multiply sample weights by those of labels, not of an indicator matrix."""
         if self.class_weight is None or self.kind == "multilabel":
             return weights
         given, classes = self.class_weight, self.classes
