@@ -103,7 +103,15 @@ def check_kind(values, name, kinds=NUMBERS):
     )
 
 
-def check_none_is_missing(values, name):
+def check_entries(values, name, kinds=NUMBERS):
+    """Check that no entry is missing, and the dtype; turn objects into numbers."""
+    _check_none_is_missing(values, name)
+    values = as_real(values, name) if kinds == NUMBERS else values
+    check_kind(values, name, kinds)
+    return values
+
+
+def _check_none_is_missing(values, name):
     """Check that no entry is None, NaT, NaN among objects, or pandas.NA."""
     if values.dtype.kind in "Mm":
         missing = np.isnat(values).ravel()

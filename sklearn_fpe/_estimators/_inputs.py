@@ -16,10 +16,10 @@ from sklearn_fpe._estimators._arrays import (
     LARGEST,
     NUMBERS,
     as_real,
+    check_entries,
     check_is_plain,
     check_kind,
     check_mask,
-    check_none_is_missing,
     check_range,
     checked_array,
     to_host,
@@ -228,7 +228,7 @@ def check_y(y, *, numeric, name="y", estimator=None):
         raise ValueError(f"{name} must be given, got None.")
     y = to_host(y, name)
     if not sparse.issparse(y):
-        y = _check_entries(y, name, NUMBERS if numeric else NUMBERS + "UOSMm")
+        y = check_entries(y, name, NUMBERS if numeric else NUMBERS + "UOSMm")
     elif y.ndim != 2:
         raise ValueError(
             f"{name} must be an array, or a sparse indicator matrix of shape "
@@ -250,14 +250,6 @@ def check_y(y, *, numeric, name="y", estimator=None):
     return y
 
 
-def _check_entries(values, name, kinds=NUMBERS):
-    """Check that no entry is missing, and the dtype; turn objects into numbers."""
-    check_none_is_missing(values, name)
-    values = as_real(values, name) if kinds == NUMBERS else values
-    check_kind(values, name, kinds)
-    return values
-
-
 def check_classes(classes):
     """Check the classes that partial_fit is told of; return them sorted."""
     if isinstance(classes, Iterable) and not hasattr(classes, "__getitem__"):
@@ -277,7 +269,7 @@ def check_weights(sample_weight, X, name="sample_weight"):
         return np.ones(shape)
     weights = to_host(sample_weight, name)
     if not sparse.issparse(weights):
-        weights = _check_entries(weights, name)
+        weights = check_entries(weights, name)
     weights = checked_array(weights, ensure_2d=False, dtype=None, input_name=name)
     if weights.shape != shape:
         raise ValueError(

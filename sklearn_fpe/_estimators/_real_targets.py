@@ -158,8 +158,7 @@ def r2(y, predicted, weights):
     """
     # As Python's float, because 1e100 is too large for NumPy's float32.
     size = float(max(np.abs(y).max(initial=0.0), np.abs(predicted).max(initial=0.0)))
-    unit = 1.0
-    if not PLAIN_SIZES[0] < size < PLAIN_SIZES[1] and 0 < size < np.inf:
-        unit = 2.0 ** (np.frexp(size)[1] - 1)
+    is_plain = PLAIN_SIZES[0] < size < PLAIN_SIZES[1] or size in (0, np.inf)
+    unit = 1.0 if is_plain else 2.0 ** (np.frexp(size)[1] - 1)
     with np.errstate(over="ignore"):
         return float(r2_score(y / unit, predicted / unit, sample_weight=weights))

@@ -158,12 +158,6 @@ class ClassTargets:
         given, classes = self.class_weight, self.classes
         return _class_weights.weigh_rows(given, classes, y, weights, world)
 
-    def label_weights(self, y, weights, world=SINGLE):
-        """Return weights of 0 and 1 by column, (n_labels, 2), or None."""
-        if self.class_weight is None or self.kind != "multilabel":
-            return None
-        return _class_weights.weights_by_column(self.class_weight, y, weights, world)
-
     def entry_weights(self, y, weights, world=SINGLE):
         """Return float32 weights of the entries of an indicator matrix, or None.
 
@@ -172,11 +166,12 @@ class ClassTargets:
         is the sum of ``W / W.mean()`` times the cross-entropies, divided by the number
         of rows, where W is the entry weights times the sample weights as a column.
         """
-        table = self.label_weights(y, weights, world)
-        if table is None:
+        if self.class_weight is None or self.kind != "multilabel":
             return None
-        table = table.astype(np.float32)
-        return np.where(np.asarray(y) > 0, table[:, 1], table[:, 0])
+        given = self.class_weight
+        table = _class_weights.weights_by_column(given, y, weights, world)
+        zero, one = table.astype(np.float32).T
+        return np.where(np.asarray(y) > 0, one, zero)
 
     def learn_scale(self, y, weights, world=SINGLE):
         """Do nothing: labels have no scale."""
