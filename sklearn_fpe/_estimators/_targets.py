@@ -201,7 +201,8 @@ class ClassTargets:
         """Turn encoded targets, an ndarray, into labels or an indicator matrix."""
         if self.kind == "multilabel":
             return codes.astype(np.int64)
-        return self.classes[codes.reshape(len(codes)).astype(np.intp)]
+        codes = codes if self.kind == "multiclass" else codes[:, 0]
+        return self.classes[codes.astype(np.intp, copy=False)]
 
     def decide(self, outputs):
         """Turn raw outputs, an ndarray, into predicted targets."""
@@ -249,6 +250,7 @@ class Link(NamedTuple):
 
     `on_device` maps targets and raw outputs, a tensor, to a tensor on the same device,
     and `finish` maps targets and its copy, an ndarray, to predictions, if these differ.
+    Where there is a `finish`, `on_device` takes an ndarray as well.
     """
 
     on_device: Callable
@@ -256,8 +258,9 @@ class Link(NamedTuple):
 
     def on_host(self, targets, outputs):
         """Turn raw outputs, an ndarray, into predictions."""
-        result = self.on_device(targets, torch.from_numpy(outputs)).numpy()
-        return result if self.finish is None else self.finish(targets, result)
+        if self.finish is not None:
+            return self.finish(targets, self.on_device(targets, outputs))
+        return self.on_device(targets, torch.from_numpy(outputs)).numpy()
 
 
 LABELS = Link(ClassTargets.codes, ClassTargets.decode)
