@@ -76,7 +76,11 @@ def test_a_network_that_is_trained_on_stays_where_it_is(with_cuda, device):
 
 
 def test_a_cuda_device_gets_its_number(with_cuda, monkeypatch):
-    monkeypatch.setattr(torch, "zeros", lambda *args, **kwargs: torch.ones(1))
+    def zeros(*args, device, **kwargs):
+        there = device if device.index is not None else CUDA
+        return SimpleNamespace(device=there, cpu=lambda: None)
+
+    monkeypatch.setattr(torch, "zeros", zeros)
     assert _parameters.resolve_device("cuda") == CUDA
     assert _parameters.resolve_device(torch.device("cuda")) == CUDA
     assert _parameters.resolve_device("cuda:0") == torch.device("cuda:0")

@@ -16,7 +16,8 @@ from sklearn_fpe._engine._moments import Moments
 from sklearn_fpe._engine._rows import Rows
 from sklearn_fpe._engine._views import Sample, View
 from sklearn_fpe._engine._world import SINGLE, World, digest
-from sklearn_fpe._estimators._targets import ClassTargets, RealTargets
+from sklearn_fpe._estimators._real_targets import RealTargets
+from sklearn_fpe._estimators._targets import ClassTargets
 from sklearn_fpe._estimators._together import all_labels, split_off
 from sklearn_fpe.nn import Affine
 

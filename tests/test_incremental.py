@@ -449,6 +449,18 @@ def test_string_and_multilabel_targets():
         model.partial_fit(X, Y[:, :2])
 
 
+@pytest.mark.parametrize("classes", [["a", "b", "c"], [1, 2, 3], [0, 1]])
+def test_classes_of_an_indicator_matrix_are_its_columns(classes):
+    # Others would make a model whose pickle and whose file cannot be loaded.
+    X, Y = make_multilabel_classification(60, 8, n_classes=3, random_state=0)
+    model = FPEClassifier(**QUICK)
+    with pytest.raises(ValueError, match="classes must be the numbers of the columns"):
+        model.partial_fit(X, Y, classes=classes)
+    model.partial_fit(X, Y, classes=[2, 0, 1])
+    loaded = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(loaded.predict_proba(X), model.predict_proba(X))
+
+
 def test_partial_fit_goes_on_after_fit():
     X, y = classification()
     model = FPEClassifier(**QUICK, max_iter=3).fit(X, y)

@@ -771,6 +771,6 @@ def test_usual_arrays_need_no_other_check(dtype, monkeypatch):
     X = np.random.default_rng(0).standard_normal((30, 4)).astype(dtype)
     model = FPEClassifier((4,), max_iter=2, random_state=0).fit(X, X[:, 0] > 0)
     expected = model.predict_proba(X)
-    monkeypatch.delattr(_inputs, "check_array")
+    monkeypatch.delattr(_inputs, "checked_array")
     monkeypatch.delattr(_inputs, "validate_data")
     assert (model.predict_proba(X) == expected).all()

@@ -10,8 +10,11 @@ from sklearn.datasets import make_multilabel_classification
 from sklearn.utils import compute_class_weight, compute_sample_weight
 
 from sklearn_fpe import FPEClassifier, FPERegressor
+from sklearn_fpe._engine._world import SINGLE
+from sklearn_fpe._estimators._class_weights import weights_by_column
 from sklearn_fpe._estimators._inputs import check_y
-from sklearn_fpe._estimators._targets import ClassTargets, RealTargets, r2
+from sklearn_fpe._estimators._real_targets import RealTargets, r2
+from sklearn_fpe._estimators._targets import ClassTargets
 from sklearn_fpe.nn import Affine
 
 QUICK = {"hidden_layer_sizes": (4,), "expansion": 2, "max_iter": 2, "random_state": 0}
@@ -112,7 +115,6 @@ def indicators():
 
 def test_no_class_weight_gives_no_entry_weights():
     targets, Y = learned(indicators())
-    assert targets.label_weights(Y, np.ones(50)) is None
     assert targets.entry_weights(Y, np.ones(50)) is None
     targets, y = learned([0, 1, 2], "balanced")
     assert targets.entry_weights(y, np.ones(3)) is None
@@ -135,7 +137,8 @@ def test_weights_are_those_of_the_entries(class_weight, form):
     Y = indicators()
     expected = np.where(Y == 1, [3, 1, 0], [1, 0.5, 1])
     np.testing.assert_array_equal(weights, expected)
-    assert targets.label_weights(Y, np.ones(50)).tolist() == [[1, 3], [0.5, 1], [1, 0]]
+    table = weights_by_column(class_weight, Y, np.ones(50), SINGLE)
+    assert table.tolist() == [[1, 3], [0.5, 1], [1, 0]]
 
 
 def test_a_column_by_itself_is_weighted_as_scikit_learn_weights_it():
@@ -156,8 +159,7 @@ def test_a_column_by_itself_is_weighted_as_scikit_learn_weights_it():
 
 def test_balanced_counts_sample_weights():
     Y, rows = indicators(), np.random.default_rng(0).integers(0, 4, 50)
-    targets, _ = learned(Y, "balanced")
-    weights = targets.label_weights(Y, rows.astype(float))
+    weights = weights_by_column("balanced", Y, rows.astype(float), SINGLE)
     repeated = np.repeat(Y, rows, axis=0)
     for column in range(3):
         expected = compute_class_weight(

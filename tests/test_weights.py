@@ -179,10 +179,21 @@ def test_balanced_is_a_sample_weight():
     assert_same_bits(by_class, by_row)
 
 
-def test_class_weight_of_string_labels():
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array(["a", "b", "c"]),
+        np.array(["0", "1", "2"]),
+        np.array(["0", "1", "2"], dtype=object),
+        np.array(["2020-01-01", "2020-01-02", "2020-01-03"], "M8[D]"),
+        np.array([2**53, 2**53 + 1, 2**53 + 2]),
+        np.array([0.0, 1.0, 2.0], np.float32),
+    ],
+    ids=str,
+)
+def test_class_weight_names_labels_of_any_type(labels):
     X, y = classification()
-    labels = np.array(["a", "b", "c"])[y]
-    by_name = FPEClassifier(**QUICK, class_weight={"b": 4.0}).fit(X, labels)
+    by_name = FPEClassifier(**QUICK, class_weight={labels[1]: 4.0}).fit(X, labels[y])
     by_code = FPEClassifier(**QUICK, class_weight={1: 4.0}).fit(X, y)
     assert_same_bits(by_name, by_code)
 

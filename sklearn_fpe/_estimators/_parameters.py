@@ -16,41 +16,32 @@ from skorch.callbacks import Callback, InputShapeSetter, LRScheduler
 AUTO_WORK = 2**28
 """Rows times parameters of the expanded network from which "auto" means a GPU.
 
-
-An epoch is about 6 operations for each of them. At 5e10 operations a second, which a
-CPU thread does, 2**28 take 0.03 s, and a fit of 50 epochs takes 1.6 s. This is about
-as long as it takes to set up CUDA. Below, the CPU has finished when the GPU begins.
-This is arithmetic, not a measurement.
+A CPU thread does 5e10 operations a second, and an epoch takes about 6 for each of them.
+So 50 epochs of 2**28 take 1.6 s, about as long as it takes to set up CUDA. This is
+arithmetic, not a measurement.
 """
 
 LOADED_ROWS = 2**16
 """Rows that a model is taken to predict, where it was loaded from a file."""
 
+PASSED_THROUGH = {"sklearn", "joblib"} | sys.stdlib_module_names - {"__main__"}
+"""Packages between the user's line and this one."""
+
 
 def resolve_device(device, work=math.inf, of_process=False):
     """Turn "auto", a name or a torch.device into a device that is there.
 
-    Parameters
-    ----------
-    device : str or torch.device
-        The parameter.
-    work : float, default=inf
-        Rows times parameters, by which ``"auto"`` chooses between a GPU and the CPU,
-        see :data:`AUTO_WORK`.
-    of_process : bool, default=False
-        Whether ``"auto"`` is the GPU of this process where torchrun started it.
-
-    Returns
-    -------
-    device : torch.device
-        A CUDA device has a number.
+    `work` is rows times parameters, by which ``"auto"`` chooses between a GPU and the
+    CPU. The GPU is that of this process if `of_process` and torchrun started it. A CUDA
+    device gets its number, because the current device may change.
     """
     if isinstance(device, str) and device == "auto":
-        is_worth_it = work >= AUTO_WORK and torch.cuda.is_available()
+        if work < AUTO_WORK or not torch.cuda.is_available():
+            return torch.device("cpu")
         local_rank = os.environ.get("LOCAL_RANK", "")
-        if is_worth_it and of_process and local_rank.isdigit():
+        if of_process and local_rank.isdigit():
             return torch.device("cuda", int(local_rank) % torch.cuda.device_count())
-        return _numbered(torch.device("cuda" if is_worth_it else "cpu"))
+        return torch.device("cuda", torch.cuda.current_device())
     try:
         resolved = torch.device(device)
         # Double precision is needed where the standardisation is folded.
@@ -62,38 +53,20 @@ def resolve_device(device, work=math.inf, of_process=False):
             f"device must be 'auto' or a device that is there ({', '.join(names)}), "
             f"got {device!r}."
         ) from error
-    if resolved.index is None and there.device.index is not None:
-        return there.device
-    return _numbered(resolved)
-
-
-def _numbered(device):
-    """Give a CUDA device its number, because the current device may change."""
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return device
+    return there.device if resolved.index is None else resolved
 
 
 def device_of_fit(device, X, n_parameters, learned=None):
-    """Return where to train.
+    """Return the device to train on.
 
-    Parameters
-    ----------
-    device : str or torch.device
-        The parameter. ``"auto"``: where X is a tensor on a GPU, there; else by rows
-        times parameters.
-    X : array-like of shape (n_samples, n_features)
-        Checked input.
-    n_parameters : int
-        Parameters of the expanded network.
-    learned : torch.device, default=None
-        Where a network is that is trained on, piece by piece: it stays there if the
-        parameter allows it.
+    ``"auto"`` is the GPU that holds X; else it depends on the number of parameters of
+    the expanded network. `learned` is the device of a network that is trained piece by
+    piece, which stays there if the parameter allows it.
     """
     is_auto = isinstance(device, str) and device == "auto"
     if learned is not None:
-        same = (learned, torch.device(learned.type))
-        if is_auto or torch.device(device) in same:
+        allowed = (learned, torch.device(learned.type))
+        if is_auto or torch.device(device) in allowed:
             return learned
     if is_auto and isinstance(X, torch.Tensor) and X.is_cuda:
         return X.device
@@ -103,8 +76,8 @@ def device_of_fit(device, X, n_parameters, learned=None):
 def usable_device(device):
     """Return `device` if it is there, else "cpu", with a warning.
 
-    For a fitted estimator that is loaded on another machine: what is returned becomes
-    its parameter `device`, so that it trains and clones without a further warning.
+    The result becomes the parameter `device` of an estimator that was loaded on another
+    machine, so that it trains and clones without a further warning.
     """
     try:
         resolve_device(device, work=0)
@@ -121,10 +94,7 @@ def usable_device(device):
 def check_size(widths):
     """Check that the dense parent network can be trained in this machine's memory.
 
-    Parameters
-    ----------
-    widths : sequence of int
-        Columns of X, the hidden layers, and outputs. Nothing is allocated.
+    `widths` are columns of X, hidden units and outputs. Nothing is allocated.
     """
     n_parameters = sum((a + 1) * b for a, b in pairwise(map(int, widths)))
     # float32 weights, gradients and AdamW's two running means.
@@ -164,23 +134,32 @@ def check_schedule(n_warmup, max_iter):
 
 def resolve_hidden(hidden_layer_sizes):
     """Turn `hidden_layer_sizes` into a tuple of positive ints."""
-    sizes = _entries(hidden_layer_sizes)
-    if not all(_is_positive(h) for h in sizes):
+    sizes = _positive_integers(hidden_layer_sizes)
+    if sizes is None:
         raise ValueError(
             f"hidden_layer_sizes must be positive integers, got {hidden_layer_sizes!r}."
         )
-    return tuple(int(h) for h in sizes)
+    return tuple(sizes)
 
 
 def resolve_expansion(expansion):
     """Check `expansion`, an int or one int per hidden layer."""
-    entries = _entries(expansion)
-    if not entries or not all(_is_positive(a) for a in entries):
+    entries = _positive_integers(expansion)
+    if not entries:
         raise ValueError(
             f"expansion must be an integer of at least 1, or one such integer per "
             f"hidden layer, got {expansion!r}."
         )
-    return int(expansion) if np.ndim(expansion) == 0 else [int(a) for a in entries]
+    return entries[0] if np.ndim(expansion) == 0 else entries
+
+
+def _positive_integers(value):
+    """Return a scalar or a sequence as a list of ints; None if one is not positive."""
+    entries = np.atleast_1d(np.asarray(value, dtype=object)).tolist()
+    for entry in entries:
+        if not isinstance(entry, Integral) or isinstance(entry, bool) or entry < 1:
+            return None
+    return [int(entry) for entry in entries]
 
 
 def check_cache(estimator):
@@ -219,17 +198,13 @@ def plain(value):
 
     joblib hashes 0, 0.0 and ``np.int64(0)`` differently. A cache key must not.
     """
-    if isinstance(value, np.ndarray):
+    if isinstance(value, (np.ndarray, np.generic)):
         value = value.tolist()
     if isinstance(value, (list, tuple)):
         return tuple(plain(entry) for entry in value)
     if isinstance(value, dict):
         return {plain(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, (bool, np.bool_)):
-        return bool(value)
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):
+    if isinstance(value, Real) and not isinstance(value, Integral):
         value = float(value)
         return int(value) if value.is_integer() else value
     return str(value) if isinstance(value, str) else value
@@ -252,26 +227,10 @@ def check_groups(feature_groups, n_features):
         )
 
 
-def _entries(value):
-    """Return a parameter that may be a scalar or a sequence as a list."""
-    return np.atleast_1d(np.asarray(value, dtype=object)).tolist()
-
-
-def _is_positive(value):
-    return isinstance(value, Integral) and not isinstance(value, bool) and value > 0
-
-
 def check_skorch_callbacks(callbacks, validates, prune):
-    """Check that a list holds skorch callbacks that can work.
+    """Check that the parameter holds skorch callbacks that can work.
 
-    Parameters
-    ----------
-    callbacks : list or None
-        The parameter.
-    validates : bool
-        Whether rows are held out.
-    prune : PruneRule
-        The prune rule.
+    `validates` tells whether rows are held out, and `prune` is the prune rule.
     """
     for entry in callbacks or ():
         callback = entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry
@@ -322,44 +281,30 @@ def _check_needs_no_held_out_rows(callback, kind):
 def check_takes_weights(scorer, scoring):
     """Check that a scorer can weigh rows, because the held-out rows have weights."""
     function = getattr(scorer, "_score_func", scorer)
-    if not has_parameter(function, "sample_weight"):
+    parameters = inspect.signature(function).parameters
+    takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+    if not takes_any and "sample_weight" not in parameters:
         raise ValueError(
             f"scoring={scoring!r} takes no sample_weight, but the held-out rows have "
             f"weights: choose a score that takes them."
         )
 
 
-def has_parameter(function, name):
-    """Tell whether a function takes a keyword argument."""
-    parameters = inspect.signature(function).parameters
-    kinds = {parameter.kind for parameter in parameters.values()}
-    return name in parameters or inspect.Parameter.VAR_KEYWORD in kinds
-
-
 def stack_level():
     """Return the stacklevel at which a warning points at the user's line.
 
     It is that of a ``warnings.warn`` in the function that calls this. In a worker
-    process there is no such line; the warning then points at the method of the
-    estimator.
+    process, which has no such line, the warning points at the method of the estimator.
     """
     frame, level, own = sys._getframe(1), 1, 1
     while frame is not None:
-        package = _package(frame)
+        # A module that is run by ``python -m`` is named "__main__".
+        spec = frame.f_globals.get("__spec__")
+        name = frame.f_globals.get("__name__", "") if spec is None else spec.name
+        package = name.partition(".")[0]
         if package == "sklearn_fpe":
             own = level
         elif package not in PASSED_THROUGH:
             return level
         frame, level = frame.f_back, level + 1
     return own
-
-
-PASSED_THROUGH = {"sklearn", "joblib"} | sys.stdlib_module_names - {"__main__"}
-"""Packages between the user's line and this one."""
-
-
-def _package(frame):
-    # A module that is run by ``python -m`` is named "__main__".
-    spec = frame.f_globals.get("__spec__")
-    name = frame.f_globals.get("__name__", "") if spec is None else spec.name
-    return name.partition(".")[0]

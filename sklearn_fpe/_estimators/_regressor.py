@@ -6,12 +6,11 @@ from typing import ClassVar
 import numpy as np
 from sklearn.base import RegressorMixin
 from sklearn.utils._param_validation import Interval
-from sklearn.utils.validation import check_is_fitted
 
 from sklearn_fpe._estimators._base import BaseFPE
 from sklearn_fpe._estimators._compat import fit_context
 from sklearn_fpe._estimators._fitted import Averaged
-from sklearn_fpe._estimators._targets import RealTargets, r2
+from sklearn_fpe._estimators._real_targets import RealTargets, r2
 
 
 class FPERegressor(RegressorMixin, Averaged, BaseFPE):
@@ -488,8 +487,7 @@ class FPERegressor(RegressorMixin, Averaged, BaseFPE):
     @property
     def out_activation_(self):
         """Name of the output activation."""
-        check_is_fitted(self)
-        return "identity"
+        return self.learned_.targets.link
 
     def _make_targets(self):
         return RealTargets()

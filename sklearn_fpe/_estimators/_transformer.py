@@ -10,8 +10,9 @@ from sklearn_fpe._estimators import _parameters
 from sklearn_fpe._estimators._base import BaseFPE
 from sklearn_fpe._estimators._classifier import FPEClassifier
 from sklearn_fpe._estimators._compat import fit_context
+from sklearn_fpe._estimators._real_targets import RealTargets
 from sklearn_fpe._estimators._regressor import FPERegressor
-from sklearn_fpe._estimators._targets import ClassTargets, RealTargets
+from sklearn_fpe._estimators._targets import ClassTargets
 
 
 class FPETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseFPE):
