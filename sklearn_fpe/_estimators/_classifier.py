@@ -536,23 +536,6 @@ class FPEClassifier(ClassifierMixin, Averaged, BaseFPE):
         """
         return super().score(X, *self._score_arguments(y, sample_weight))
 
-    def hidden_activations(self, X):
-        """Compute the activations of the last hidden layer.
-
-        They are what an :class:`FPETransformer` of the same weights returns.
-
-        Parameters
-        ----------
-        X : {array-like, sparse matrix} of shape (n_samples, n_features)
-            Input.
-
-        Returns
-        -------
-        activations : ndarray of float32 of shape (n_samples, n_units)
-            One column per kept child of the last hidden layer.
-        """
-        return self._hidden(X)
-
     @property
     def out_activation_(self):
         """Name of the output activation."""

@@ -264,6 +264,23 @@ class Averaged(Fitted):
             found.append(model)
         return found
 
+    def hidden_activations(self, X):
+        """Compute the activations of the last hidden layer.
+
+        They are what an :class:`FPETransformer` of the same weights returns.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            Input.
+
+        Returns
+        -------
+        activations : ndarray of float32 of shape (n_samples, n_units)
+            One column per kept child of the last hidden layer.
+        """
+        return self._hidden(X)
+
 
 def make_unfitted(kind: type, parameters: dict[str, Any]):
     """Make an estimator of parameters that ``fit`` would take, whatever the device.
