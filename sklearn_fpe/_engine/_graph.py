@@ -89,21 +89,6 @@ CAPTURES: dict[str, type[Capture]] = {"cuda": CudaCapture}
 """How to record, by kind of device."""
 
 
-def may_record(device: torch.device, n_steps: int, resident: bool) -> bool:
-    """Tell whether recording a step pays.
-
-    Parameters
-    ----------
-    device : torch.device
-        Where to train.
-    n_steps : int
-        Steps of the phase.
-    resident : bool
-        Whether all rows are on the device.
-    """
-    return device.type in CAPTURES and resident and n_steps >= MIN_RECORDED_STEPS
-
-
 class RecordedSteps:
     """Runs the epochs of a phase by replaying a step.
 

@@ -16,8 +16,8 @@ from sklearn_fpe._engine._net import Net, make_net
 from sklearn_fpe._engine._recipe import History, Learned, Recipe, Settings, Targets
 from sklearn_fpe._engine._rows import Rows
 from sklearn_fpe._engine._shared import MAX_ARRANGED_BYTES, Shared
-from sklearn_fpe._engine._streamed_rows import make_rows
-from sklearn_fpe._engine._views import Sample
+from sklearn_fpe._engine._streamed_rows import StreamedRows
+from sklearn_fpe._engine._views import Sample, View
 from sklearn_fpe._engine._world import SINGLE, World, digest
 from sklearn_fpe.nn import MLP, Affine, BlockLinear
 from sklearn_fpe.nn._expand import expand_to
@@ -138,13 +138,10 @@ class InTraining:
         """
 
         def make() -> Rows:
-            return make_rows(
-                sample.view,
-                self.targets.encode(sample.y),
-                sample.training_weights(self.world),
-                self.affine,
-                self.settings.device,
-            )
+            targets = self.targets.encode(sample.y)
+            weights = sample.training_weights(self.world)
+            device = self.settings.device
+            return make_rows(sample.view, targets, weights, self.affine, device)
 
         if self.shared is None:
             return make()
@@ -311,3 +308,15 @@ class InTraining:
             f"{self.settings.learning_rate_init:g}), keep standardize=True, and look "
             f"for extreme values in X or y."
         )
+
+
+def make_rows(
+    view: View,
+    targets: Tensor,
+    weights: np.ndarray,
+    affine: Affine,
+    device: torch.device,
+) -> Rows:
+    """Make :class:`Rows`, or :class:`StreamedRows` of what must not be copied whole."""
+    kind = StreamedRows if view.streamed else Rows
+    return kind(view, targets, weights, affine, device)

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sklearn_fpe._engine import _graph
 from sklearn_fpe._engine._cache import StoppedError, Warm, WarmUpCache
 from sklearn_fpe._engine._context import training_context
-from sklearn_fpe._engine._deal import Deal, deal
-from sklearn_fpe._engine._graph import may_record
+from sklearn_fpe._engine._deal import Deal, DealtBatches, deal
 from sklearn_fpe._engine._hooks import Hook, StepHooks
 from sklearn_fpe._engine._in_training import InTraining
 from sklearn_fpe._engine._recipe import Learned
-from sklearn_fpe._engine._rows import Rows
+from sklearn_fpe._engine._rows import Batches, Rows
 from sklearn_fpe._engine._views import Sample
 from sklearn_fpe._engine._world import SINGLE
 
@@ -91,6 +91,7 @@ class Trainer(InTraining):
     epoch = n_epochs = step = n_steps = 0
     loss = math.nan
     validation_score: float | None = None
+    _dealt: Deal | None = None
 
     # ----------------------------------------------------------------------------------
     # What an estimator calls
@@ -177,7 +178,7 @@ class Trainer(InTraining):
                     self.expand()
             rows = self.rows(sample)
             self.arrange(rows)
-            self._dealt = self._deal(rows)
+            self._deal(rows)
             self.history = self.history.without_validation()
             self.net.notify("on_train_begin", X=None, y=None)
             self.run_epoch(Epoch(self, rows, self.settings.learning_rate_init))
@@ -285,14 +286,16 @@ class Trainer(InTraining):
         """Yield the epochs of a phase; return whether they were stopped early."""
         self.epochs = epochs
         self.validation_score = None
-        self._dealt = self._deal(rows)
-        self.step, self.n_steps = 0, len(epochs) * self._dealt.n_steps
+        self._deal(rows)
+        self.step, self.n_steps = 0, len(epochs) * len(self.batches(rows))
         wanted = [h for h in hooks if type(h).before_step is not Hook.before_step]
         self.net.before_step = StepHooks(self, wanted) if wanted else None
         self.net.records_ = (
             not self.settings.callbacks
             and self.world.size == 1
-            and may_record(self.settings.device, self.n_steps, rows.resident)
+            and rows.resident
+            and self.settings.device.type in _graph.CAPTURES
+            and self.n_steps >= _graph.MIN_RECORDED_STEPS
         )
         self.net.begin_phase()
         stopped = False
@@ -326,11 +329,21 @@ class Trainer(InTraining):
         for name, value in self.network.state_dict().items():
             self.loaded |= name in state and not torch.equal(value, state[name])
 
-    def _deal(self, rows: Rows) -> Deal:
-        """Deal the rows of all processes to the steps of an epoch."""
-        counts = self.world.gather(len(rows), "numbers of rows")
-        n_together = self.settings.rows_per_step(sum(counts))
-        return deal(counts, self.world.rank, n_together)
+    def _deal(self, rows: Rows) -> None:
+        """Deal the rows of several processes to the steps of an epoch."""
+        self._dealt = None
+        if self.world.size > 1:
+            counts = self.world.gather(len(rows), "numbers of rows")
+            n_together = self.settings.rows_per_step(sum(counts))
+            self._dealt = deal(counts, self.world.rank, n_together)
+
+    def batches(self, rows: Rows) -> Batches | DealtBatches:
+        """Return the shuffled batches of the next epoch, one for every step."""
+        if self._dealt is not None:
+            return self._dealt.batches(rows, self.order_seed)
+        batch_size = self.settings.rows_per_step(len(rows))
+        shares = None if self.net.flat_ is None else self.settings.loss.shares
+        return rows.batches(batch_size, self.order_seed, shares)
 
     def run_epoch(self, epoch: Epoch) -> None:
         """Run an epoch of this network alone."""
@@ -341,9 +354,7 @@ class Trainer(InTraining):
         held = None
         if self.settings.callbacks and self.held is not None:
             held = self.held.batches(PREDICTION_ROWS)
-        shares = None if net.flat_ is None else self.settings.loss.shares
-        batches = self._dealt.batches(rows, self.order_seed, shares)
-        net.fit_loop(batches, held, epochs=1)
+        net.fit_loop(self.batches(rows), held, epochs=1)
         net.world = SINGLE  # because connections do not outlive a call
         self.end_epoch(net.history[-1, "train_loss"])
 
