@@ -217,9 +217,7 @@ def test_no_wait_and_few_launches_for_a_piece(pretend, small_pieces, kind):
 def test_an_order_is_drawn_ahead(pretend, monkeypatch):
     before = set(threading.enumerate())
     view, affine = View(X), Affine.identity(N_COLUMNS)
-    rows = _in_training.make_rows(
-        view, torch.arange(N_ROWS), WEIGHTS, affine, pretend
-    )
+    rows = _in_training.make_rows(view, torch.arange(N_ROWS), WEIGHTS, affine, pretend)
     drawn = []
     real = _rows.permutation
 

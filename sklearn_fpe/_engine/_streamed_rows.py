@@ -43,7 +43,7 @@ class StreamedRows(Rows):
         shares: Shares | None = None,
     ) -> Iterator:
         """Yield batches, see :meth:`Rows.batches`."""
-        groups: Iterator[_Group]
+        batches: Iterator[tuple[Tensor, Tensor]]
         if seed is None or sparse.issparse(self.view.X):
             groups = self._groups_of_batches(batch_size, seed)
             batches = ((self.read(group.reads[0]), group.order) for group in groups)
