@@ -1,4 +1,4 @@
-"""A network in training, and what is learned beside it."""
+"""The state of a network in training: parameters, masks, scaling, history."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from sklearn_fpe.nn._prune import PRUNES
 
 
 class InTraining:
-    """A network in training, on standardised inputs, and what is learned beside it.
+    """A network in training, on standardised inputs, and its scaling and history.
 
     Parameters
     ----------
     recipe : Recipe
-        What shapes the network.
+        Determines the network.
     settings : Settings
         How to train.
     targets : Targets
         The targets; a copy is kept.
     learned : Learned, default=None
-        What to continue from; None: a fresh network.
+        The training to continue; None: a fresh network.
     shared : Shared, default=None
-        What it has in common with other trainings; None: nothing.
+        Rows and statistics that several trainings share.
     world : World, default=SINGLE
         The processes that train the same network, each on its own rows.
 
@@ -49,10 +49,8 @@ class InTraining:
         computes, which may act on arranged columns.
     net : Net
         The skorch net that hosts the training.
-    phase : {"warm-up", "fine-tune"}
-        Whether the network is expanded yet.
-    history : History
-        The record of the training.
+    moments, affine, targets, phase, history
+        See :class:`Learned`.
     held : Rows or None
         The rows that are held out.
     """
@@ -132,9 +130,9 @@ class InTraining:
         return update()
 
     def rows(self, sample: Sample, partition: bytes = b"") -> Rows:
-        """Return the rows of a sample, standardised.
+        """Return the standardised rows of a sample.
 
-        `partition` tells apart rows that are arranged in different ways.
+        Among trainings that share rows, `partition` identifies their arrangement.
         """
 
         def make() -> Rows:
@@ -151,10 +149,10 @@ class InTraining:
     def arrange(
         self, rows: Rows, train: Sample | None = None, held: Sample | None = None
     ) -> Rows:
-        """Arrange the columns of rows that are used again and again; return the rows.
+        """Arrange the columns of the rows for the network's blocks; return the rows.
 
-        Rows that other trainings use, too, stay as they are: arranged are others, which
-        trainings of networks with the same partition share.
+        Rows that other trainings use, too, are not changed. A copy is arranged instead,
+        which the trainings of networks with the same partition share.
         """
         if self.settings.callbacks:
             return rows  # callbacks see the network and the columns as they are
@@ -226,15 +224,14 @@ class InTraining:
     def set_masks(self, masks: dict[int, Tensor]) -> None:
         """Change which weights are kept.
 
-        Everything that depends on the masks follows: the vector that trains, and the
-        running means of the optimizer, which begin anew for weights whose mask changed.
+        The vector that trains follows, and so do the optimizer's running means, which
+        begin at zero again for weights whose mask changed.
 
         Parameters
         ----------
         masks : dict
-            For some layers, by their number, the kept weights, a bool tensor of the
-            shape of the layer's `weight`. If one of them is not possible, none is
-            changed.
+            Maps numbers of layers to bool tensors of the shape of the layer's `weight`,
+            True for weights to keep. If one of them is not possible, none is changed.
         """
         for level, mask in masks.items():
             self.network.maps[level].check_mask(mask)
@@ -250,19 +247,10 @@ class InTraining:
                 mean.masked_fill_(where, 0)
 
     def optimizer_state(self, level: int) -> dict[str, Tensor]:
-        """Return the running means that AdamW keeps for the weight of a layer.
+        """Return AdamW's running means for the weight of layer `level`.
 
-        Parameters
-        ----------
-        level : int
-            Number of the layer in ``network.maps``.
-
-        Returns
-        -------
-        state : dict
-            ``"exp_avg"``, the running mean of gradients, and ``"exp_avg_sq"``, that of
-            squared gradients: views of the shape of the weight. Empty before the first
-            step.
+        ``"exp_avg"`` is the running mean of gradients, ``"exp_avg_sq"`` that of squared
+        gradients: views of the shape of the weight. Empty before the first step.
         """
         weight, flat = self.network.maps[level].weight, self.net.flat_
         state = self.net.optimizer_.state.get(weight if flat is None else flat.vector)

@@ -108,13 +108,7 @@ class Rewired(PruneRule):
 
 
 class Rewiring(Hook):
-    """Moves edges inside the masks' blocks at a constant budget, see :class:`Rewired`.
-
-    Parameters
-    ----------
-    rule : Rewired
-        The schedule.
-    """
+    """Moves edges inside blocks at a constant budget, see :class:`Rewired`."""
 
     def __init__(self, rule: Rewired) -> None:
         self.rule = rule
@@ -127,9 +121,7 @@ class Rewiring(Hook):
         return position(trainer) / self.rule.end < 1
 
     def before_step(self, trainer: Trainer) -> None:
-        """Move edges if it is time."""
-        if not self.due(trainer):
-            return
+        """Move edges."""
         time = position(trainer) / self.rule.end
         share = self.rule.share / 2 * (1 + math.cos(math.pi * time))
         masks = {
