@@ -50,15 +50,7 @@ def deal(counts: Sequence[int], rank: int, n_together: int) -> Deal:
 
     Every process contributes to a step in proportion to its rows, rounded up. One with
     fewer rows than there are steps contributes to some of them, spread over the epoch.
-
-    Parameters
-    ----------
-    counts : sequence of int
-        Rows of every process, at least 1.
-    rank : int
-        Number of this process.
-    n_together : int
-        Rows of a step.
+    `counts` are the rows of every process, at least 1; `rank` is this process.
     """
     n_steps = -(-sum(counts) // n_together)
     steps = np.arange(n_steps + 1)
@@ -81,14 +73,8 @@ class DealtBatches:
     """The batches of one process, with weights such that gradients can be added.
 
     The loss of a batch is its sum over rows divided by the rows of all processes. In a
-    step to which the process contributes nothing, the batch is a row of weight 0.
-
-    Parameters
-    ----------
-    batches : iterable of Batch
-        Batches of ``deal.batch_size`` rows; the last one may have fewer.
-    deal : Deal
-        How they are dealt to the steps.
+    step to which the process contributes nothing, the batch is a row of weight 0. The
+    given batches have ``deal.batch_size`` rows, the last one may have fewer.
     """
 
     def __init__(self, batches: Iterable[Batch], deal: Deal) -> None:

@@ -29,12 +29,8 @@ class InTraining:
 
     Parameters
     ----------
-    recipe : Recipe
-        Determines the network.
-    settings : Settings
-        How to train.
-    targets : Targets
-        The targets; a copy is kept.
+    recipe, settings, targets : Recipe, Settings, Targets
+        Of the training; a copy of the targets is kept.
     learned : Learned, default=None
         The training to continue; None: a fresh network.
     shared : Shared, default=None
@@ -72,6 +68,8 @@ class InTraining:
         else:
             self.phase, self.history = learned.phase, learned.history
             self.moments, self.affine = learned.moments, learned.affine
+        self.held: Rows | None = None
+        is_registered = recipe.prune in PRUNES.values()
         with training_context(settings.device):
             if learned is None:
                 generator = torch.Generator(device="cpu")
@@ -83,17 +81,14 @@ class InTraining:
                 network.unfold_input(learned.affine)
             self.network: MLP = network.to(settings.device)
             self.net: Net = make_net(self.network, settings, self.targets)
-        self.held: Rows | None = None
-        is_registered = recipe.prune in PRUNES.values()
-        if self.phase == "warm-up" and (recipe.split.checked or not is_registered):
-            # To fail before training if a user's rule does not fit.
-            with training_context(settings.device):
+            if self.phase == "warm-up" and (recipe.split.checked or not is_registered):
+                # To fail before training if a user's rule does not fit.
                 self._expanded()
 
     def learn_scale(self, sample: Sample) -> None:
-        """Add rows to the statistics; the network stays the function it is.
+        """Add rows to the statistics; the network stays the same function of X.
 
-        Where a column was constant so far, it stays that function of all rows seen.
+        Where a column was constant so far, that holds for the rows seen only.
         """
         with training_context(self.settings.device):
             trained = bool(self.history.losses)
@@ -155,7 +150,7 @@ class InTraining:
         which the trainings of networks with the same partition share.
         """
         if self.settings.callbacks:
-            return rows  # callbacks see the network and the columns as they are
+            return rows  # callbacks see the columns in the order of X
         first = self.network.layers[0]
         if (
             self.shared is not None
@@ -188,7 +183,7 @@ class InTraining:
         self.check_equal()
 
     def learned(self) -> Learned:
-        """Return what was learned, as if the training had ended now."""
+        """Return the result of the training so far."""
         network = copy.deepcopy(self.network).eval().without_dead_units()
         network.fold_input(self.affine)
         parameters = [p.detach() for p in network.parameters() if p.numel()]
@@ -200,7 +195,7 @@ class InTraining:
             network,
             self.affine,
             self.moments,
-            # A copy, because further rows must not change what was returned.
+            # A copy, because further rows must not change the result.
             copy.deepcopy(self.targets),
             self.phase,
             self.history,
@@ -273,7 +268,7 @@ class InTraining:
         )
 
     def _attach(self, arranged: bool) -> None:
-        """Let the net compute with the network as it is now."""
+        """Let the net compute with the present network and masks."""
         self.net.module_ = self.network.arranged() if arranged else self.network
         if self.net.flat_ is not None:
             self.net.flat_.network = self.net.module_
@@ -305,6 +300,6 @@ def make_rows(
     affine: Affine,
     device: torch.device,
 ) -> Rows:
-    """Make :class:`Rows`, or :class:`StreamedRows` of what must not be copied whole."""
+    """Make :class:`Rows`, or :class:`StreamedRows` if the rows must not be loaded."""
     kind = StreamedRows if view.streamed else Rows
     return kind(view, targets, weights, affine, device)

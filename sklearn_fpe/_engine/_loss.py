@@ -72,8 +72,8 @@ class Loss(ABC):
     def shares(self, weights: Tensor, n_rows: int) -> tuple[Tensor, ...]:
         """Return tensors of the shape of `weights` for :meth:`differentiate`.
 
-        The weights are those of several batches of `n_rows` rows. The first tensor is
-        the share that every loss has in the loss of its batch.
+        `weights` covers several batches of `n_rows` rows. The first tensor is the share
+        of every loss in the loss of its batch.
         """
         return (weights / n_rows,)
 

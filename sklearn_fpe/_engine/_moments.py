@@ -20,7 +20,7 @@ PLAIN_DEVIATIONS = (1e-100, 1e100)
 MIN_RELATIVE_SPREAD = 16 * np.finfo(np.float64).eps
 """Standard deviation, relative to the mean, up to which a column counts as constant.
 
-What differs in the last few bits only is rounding, not signal.
+A difference in the last few bits is rounding, not signal.
 """
 
 
@@ -95,8 +95,7 @@ class Moments:
         name : str, default="X"
             Name of the rows in messages.
         device : torch.device, default=None
-            Where to compute. Rows that are on another device than the CPU stay there.
-            None: where the rows are.
+            Where to compute, unless the rows are on another device than the CPU.
         world : World, default=SINGLE
             The processes whose rows are added, each its own view.
 
@@ -217,7 +216,7 @@ class Moments:
     def _choose_units(self, part: torch.Tensor, where: np.ndarray) -> None:
         """Choose the unit of some columns, for deviations that are small or large.
 
-        What was summed is converted, which is exact, because units are powers of two.
+        Earlier sums are converted, which is exact, because units are powers of two.
         """
         columns = torch.from_numpy(np.flatnonzero(where)).to(part.device)
         largest = np.zeros(len(where))

@@ -101,11 +101,11 @@ class Net(NeuralNet):
             yield "vector", self.flat_.vector
 
     def get_split_datasets(self, X: Any, y: Any = None, **fit_params: Any) -> tuple:
-        """Return the batches to train and to validate on as they are."""
+        """Return the batches to train and to validate on, unchanged."""
         return X, y
 
     def get_iterator(self, dataset: Any, training: bool = False) -> Any:
-        """Return the batches as they are."""
+        """Return the batches, unchanged."""
         return dataset
 
     def notify(self, method_name: str, **cb_kwargs: Any) -> None:
@@ -176,7 +176,7 @@ class Net(NeuralNet):
         step_fn: Callable[[tuple], dict[str, Tensor]],
         **fit_params: Any,
     ) -> None:
-        """Run one epoch and record its mean loss, that of all processes."""
+        """Run one epoch, and record its mean loss over all processes."""
         if iterator is None:
             return
         self._set_training(training)

@@ -83,7 +83,7 @@ class GradualPruning(Hook):
         self.rule, self.budget = rule, budget
 
     def on_phase_begin(self, trainer: Trainer) -> None:
-        """Count what there is to prune."""
+        """Count the parameters to prune."""
         if trainer.phase == "fine-tune":
             self._n_start = trainer.network.n_nonzero
             self.settled = self._n_start <= self.budget
@@ -106,7 +106,7 @@ class GradualPruning(Hook):
             prune_to(trainer, target, self.rule.skip_factor)
 
     def on_phase_end(self, trainer: Trainer) -> None:
-        """Prune what is left to prune, if the phase was stopped early."""
+        """Prune to the budget, if the phase was stopped before."""
         if not self.settled:
             self._finish(trainer)
 

@@ -42,9 +42,9 @@ class Seeds:
         return cls(*(int(seed) for seed in state))
 
     def of_member(self, number: int) -> Seeds:
-        """Return the seeds of a network of an ensemble; those of the first are these.
+        """Return the seeds of a network of an ensemble; the first has these seeds.
 
-        They differ in initial weights and split, not in the order of the rows.
+        Initial weights and splits differ between networks, the order of rows does not.
         """
         if number == 0:
             return self
@@ -68,8 +68,7 @@ class Recipe:
     def of_member(self, number: int) -> Recipe:
         """Return the recipe of a network of an ensemble, counted from 0.
 
-        Networks differ in their initial weights and their splits. They read the same
-        batches and hold the same rows out.
+        All networks read the same batches and hold the same rows out.
         """
         return replace(self, seeds=self.seeds.of_member(number))
 
@@ -154,7 +153,7 @@ class Settings:
 
 
 class Targets(Protocol):
-    """What the engine needs to know of the targets."""
+    """The methods of targets that the training calls."""
 
     n_columns: int
     rows_to_score: int
@@ -173,7 +172,7 @@ class Targets(Protocol):
         """Turn raw outputs into probabilities."""
 
     def learn_scale(self, y: np.ndarray, weights: np.ndarray, world: World) -> None:
-        """Learn location and scale of more targets, those of all processes."""
+        """Learn location and scale of more targets, over all processes."""
 
     def output_affine(self) -> Affine:
         """Return the standardisation of the targets."""
@@ -198,8 +197,8 @@ class History:
     validation_losses: tuple[float, ...] = ()
     validation_scores: tuple[float, ...] = ()
     best_score: float = -math.inf  # of the weights that were kept
-    # Epoch, counted from 1 over the last fit, whose weights were kept; 0: those of an
-    # earlier fit; None without validation.
+    # Epoch whose weights were kept, counted from 1 over the last fit; 0: weights of an
+    # earlier fit were; None: nothing was validated.
     best_iter: int | None = None
     n_iter: int = 0  # epochs of the last fit, and calls of partial_fit since
     refitted: bool = False  # whether trained on the held-out rows as well

@@ -136,7 +136,7 @@ class Rewiring(Hook):
         mask = layer.kept()
         free = layer.available() & ~mask
         n = min(int(share * int(mask.sum())), int(free.sum()))
-        # Chosen before edges die, so that what just died is not born again.
+        # Chosen before edges die, so that an edge that just died is not born again.
         assert layer.weight.grad is not None
         gain = layer.weight.grad.abs().masked_fill(~free, -1)
         born = gain.flatten().topk(n).indices

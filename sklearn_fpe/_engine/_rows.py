@@ -27,10 +27,10 @@ NO_ROOM = (
     f"{STREAM_ABOVE // 2**20} MB, np.load(path, mmap_mode='r'), or as a sparse matrix, "
     f"which are read in pieces, call partial_fit with pieces of X"
 )
-"""What to do if the rows do not fit into the memory of the device."""
+"""Advice if the rows do not fit into the memory of the device."""
 
 Shares = Callable[[Tensor, int], tuple[Tensor, ...]]
-"""Maps weights of rows and the size of their batches to what a loss needs of them."""
+"""A function like :meth:`Loss.shares`, of weights and the size of a batch."""
 
 
 @dataclass(frozen=True)
@@ -197,18 +197,14 @@ class Rows:
                 yield epoch.x.index_select(0, order), tuple(target)
 
 
+@dataclass(frozen=True, eq=False)
 class Batches:
-    """An iterable of batches that knows its length, as skorch wants it."""
+    """An iterable of batches that knows its length, as skorch requires."""
 
-    def __init__(
-        self,
-        rows: Rows,
-        batch_size: int,
-        seed: tuple[int, ...] | None,
-        shares: Shares | None = None,
-    ) -> None:
-        self.rows, self.batch_size, self.seed = rows, batch_size, seed
-        self.shares = shares
+    rows: Rows
+    batch_size: int
+    seed: tuple[int, ...] | None
+    shares: Shares | None
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)

@@ -135,7 +135,7 @@ class VectorAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Do what :meth:`step` does."""
+        """Update the parameter like :meth:`step`."""
         (group,) = self.param_groups
         (vector,) = group["params"]
         state = self.state[vector]
@@ -211,15 +211,9 @@ def backpropagate(
 
     Pruned weights get a gradient, too, as if they were kept.
 
-    Parameters
-    ----------
-    network : MLP
-        Network; every parameter has a gradient to write to.
-    x : tensor of shape (n_rows, n_inputs)
-        Input.
-    differentiate : callable
-        Maps outputs (n_rows, n_outputs), which it may overwrite, to the loss and its
-        gradient with respect to the outputs.
+    Every parameter needs a gradient to write to. `differentiate` maps the outputs for
+    `x`, (n_rows, n_outputs), which it may overwrite, to the loss and its gradient with
+    respect to the outputs.
     """
     apply_, backward_ = network.activation.apply_, network.activation.backward_
     assert backward_ is not None

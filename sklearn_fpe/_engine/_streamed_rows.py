@@ -176,25 +176,16 @@ class StreamedRows(Rows):
 
 @dataclass(frozen=True)
 class _Group:
-    """Rows that are read together.
+    """Rows that are read together."""
 
-    Parameters
-    ----------
-    reads : list of slices or int arrays
-        Selections of rows to read.
-    order : int tensor of shape (n,)
-        Numbers of the rows of the next batches, in their order.
-    shuffle : int tensor or None
-        Order of the rows kept from the last group and the rows read. The first n make
-        the batches, the others are kept. None: the batches are the rows read.
-    """
-
-    reads: list[Any]
-    order: Tensor
+    reads: list[Any]  # selections of rows to read: slices or int arrays
+    order: Tensor  # (n,), numbers of the rows of the next batches, in their order
+    # Order of the rows kept from the last group and the rows read. The first n make the
+    # batches, the others are kept. None: the batches are the rows read.
     shuffle: Tensor | None
 
     def rows(self) -> Any:
-        """Return what to read, in one selection."""
+        """Return all reads as one selection."""
         if len(self.reads) == 1:
             return self.reads[0]
         return np.concatenate([np.arange(r.start, r.stop) for r in self.reads])

@@ -45,7 +45,7 @@ class Epoch:
 class Trainer(InTraining):
     """The training of a network: its phases, epochs and hooks.
 
-    Its parameters are those of :class:`InTraining`. Hooks may read its attributes.
+    It takes the parameters of :class:`InTraining`. Hooks may read its attributes.
     """
 
     epochs = range(0)  # of the running phase
@@ -59,7 +59,7 @@ class Trainer(InTraining):
     _dealt: Deal | None = None
 
     def fit(self, *args: Any, **kwargs: Any) -> Learned:
-        """Run the phases that are left; takes what :meth:`training` takes."""
+        """Run the phases that are left, with the parameters of :meth:`training`."""
         with training_context(self.settings.device, self.settings.tf32):
             return run_alone(self.training(*args, **kwargs))
 
@@ -87,7 +87,7 @@ class Trainer(InTraining):
             Maps a dict, the sample and the sizes of the warm-up, to the cache that may
             hold its result.
         n_epochs : int, default=None
-            Epochs after which to stop; the learning rate is that of `max_iter` epochs.
+            Epochs after which to stop; the learning rate falls over `max_iter` epochs.
         """
         settings = self.settings
         rows = self.rows(train)
@@ -231,10 +231,7 @@ class Trainer(InTraining):
             return self.learned()
 
     def warming(self, train: Sample, n_epochs: int) -> Training:
-        """Train the dense parent alone, yielding epochs; return its weights and losses.
-
-        Its result is what a cache stores, see :meth:`training`.
-        """
+        """Train the dense parent, yielding epochs; return its entry of a cache."""
         self.n_epochs = self.settings.max_iter
         yield from self._run(self.rows(train), range(n_epochs), ())
         return self._warm()

@@ -157,7 +157,7 @@ class View:
         return uploaded(parts, device)
 
     def file_order(self) -> np.ndarray | None:
-        """Return the order in which files have the rows, None if it is that of X."""
+        """Return the order of the rows in their files, None if X has the same order."""
         if isinstance(self.X, LazyArray) and self.index is None:
             return self.X.file_order()
         return None
@@ -179,7 +179,7 @@ class View:
         return self.X.place(row if self.index is None else int(self.index[row]))
 
     def select(self, array: Any) -> Any:
-        """Return the rows of an array that belong to those of the view."""
+        """Return the rows of the view from an array with the rows of X."""
         return array if self.index is None else array[self.index]
 
 
