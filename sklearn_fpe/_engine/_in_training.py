@@ -47,8 +47,6 @@ class InTraining:
         The skorch net that hosts the training.
     moments, affine, targets, phase, history
         See :class:`Learned`.
-    held : Rows or None
-        The rows that are held out.
     """
 
     def __init__(
@@ -68,7 +66,7 @@ class InTraining:
         else:
             self.phase, self.history = learned.phase, learned.history
             self.moments, self.affine = learned.moments, learned.affine
-        self.held: Rows | None = None
+        self.held: Rows | None = None  # rows to validate on
         is_registered = recipe.prune in PRUNES.values()
         with training_context(settings.device):
             if learned is None:

@@ -25,11 +25,11 @@ class Rewired(PruneRule):
 
     At the split all children and all copies of outgoing weights are kept, if the budget
     then leaves the hidden layers at least `least_share` of their edges; otherwise the
-    weakest children go. The hidden layers keep their largest weights. Then, `n_moves`
-    times a fit and until `end`, the smallest weights of every block layer die, a share
-    of ``share / 2 (1 + cos(π t / end))`` at the time t, and as many are born, from
-    zero, where the gradient inside the blocks is largest (Evci et al., 2020). The
-    products compute that gradient anyway, so a step costs what the parent's costs.
+    weakest children are removed. The hidden layers keep their largest weights. Then,
+    `n_moves` times a fit and until `end`, a share ``share / 2 (1 + cos(π t / end))`` of
+    the edges of every block layer moves, at the time t: the smallest weights are
+    pruned, and as many edges begin at zero where the gradient inside the blocks is
+    largest (Evci et al., 2020). The step has that gradient anyway.
 
     Parameters
     ----------

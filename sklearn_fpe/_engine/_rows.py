@@ -54,10 +54,8 @@ class Rows:
         Encoded targets.
     weights : ndarray of shape (n_rows,) or (n_rows, n_outputs)
         Weights of rows or entries, of mean 1.
-    affine : Affine
-        The standardisation of the columns.
-    device : torch.device
-        Where the rows are kept.
+    affine, device : Affine, torch.device
+        Standardisation of the columns, and where to keep the rows.
     """
 
     resident = True
@@ -139,10 +137,9 @@ class Rows:
         seed: tuple[int, ...] | None = None,
         shares: Shares | None = None,
     ) -> Batches:
-        """Return an iterable of (x, (targets, weights)), shuffled if seeded.
+        """Return an iterable of (x, (targets, weights, *shares)), shuffled if seeded.
 
-        The results of `shares`, called once for all batches of one size, follow the
-        weights.
+        `shares` is called once for all batches of one size.
         """
         return Batches(self, batch_size, seed, shares)
 

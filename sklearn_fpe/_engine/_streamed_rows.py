@@ -29,9 +29,6 @@ class StreamedRows(Rows):
     by blocks: blocks of :data:`SHUFFLE_BLOCK` neighbouring rows are read in random
     order, and :data:`SHUFFLE_BYTES` worth of them are shuffled among one another at a
     time, so that the files are read in runs and not row by row.
-
-    Other devices than the CPU get such a group of rows at a time, as it is stored, and
-    standardise and shuffle it; the next group is read meanwhile.
     """
 
     resident = False
@@ -63,8 +60,8 @@ class StreamedRows(Rows):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield shuffled batches on the CPU, and the numbers of their rows."""
         width = self.view.shape[1]
-        # Used again and again: the losses of the steps between two groups would land in
-        # the memory of blocks that were freed, so that it could not be used for others.
+        # Allocated once, because losses of the steps between two groups would land in
+        # the memory of a freed block, so that the next block did not fit there.
         space = torch.empty(
             SHUFFLE_BLOCK, width, dtype=torch.float64, device="cpu"
         ).numpy()
@@ -149,7 +146,11 @@ class StreamedRows(Rows):
             yield _Group([reads], rows, None)
 
     def _read_ahead(self, groups: Iterator[_Group], batch_size: int) -> Iterator:
-        """Yield batches on another device than the CPU, while the next are read."""
+        """Yield batches on another device than the CPU.
+
+        It gets a group of rows as they are stored, standardises and shuffles them. The
+        next group is read meanwhile.
+        """
         waiting: deque[_Group] = deque()
         kept: Tensor | None = None
 

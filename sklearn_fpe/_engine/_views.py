@@ -173,7 +173,7 @@ class View:
         return np.arange(0, len(self), length) if starts is None else starts
 
     def place(self, row: int) -> str:
-        """Return which row of which file a row is, "" if X is not lazy."""
+        """Return the file of a row and its place there, "" if X is not lazy."""
         if not isinstance(self.X, LazyArray):
             return ""
         return self.X.place(row if self.index is None else int(self.index[row]))
