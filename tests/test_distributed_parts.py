@@ -2,18 +2,23 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import sparse
 from sklearn.metrics import r2_score
 from sklearn.utils import compute_class_weight
 
-from sklearn_fpe._engine._deal import deal, recut
+from sklearn_fpe._engine import _streamed_rows
+from sklearn_fpe._engine._deal import deal
+from sklearn_fpe._engine._lazy import LazyArray
 from sklearn_fpe._engine._moments import Moments
 from sklearn_fpe._engine._rows import Rows
+from sklearn_fpe._engine._streamed_rows import StreamedRows
 from sklearn_fpe._engine._views import Sample, View
 from sklearn_fpe._engine._world import SINGLE, World, digest
 from sklearn_fpe._estimators._real_targets import RealTargets
@@ -60,7 +65,7 @@ def pieces(array, n):
 # Dealing rows to steps
 # --------------------------------------------------------------------------------------
 
-COUNTS = st.lists(st.integers(1, 400), min_size=1, max_size=9)
+COUNTS = st.lists(st.integers(1, 400), min_size=2, max_size=9)
 
 
 @given(COUNTS, st.integers(1, 300))
@@ -84,13 +89,6 @@ def test_all_processes_do_the_same_steps_and_use_every_row_once(counts, n_togeth
 @given(COUNTS)
 def test_full_batches_are_one_step(counts):
     assert deal(counts, 0, sum(counts)).n_steps == 1
-
-
-@given(st.integers(1, 1000), st.integers(1, 300))
-def test_a_process_alone_has_batches_of_the_size_asked_for(n_rows, n_together):
-    one = deal([n_rows], 0, n_together)
-    assert one.batch_size == n_together
-    assert one.n_steps == -(-n_rows // n_together)
 
 
 @given(st.lists(st.integers(1, 60), min_size=2, max_size=4), st.integers(1, 50))
@@ -121,17 +119,58 @@ def test_the_sum_over_processes_is_the_mean_over_the_rows_of_a_step(counts, n_to
     assert sorted(seen) == expected
 
 
-@given(st.lists(st.integers(1, 20), min_size=1, max_size=12), st.integers(1, 25))
-def test_recut_batches_hold_the_same_rows_in_the_same_order(lengths, batch_size):
-    x = torch.arange(sum(lengths))
-    parts = [(part, (part * 2, part * 3)) for part in x.split(lengths)]
-    found = list(recut(parts, batch_size))
-    assert all(len(batch[0]) == batch_size for batch in found[:-1])
-    assert 1 <= len(found[-1][0]) <= batch_size
-    for factor, column in enumerate(
-        zip(*[(x, t, w) for x, (t, w) in found], strict=True), start=1
+class RunsOfRows(LazyArray):
+    """A matrix in files whose rows come in runs of any lengths."""
+
+    def __init__(self, X, lengths):
+        self.X, self.shape, self.dtype = X, X.shape, X.dtype
+        self.starts = np.cumsum([0, *lengths[:-1]])
+
+    def __getitem__(self, key):
+        raise NotImplementedError
+
+    def read(self, rows):
+        return self.X[rows]
+
+    def file_order(self):
+        return None
+
+    def runs(self, index):
+        return self.starts
+
+    def place(self, row):
+        return ""
+
+
+@given(
+    st.lists(st.integers(1, 20), min_size=1, max_size=12),
+    st.integers(1, 25),
+    st.integers(1, 9),
+    st.sampled_from(["files", "sparse"]),
+    st.sampled_from([None, (1, 2)]),
+)
+def test_streamed_batches_are_full_but_the_last(lengths, size, block, kind, seed):
+    x = np.arange(sum(lengths), dtype=float)[:, None] + 1
+    X = RunsOfRows(x, lengths) if kind == "files" else sparse.csr_matrix(x)
+    rows = StreamedRows(
+        View(X),
+        torch.arange(len(x)),
+        np.ones(len(x)),
+        Affine.identity(1),
+        torch.device("cpu"),
+    )
+    with (
+        mock.patch.object(_streamed_rows, "SHUFFLE_BLOCK", block),
+        mock.patch.object(_streamed_rows, "SHUFFLE_BYTES", 4 * 3 * block),
     ):
-        assert torch.equal(torch.cat(column), x * factor)
+        found = list(rows.batches(size, seed))
+    assert all(len(x) == size for x, _ in found[:-1])
+    assert 1 <= len(found[-1][0]) <= size
+    for of_x, (targets, weights) in found:
+        assert (of_x[:, 0] == targets + 1).all()
+        assert len(weights) == len(targets) == len(of_x)
+    numbers = torch.cat([targets for _, (targets, _) in found]).tolist()
+    assert sorted(numbers) == list(range(len(x)))
 
 
 # --------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from sklearn.datasets import (
 )
 
 from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer
-from sklearn_fpe._engine import _device, _streamed_rows, _views
+from sklearn_fpe._engine import _device, _in_training, _streamed_rows, _views
 from sklearn_fpe._estimators import _inputs
 from sklearn_fpe.nn import MLP, Affine, expand
 
@@ -396,7 +396,7 @@ def test_streaming_sees_every_row_once_an_epoch(monkeypatch, tmp_path):
     monkeypatch.setattr(_streamed_rows, "SHUFFLE_BYTES", 4 * 8 * 14)
     X[:, 0] = np.arange(60)
     view = _views.View(memory_map(tmp_path, X), np.arange(0, 60, 2))
-    rows = _streamed_rows.make_rows(
+    rows = _in_training.make_rows(
         view,
         torch.arange(30),
         np.ones(30),
@@ -426,7 +426,7 @@ def test_rows_are_laid_out_alike_before_and_after_their_first_use(
     monkeypatch.setattr(_views.chunks, "__defaults__", (8 * 8 * 7, 8))
     network, _ = expand(MLP.dense([n_columns, 6, 3]), 2, split, prune=prune, rng=0)
     before, after = (
-        _streamed_rows.make_rows(
+        _in_training.make_rows(
             _views.View(X),
             torch.arange(60),
             np.ones(60),

@@ -10,8 +10,8 @@ from scipy import sparse
 
 from sklearn_fpe._engine import (
     _device,
+    _in_training,
     _moments,
-    _orders,
     _rows,
     _streamed_rows,
     _views,
@@ -180,7 +180,7 @@ def test_rows_on_a_device_have_the_bits_of_the_cpu(pretend, small_pieces, name, 
     affine = Moments(N_COLUMNS).update(view, np.ones(len(view))).affine()
     batches = []
     for device in (torch.device("cpu"), pretend):
-        rows = _streamed_rows.make_rows(
+        rows = _in_training.make_rows(
             view, torch.arange(len(view)), np.ones(len(view)), affine, device
         )
         for seed in (None, (1, 0), (1, 1), (1, 5), (1, 6)):
@@ -207,7 +207,7 @@ def test_no_wait_and_few_launches_for_a_piece(pretend, small_pieces, kind):
         with counting() as counts:
             affine = Moments(N_COLUMNS).update(view, WEIGHTS, device=pretend).affine()
             targets = torch.arange(N_ROWS)
-            load(_streamed_rows.make_rows(view, targets, WEIGHTS, affine, pretend))
+            load(_in_training.make_rows(view, targets, WEIGHTS, affine, pretend))
         waits.append(counts.n_waits)
         launches.append(counts.n_launches)
     assert waits[0] == waits[1] <= 2
@@ -217,17 +217,15 @@ def test_no_wait_and_few_launches_for_a_piece(pretend, small_pieces, kind):
 def test_an_order_is_drawn_ahead(pretend, monkeypatch):
     before = set(threading.enumerate())
     view, affine = View(X), Affine.identity(N_COLUMNS)
-    rows = _streamed_rows.make_rows(
-        view, torch.arange(N_ROWS), WEIGHTS, affine, pretend
-    )
+    rows = _in_training.make_rows(view, torch.arange(N_ROWS), WEIGHTS, affine, pretend)
     drawn = []
-    real = _orders.permutation
+    real = _rows.permutation
 
     def permutation(n, seed, out=None):
         drawn.append((seed, threading.current_thread() is threading.main_thread()))
         return real(n, seed, out)
 
-    monkeypatch.setattr(_orders, "permutation", permutation)
+    monkeypatch.setattr(_rows, "permutation", permutation)
     load(rows)
     with counting() as counts:
         for epoch in range(3):
@@ -252,7 +250,7 @@ def test_streamed_rows_wait_for_nothing(pretend, tmp_path, monkeypatch, kind, se
     view, affine = View(data), Affine(X.mean(0).astype(float), X.std(0).astype(float))
     found = []
     for device in (torch.device("cpu"), pretend):
-        rows = _streamed_rows.make_rows(
+        rows = _in_training.make_rows(
             view, torch.arange(N_ROWS), WEIGHTS, affine, device
         )
         assert not rows.resident

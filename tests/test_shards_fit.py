@@ -13,7 +13,7 @@ from shard_files import cut, write_npy, write_parquet
 from sklearn.model_selection import GridSearchCV, train_test_split
 
 from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer
-from sklearn_fpe._engine import _streamed_rows, _views
+from sklearn_fpe._engine import _in_training, _streamed_rows, _views
 from sklearn_fpe._engine._moments import Moments
 from sklearn_fpe._estimators import _inputs, _job
 from sklearn_fpe.datasets import _npy, _parquet, open_shards
@@ -164,7 +164,7 @@ def test_every_row_is_read_once_an_epoch(
         return decode(file, lists, start)
 
     monkeypatch.setattr(_parquet, "decode", counting)
-    rows = _streamed_rows.make_rows(
+    rows = _in_training.make_rows(
         _views.View(shards),
         torch.arange(N_ROWS),
         np.ones(N_ROWS),
@@ -337,7 +337,7 @@ def test_reading_all_rows_adds_little_memory(monkeypatch, tmp_path, kind):
         _inputs.check_X(FPEClassifier(), X, reset=True)
         view = _views.View(X)
         Moments(256).update(view, np.ones(len(X)))
-        rows = _streamed_rows.make_rows(
+        rows = _in_training.make_rows(
             view,
             torch.zeros(len(X)),
             np.ones(len(X)),

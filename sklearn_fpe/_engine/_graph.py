@@ -73,11 +73,6 @@ CAPTURES: dict[str, type[CudaCapture]] = {"cuda": CudaCapture}
 """How to record, by kind of device."""
 
 
-def may_record(device: torch.device, n_steps: int, resident: bool) -> bool:
-    """Tell whether recording pays for a phase whose rows are `resident` on a device."""
-    return device.type in CAPTURES and resident and n_steps >= MIN_RECORDED_STEPS
-
-
 class RecordedSteps:
     """Runs the epochs of a phase by replaying a step of a net that has ``flat_``.
 

@@ -1,4 +1,4 @@
-"""Hooks: what may happen between the steps and epochs of a training."""
+"""Hooks: objects that a training calls between its steps and epochs."""
 
 from __future__ import annotations
 
@@ -15,20 +15,14 @@ if TYPE_CHECKING:
 
 
 class Hook:
-    """Something that a training calls; every method does nothing by default.
+    """Base of the objects that a training calls; every method does nothing.
 
-    A hook may read the attributes of the trainer (``phase``, ``epoch``, ``n_epochs``,
-    ``loss``, ``step``, ``n_steps``, ``network``), change masks by
+    A hook may read the attributes of the trainer, change masks by
     :meth:`Trainer.set_masks` and, in :meth:`before_step`, the gradients.
-
-    Attributes
-    ----------
-    settled : bool
-        Whether the network may be kept as it is. A hook that still has to prune says
-        no.
     """
 
     settled = True
+    """Whether the network may be kept; False as long as the hook has to prune."""
 
     def on_phase_begin(self, trainer: Trainer) -> None:
         """Act before the epochs of a phase."""
@@ -39,8 +33,7 @@ class Hook:
     def due(self, trainer: Trainer) -> bool:
         """Tell whether :meth:`before_step` has to be called at the running step.
 
-        Steps at which no hook is due may be replayed from a recorded one. Must not
-        make the host wait for the device.
+        Other steps may be replayed. Must not make the host wait for the device.
         """
         return True
 
@@ -55,15 +48,7 @@ class Hook:
 
 
 class StepHooks:
-    """The hooks of a training that act before steps, and the count of the steps.
-
-    Parameters
-    ----------
-    trainer : Trainer
-        The training.
-    hooks : list of Hook
-        The hooks.
-    """
+    """Calls the hooks of a training before steps, and counts the steps."""
 
     def __init__(self, trainer: Trainer, hooks: list[Hook]) -> None:
         self.trainer, self.hooks = trainer, hooks
@@ -97,8 +82,7 @@ class EarlyStopping(Hook):
     tol : float
         Smallest gain over the best score that counts as improvement.
     reduce : callable, default=None
-        Maps the outputs, a tensor, to what `score` gets instead, see
-        :meth:`Trainer.validate`.
+        Applied to the outputs before `score`, see :meth:`Trainer.validate`.
     """
 
     def __init__(
@@ -173,19 +157,13 @@ class EarlyStopping(Hook):
 
 
 class Verbose(Hook):
-    """Print a line per epoch.
-
-    Parameters
-    ----------
-    start : str, default=""
-        What every line starts with.
-    """
+    """Print a line per epoch, beginning with `start`."""
 
     def __init__(self, start: str = "") -> None:
         self.start = start
 
     def on_phase_begin(self, trainer: Trainer) -> None:
-        """Print what the training starts from."""
+        """Print where a cached or continued phase starts."""
         if trainer.from_cache:
             n_epochs = len(trainer.epochs)
             print(f"{self.start}{trainer.phase}: {n_epochs} epochs taken from memory")

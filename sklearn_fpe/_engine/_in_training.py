@@ -1,4 +1,4 @@
-"""A network in training, and what is learned beside it."""
+"""The state of a network in training: parameters, masks, scaling, history."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from sklearn_fpe._engine._net import Net, make_net
 from sklearn_fpe._engine._recipe import History, Learned, Recipe, Settings, Targets
 from sklearn_fpe._engine._rows import Rows
 from sklearn_fpe._engine._shared import MAX_ARRANGED_BYTES, Shared
-from sklearn_fpe._engine._streamed_rows import make_rows
-from sklearn_fpe._engine._views import Sample
+from sklearn_fpe._engine._streamed_rows import StreamedRows
+from sklearn_fpe._engine._views import Sample, View
 from sklearn_fpe._engine._world import SINGLE, World, digest
 from sklearn_fpe.nn import MLP, Affine, BlockLinear
 from sklearn_fpe.nn._expand import expand_to
@@ -25,20 +25,16 @@ from sklearn_fpe.nn._prune import PRUNES
 
 
 class InTraining:
-    """A network in training, on standardised inputs, and what is learned beside it.
+    """A network in training, on standardised inputs, and its scaling and history.
 
     Parameters
     ----------
-    recipe : Recipe
-        What shapes the network.
-    settings : Settings
-        How to train.
-    targets : Targets
-        The targets; a copy is kept.
+    recipe, settings, targets : Recipe, Settings, Targets
+        Of the training; a copy of the targets is kept.
     learned : Learned, default=None
-        What to continue from; None: a fresh network.
+        The training to continue; None: a fresh network.
     shared : Shared, default=None
-        What it has in common with other trainings; None: nothing.
+        Rows and statistics that several trainings share.
     world : World, default=SINGLE
         The processes that train the same network, each on its own rows.
 
@@ -49,12 +45,8 @@ class InTraining:
         computes, which may act on arranged columns.
     net : Net
         The skorch net that hosts the training.
-    phase : {"warm-up", "fine-tune"}
-        Whether the network is expanded yet.
-    history : History
-        The record of the training.
-    held : Rows or None
-        The rows that are held out.
+    moments, affine, targets, phase, history
+        See :class:`Learned`.
     """
 
     def __init__(
@@ -74,6 +66,8 @@ class InTraining:
         else:
             self.phase, self.history = learned.phase, learned.history
             self.moments, self.affine = learned.moments, learned.affine
+        self.held: Rows | None = None  # rows to validate on
+        is_registered = recipe.prune in PRUNES.values()
         with training_context(settings.device):
             if learned is None:
                 generator = torch.Generator(device="cpu")
@@ -85,17 +79,14 @@ class InTraining:
                 network.unfold_input(learned.affine)
             self.network: MLP = network.to(settings.device)
             self.net: Net = make_net(self.network, settings, self.targets)
-        self.held: Rows | None = None
-        is_registered = recipe.prune in PRUNES.values()
-        if self.phase == "warm-up" and (recipe.split.checked or not is_registered):
-            # To fail before training if a user's rule does not fit.
-            with training_context(settings.device):
+            if self.phase == "warm-up" and (recipe.split.checked or not is_registered):
+                # To fail before training if a user's rule does not fit.
                 self._expanded()
 
     def learn_scale(self, sample: Sample) -> None:
-        """Add rows to the statistics; the network stays the function it is.
+        """Add rows to the statistics; the network stays the same function of X.
 
-        Where a column was constant so far, it stays that function of all rows seen.
+        Where a column was constant so far, that holds for the rows seen only.
         """
         with training_context(self.settings.device):
             trained = bool(self.history.losses)
@@ -132,19 +123,16 @@ class InTraining:
         return update()
 
     def rows(self, sample: Sample, partition: bytes = b"") -> Rows:
-        """Return the rows of a sample, standardised.
+        """Return the standardised rows of a sample.
 
-        `partition` tells apart rows that are arranged in different ways.
+        Among trainings that share rows, `partition` identifies their arrangement.
         """
 
         def make() -> Rows:
-            return make_rows(
-                sample.view,
-                self.targets.encode(sample.y),
-                sample.training_weights(self.world),
-                self.affine,
-                self.settings.device,
-            )
+            targets = self.targets.encode(sample.y)
+            weights = sample.training_weights(self.world)
+            device = self.settings.device
+            return make_rows(sample.view, targets, weights, self.affine, device)
 
         if self.shared is None:
             return make()
@@ -154,13 +142,13 @@ class InTraining:
     def arrange(
         self, rows: Rows, train: Sample | None = None, held: Sample | None = None
     ) -> Rows:
-        """Arrange the columns of rows that are used again and again; return the rows.
+        """Arrange the columns of the rows for the network's blocks; return the rows.
 
-        Rows that other trainings use, too, stay as they are: arranged are others, which
-        trainings of networks with the same partition share.
+        Rows that other trainings use, too, are not changed. A copy is arranged instead,
+        which the trainings of networks with the same partition share.
         """
         if self.settings.callbacks:
-            return rows  # callbacks see the network and the columns as they are
+            return rows  # callbacks see the columns in the order of X
         first = self.network.layers[0]
         if (
             self.shared is not None
@@ -193,7 +181,7 @@ class InTraining:
         self.check_equal()
 
     def learned(self) -> Learned:
-        """Return what was learned, as if the training had ended now."""
+        """Return the result of the training so far."""
         network = copy.deepcopy(self.network).eval().without_dead_units()
         network.fold_input(self.affine)
         parameters = [p.detach() for p in network.parameters() if p.numel()]
@@ -205,7 +193,7 @@ class InTraining:
             network,
             self.affine,
             self.moments,
-            # A copy, because further rows must not change what was returned.
+            # A copy, because further rows must not change the result.
             copy.deepcopy(self.targets),
             self.phase,
             self.history,
@@ -229,15 +217,14 @@ class InTraining:
     def set_masks(self, masks: dict[int, Tensor]) -> None:
         """Change which weights are kept.
 
-        Everything that depends on the masks follows: the vector that trains, and the
-        running means of the optimizer, which begin anew for weights whose mask changed.
+        The vector that trains follows, and so do the optimizer's running means, which
+        begin at zero again for weights whose mask changed.
 
         Parameters
         ----------
         masks : dict
-            For some layers, by their number, the kept weights, a bool tensor of the
-            shape of the layer's `weight`. If one of them is not possible, none is
-            changed.
+            Maps numbers of layers to bool tensors of the shape of the layer's `weight`,
+            True for weights to keep. If one of them is not possible, none is changed.
         """
         for level, mask in masks.items():
             self.network.maps[level].check_mask(mask)
@@ -253,19 +240,10 @@ class InTraining:
                 mean.masked_fill_(where, 0)
 
     def optimizer_state(self, level: int) -> dict[str, Tensor]:
-        """Return the running means that AdamW keeps for the weight of a layer.
+        """Return AdamW's running means for the weight of layer `level`.
 
-        Parameters
-        ----------
-        level : int
-            Number of the layer in ``network.maps``.
-
-        Returns
-        -------
-        state : dict
-            ``"exp_avg"``, the running mean of gradients, and ``"exp_avg_sq"``, that of
-            squared gradients: views of the shape of the weight. Empty before the first
-            step.
+        ``"exp_avg"`` is the running mean of gradients, ``"exp_avg_sq"`` that of squared
+        gradients: views of the shape of the weight. Empty before the first step.
         """
         weight, flat = self.network.maps[level].weight, self.net.flat_
         state = self.net.optimizer_.state.get(weight if flat is None else flat.vector)
@@ -288,7 +266,7 @@ class InTraining:
         )
 
     def _attach(self, arranged: bool) -> None:
-        """Let the net compute with the network as it is now."""
+        """Let the net compute with the present network and masks."""
         self.net.module_ = self.network.arranged() if arranged else self.network
         if self.net.flat_ is not None:
             self.net.flat_.network = self.net.module_
@@ -311,3 +289,15 @@ class InTraining:
             f"{self.settings.learning_rate_init:g}), keep standardize=True, and look "
             f"for extreme values in X or y."
         )
+
+
+def make_rows(
+    view: View,
+    targets: Tensor,
+    weights: np.ndarray,
+    affine: Affine,
+    device: torch.device,
+) -> Rows:
+    """Make :class:`Rows`, or :class:`StreamedRows` if the rows must not be loaded."""
+    kind = StreamedRows if view.streamed else Rows
+    return kind(view, targets, weights, affine, device)

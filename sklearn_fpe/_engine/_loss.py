@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 MIN_ROW_MAJOR_CLASSES = 32
-"""Classes below which the log-softmax on a CPU is computed along columns.
+"""Classes from which the log-softmax on a CPU is computed along rows.
 
-torch works through short rows entry by entry, through columns by vectors.
+Shorter rows are computed along columns, because torch does not vectorise them.
 """
 
 
@@ -25,18 +25,11 @@ class Loss(ABC):
     ----------
     label_smoothing : float in [0, 1), default=0.0
         Share of every target that is spread evenly over the classes.
-
-    Attributes
-    ----------
-    name : str
-        Name of the loss.
-    of_entries : bool
-        Whether there is a loss for every output of a row, so that entries may have
-        weights of their own.
     """
 
     name: ClassVar[str]
     of_entries: ClassVar[bool] = False
+    """Whether every output of a row has a loss, so that entries may have weights."""
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
@@ -53,13 +46,13 @@ class Loss(ABC):
     def gradient(
         self, outputs: Tensor, targets: Tensor, shares: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return losses as :meth:`losses` and the gradient of ``sum(shares * losses)``.
+        """Return :meth:`losses`, and the gradient of their sum weighted by `shares`.
 
         The outputs may be overwritten.
         """
 
     def __call__(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        """Return the weighted mean loss.
+        """Return the sum of weight times loss, divided by the number of rows.
 
         Parameters
         ----------
@@ -69,11 +62,6 @@ class Loss(ABC):
             Class numbers, indicators or standardised targets.
         weights : tensor of shape (n_rows,) or (n_rows, n_outputs)
             Weights of rows or, for losses of entries, of entries.
-
-        Returns
-        -------
-        loss : tensor of shape ()
-            The sum of weight times loss, divided by the number of rows.
         """
         self._check_weights(weights)
         losses = self.losses(outputs, targets)
@@ -82,19 +70,10 @@ class Loss(ABC):
         return (losses * weights).sum() / len(weights)
 
     def shares(self, weights: Tensor, n_rows: int) -> tuple[Tensor, ...]:
-        """Return what :meth:`differentiate` needs of the weights of several batches.
+        """Return tensors of the shape of `weights` for :meth:`differentiate`.
 
-        Parameters
-        ----------
-        weights : tensor of shape (n,) or (n, n_outputs)
-            Weights of the rows of whole batches.
-        n_rows : int
-            Rows of a batch.
-
-        Returns
-        -------
-        shares : tuple of tensors of the shape of `weights`
-            First, the share that every loss has in the loss of its batch.
+        `weights` covers several batches of `n_rows` rows. The first tensor is the share
+        of every loss in the loss of its batch.
         """
         return (weights / n_rows,)
 
@@ -103,8 +82,8 @@ class Loss(ABC):
     ) -> tuple[Tensor, Tensor]:
         """Return the weighted mean loss and its gradient with respect to the outputs.
 
-        The outputs may be overwritten. `shares` are the rows of :meth:`shares`, where
-        they were computed for several batches at a time.
+        The outputs may be overwritten. `shares` are the batch's rows of :meth:`shares`;
+        without them, they are computed here.
         """
         self._check_weights(weights)
         return self._differentiate(
@@ -127,10 +106,6 @@ class Loss(ABC):
                 f"The loss {self.name!r} is one of rows: it takes weights of shape "
                 f"(n_rows,), got {tuple(weights.shape)}."
             )
-
-
-def _of_row(shares: Tensor) -> Tensor:
-    return shares.unsqueeze(1) if shares.ndim == 1 else shares
 
 
 class Softmax(Loss):
@@ -203,7 +178,8 @@ class Sigmoid(Loss):
         """Return losses and gradient, see :meth:`Loss.gradient`."""
         targets = self._smooth(targets)
         losses = F.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
-        return losses, outputs.sigmoid_().sub_(targets).mul_(_of_row(shares))
+        of_row = shares.unsqueeze(1) if shares.ndim == 1 else shares
+        return losses, outputs.sigmoid_().sub_(targets).mul_(of_row)
 
     def _smooth(self, targets: Tensor) -> Tensor:
         if self.label_smoothing == 0:

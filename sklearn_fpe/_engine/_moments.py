@@ -20,16 +20,16 @@ PLAIN_DEVIATIONS = (1e-100, 1e100)
 MIN_RELATIVE_SPREAD = 16 * np.finfo(np.float64).eps
 """Standard deviation, relative to the mean, up to which a column counts as constant.
 
-What differs in the last few bits only is rounding, not signal.
+A difference in the last few bits is rounding, not signal.
 """
 
 
 class Moments:
     """Weighted mean and variance of columns (Chan, Golub and LeVeque, 1983).
 
-    Deviations are taken from the first row seen, because a difference of neighbouring
-    numbers is exact. So a constant column has variance zero, and a spread that is small
-    beside the mean is not lost.
+    Deviations are taken from the first row seen, because the difference of numbers that
+    are close is exact. So a constant column has variance zero, and a spread that is
+    small beside the mean is not lost.
 
     Parameters
     ----------
@@ -62,17 +62,7 @@ class Moments:
 
     @classmethod
     def from_state(cls, state: Any, n_columns: int, name: str) -> Moments:
-        """Make moments of copies of what :meth:`to_state` returned, and check it.
-
-        Parameters
-        ----------
-        state : dict of ndarray
-            The attributes.
-        n_columns : int
-            Columns.
-        name : str
-            Name of the moments in messages.
-        """
+        """Make moments of a copy of a state, and check it; messages call it `name`."""
         moments = cls(n_columns)
         shapes = {key: np.shape(value) for key, value in vars(moments).items()}
         record(state, name, list(shapes))
@@ -94,7 +84,7 @@ class Moments:
         device: torch.device | None = None,
         world: World = SINGLE,
     ) -> Moments:
-        """Add the rows of a view.
+        """Add the rows of a view; return these moments.
 
         Parameters
         ----------
@@ -105,15 +95,9 @@ class Moments:
         name : str, default="X"
             Name of the rows in messages.
         device : torch.device, default=None
-            Where to compute. Rows that are on another device than the CPU stay there.
-            None: where the rows are.
+            Where to compute, unless the rows are on another device than the CPU.
         world : World, default=SINGLE
             The processes whose rows are added, each its own view.
-
-        Returns
-        -------
-        self : Moments
-            These moments.
 
         Raises
         ------
@@ -153,13 +137,10 @@ class Moments:
     def _sums_on(
         self, device: torch.device, view: View, weights: np.ndarray
     ) -> list[tuple[float, np.ndarray, np.ndarray]] | None:
-        """Sum up pieces on a device; the host waits for the first row and the sums.
+        """Return weight, mean and m2 of every piece, computed on a device.
 
-        Returns
-        -------
-        sums : list of (float, ndarray, ndarray) or None
-            Weight, mean and m2 of every piece, see :class:`Moments`. None if a unit has
-            to be chosen anew, for deviations whose squares float64 does not hold.
+        The host waits for the first row and the sums. Returns None if deviations need a
+        unit, because float64 does not hold their squares.
         """
         if (self.unit != 1).any():
             return None
@@ -185,19 +166,9 @@ class Moments:
         return list(zip(totals, means, m2s, strict=True)) if plain.all() else None
 
     def merge(self, other: Moments, name: str = "X") -> None:
-        """Add the rows that other moments have seen.
+        """Add the rows that other moments of the same columns have seen.
 
-        Parameters
-        ----------
-        other : Moments
-            Moments of the same columns.
-        name : str, default="X"
-            Name of the rows in messages.
-
-        Raises
-        ------
-        ValueError
-            If a column's spread is too large for float64; the message names it.
+        Raises ValueError, like :meth:`update`.
         """
         if self.weight == 0:
             vars(self).update(copy.deepcopy(vars(other)))
@@ -245,7 +216,7 @@ class Moments:
     def _choose_units(self, part: torch.Tensor, where: np.ndarray) -> None:
         """Choose the unit of some columns, for deviations that are small or large.
 
-        What was summed is converted, which is exact, because units are powers of two.
+        Earlier sums are converted, which is exact, because units are powers of two.
         """
         columns = torch.from_numpy(np.flatnonzero(where)).to(part.device)
         largest = np.zeros(len(where))

@@ -12,7 +12,6 @@ from skorch import NeuralNet
 from skorch.callbacks import PassthroughScoring
 from torch import Tensor, nn
 
-from sklearn_fpe._engine._device import is_accelerator
 from sklearn_fpe._engine._graph import CAPTURES, RecordedSteps
 from sklearn_fpe._engine._hooks import StepHooks
 from sklearn_fpe._engine._loss import Loss
@@ -44,13 +43,12 @@ class Criterion(nn.Module):
 class Net(NeuralNet):
     """skorch's net over batches that are tensors on the device already.
 
-    It differs from :class:`skorch.NeuralNet` in that the "dataset" is an iterable of
-    batches; losses are read from the device once an epoch unless callbacks want each
-    of them; a callback that stops training (by raising KeyboardInterrupt, as skorch's
-    do) sets ``stop_``; Ctrl-C is not swallowed. Without callbacks, gradients come from
+    It differs from :class:`skorch.NeuralNet` as follows. The "dataset" is an iterable
+    of batches. Losses are read from the device once an epoch, unless callbacks want
+    each of them. A callback that stops training by KeyboardInterrupt sets ``stop_``;
+    Ctrl-C ends the training. Without callbacks, gradients come from
     :func:`backpropagate` instead of autograd, and the optimizer updates all parameters
-    as one vector, ``flat_``. With ``records_``, the operations of a step are recorded
-    and replayed, see :class:`RecordedSteps`.
+    as one vector, ``flat_``. With ``records_``, :class:`RecordedSteps` runs the epochs.
     """
 
     stop_ = False
@@ -85,12 +83,12 @@ class Net(NeuralNet):
         value of a number, but reads a tensor where it is.
         """
         for group in self.optimizer_.param_groups:
-            if self.flat_ is None or not is_recordable(self.flat_.vector.device):
+            device = None if self.flat_ is None else self.flat_.vector.device
+            if device is None or (device.type == "cpu" and "cpu" not in CAPTURES):
                 group["lr"] = rate
             elif isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
             else:
-                device = self.flat_.vector.device
                 # The type of torch's kernels.
                 dtype = torch.float32 if device.type == "cuda" else torch.float64
                 group["lr"] = torch.full((), rate, dtype=dtype, device=device)
@@ -103,11 +101,11 @@ class Net(NeuralNet):
             yield "vector", self.flat_.vector
 
     def get_split_datasets(self, X: Any, y: Any = None, **fit_params: Any) -> tuple:
-        """Return the batches to train and to validate on as they are."""
+        """Return the batches to train and to validate on, unchanged."""
         return X, y
 
     def get_iterator(self, dataset: Any, training: bool = False) -> Any:
-        """Return the batches as they are."""
+        """Return the batches, unchanged."""
         return dataset
 
     def notify(self, method_name: str, **cb_kwargs: Any) -> None:
@@ -172,18 +170,20 @@ class Net(NeuralNet):
 
     def run_single_epoch(
         self,
-        iterator: Iterable[tuple] | None,
+        iterator: Any,
         training: bool,
         prefix: str,
         step_fn: Callable[[tuple], dict[str, Tensor]],
         **fit_params: Any,
     ) -> None:
-        """Run one epoch and record its mean loss, that of all processes."""
+        """Run one epoch, and record its mean loss over all processes."""
         if iterator is None:
             return
         self._set_training(training)
         if training and self.records_ and self.flat_ is not None:
-            losses, sizes = self._run_recorded(iterator)
+            if self.recorded_ is None:
+                self.recorded_ = RecordedSteps(self)
+            losses, sizes = self.recorded_.run(iterator)
         else:
             losses, sizes = self._run_batches(iterator, training, prefix, step_fn)
         values = losses.cpu().double()
@@ -214,14 +214,8 @@ class Net(NeuralNet):
         sizes = list(getattr(iterator, "sizes", sizes))
         return torch.stack(losses), sizes
 
-    def _run_recorded(self, batches: Any) -> tuple[Tensor, list[int]]:
-        """Run an epoch of recorded steps; return losses and sizes of the batches."""
-        if self.recorded_ is None:
-            self.recorded_ = RecordedSteps(self)
-        return self.recorded_.run(batches)
-
     def begin_phase(self) -> None:
-        """Begin a training of its own for the callbacks, with a history of its own."""
+        """Let the callbacks begin a training, with a fresh history."""
         self.recorded_ = None
         self.initialize_callbacks()
         self.initialize_history()
@@ -230,8 +224,6 @@ class Net(NeuralNet):
     def _seen(self, batch: tuple) -> tuple[Tensor, Any]:
         """Return a batch as callbacks see it: input, and the user's targets."""
         x, (targets, *_) = batch
-        if self.targets_ is None:
-            return x, targets
         return x, self.targets_.decode(targets.cpu().numpy())
 
     def _raw_outputs(self, X: Any) -> np.ndarray:
@@ -261,11 +253,6 @@ class Net(NeuralNet):
         """Train another module from here on, with a fresh optimizer."""
         self.module_, self.recorded_ = module, None
         self.initialize_optimizer()
-
-
-def is_recordable(device: torch.device) -> bool:
-    """Tell whether steps on a device may be recorded now or later."""
-    return is_accelerator(device) or device.type in CAPTURES
 
 
 def make_net(module: MLP, settings: Settings, targets: Targets) -> Net:

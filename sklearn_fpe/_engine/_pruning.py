@@ -77,39 +77,26 @@ def position(trainer: Trainer) -> float:
 
 
 class GradualPruning(Hook):
-    """Prunes to a budget along a schedule, see :class:`Gradual`.
-
-    Parameters
-    ----------
-    rule : Gradual
-        The schedule.
-    budget : int
-        Parameters to keep, biases included.
-    """
+    """Prunes to a number of parameters along a schedule, see :class:`Gradual`."""
 
     def __init__(self, rule: Gradual, budget: int) -> None:
         self.rule, self.budget = rule, budget
 
     def on_phase_begin(self, trainer: Trainer) -> None:
-        """Count what there is to prune."""
+        """Count the parameters to prune."""
         if trainer.phase == "fine-tune":
             self._n_start = trainer.network.n_nonzero
             self.settled = self._n_start <= self.budget
 
     def due(self, trainer: Trainer) -> bool:
-        """Tell whether it is time to prune.
-
-        The optimizer has a state from its first step on.
-        """
+        """Tell whether it is time to prune; not before the optimizer has a state."""
         if self.settled or trainer.step == 0:
             return False
         share = self._progress(trainer)
         return share >= 1 or (share > 0 and trainer.step % self.rule.interval == 0)
 
     def before_step(self, trainer: Trainer) -> None:
-        """Prune if it is time."""
-        if not self.due(trainer):
-            return
+        """Prune to the schedule, or to the budget at its end."""
         share = self._progress(trainer)
         if share >= 1:
             self._finish(trainer)
@@ -119,7 +106,7 @@ class GradualPruning(Hook):
             prune_to(trainer, target, self.rule.skip_factor)
 
     def on_phase_end(self, trainer: Trainer) -> None:
-        """Prune what is left to prune, if the phase was stopped early."""
+        """Prune to the budget, if the phase was stopped before."""
         if not self.settled:
             self._finish(trainer)
 
@@ -152,11 +139,11 @@ def saliencies(trainer: Trainer, skip_factor: float) -> list[Tensor]:
 
 
 def prune_to(trainer: Trainer, n_parameters: int, skip_factor: float) -> None:
-    """Keep so many parameters, those of the largest saliency; all biases stay.
+    """Keep all biases and the weights of the largest saliency.
 
-    At least as many weights stay as there are biases: where the budget is below that,
-    :func:`finish` removes units. One path from an input to an output stays, so that no
-    layer is left empty.
+    At least as many weights stay as there are biases, because :func:`finish` removes
+    units if the budget is smaller. One path from an input to an output stays, so that
+    no layer is left empty.
     """
     maps = trainer.network.maps
     n_biases = sum(layer.n_biases for layer in maps)
@@ -173,9 +160,9 @@ def prune_to(trainer: Trainer, n_parameters: int, skip_factor: float) -> None:
 def finish(trainer: Trainer, budget: int, skip_factor: float) -> None:
     """Prune to a budget exactly, and leave no unit without edges in and out.
 
-    Units that are left alone go, the weakest first, and their biases become free for
-    weights, so it is repeated. As many units stay as the budget needs to have edges
-    enough; these get their largest edge in and out.
+    Units without edges are removed, the weakest first, and their biases become free for
+    weights, so pruning is repeated. As many units stay as have enough edges for the
+    budget. Every unit that stays gets its largest edge in and out.
     """
     network = trainer.network
     scores = saliencies(trainer, skip_factor)
@@ -196,7 +183,7 @@ def finish(trainer: Trainer, budget: int, skip_factor: float) -> None:
             # The biases alone exceed the budget: halve the edges until units go.
             n_weights = max(n_forced, n_usable // 2)
         elif n_weights > n_usable:
-            usable = _grown(network, usable, edges, n_weights)
+            usable = _grown(network, usable, alive, n_weights)
         masks = _largest(scores, usable, n_weights, forced)
         fewer = _without_idle(network, alive, masks, strength, budget)
         stuck = _same(fewer, alive)
@@ -250,9 +237,9 @@ def _without_idle(
     strength: Tensor,
     budget: int,
 ) -> list[Tensor]:
-    """Remove units that `masks` leave alone, as long as the others can hold `budget`.
+    """Return the units that stay when units without edges are removed.
 
-    The weakest go first. Returns the units that stay.
+    The weakest go first, as long as the others can use up `budget`.
     """
     sizes = [len(a) for a in alive]
     busy = network.alive(masks)
@@ -276,9 +263,9 @@ def _without_idle(
 def _without_one(
     network: MLP, alive: list[Tensor], masks: list[Tensor], budget: int
 ) -> list[Tensor]:
-    """Remove any unit that `masks` leave alone and the others can do without.
+    """Remove one unit without edges such that the others can use up the budget.
 
-    All such units, if there is none; the budget is then not used up.
+    If there is none, remove all units without edges.
     """
     busy = network.alive(masks)
     for level, units in enumerate(alive):
@@ -298,12 +285,8 @@ def _cover(
     scores: list[Tensor],
     forced: list[Tensor],
 ) -> list[Tensor]:
-    """Add to the forced edges the largest one into and out of units that lack one."""
-    edges = _edges(network, alive)
-    ranks = [
-        s.masked_fill(~m, -0.5).masked_fill(~e, -1)
-        for s, m, e in zip(scores, masks, edges, strict=True)
-    ]
+    """Add to the forced edges the largest edge into or out of units that lack it."""
+    ranks = _ranks(scores, masks, _edges(network, alive))
     more = [f.clone() for f in forced]
     for level, units in enumerate(alive):
         ends = {
@@ -321,23 +304,28 @@ def _cover(
 
 
 def _grown(
-    network: MLP, usable: list[Tensor], edges: list[Tensor], n: int
+    network: MLP, usable: list[Tensor], alive: list[Tensor], n: int
 ) -> list[Tensor]:
-    """Add pruned edges to the usable ones, those of the largest gradients, up to `n`.
+    """Add the pruned edges of the largest gradients to the usable ones, up to `n`.
 
     They start from zero.
     """
     scores = []
-    for layer, kept, edge in zip(network.maps, usable, edges, strict=True):
-        gradient = torch.zeros_like(layer.weight)
-        if layer.weight.grad is not None:
-            gradient = layer.weight.grad.abs()
-        scores.append(gradient.masked_fill(kept, math.inf).masked_fill(~edge, -1))
-    available = [
-        layer.available() & edge
-        for layer, edge in zip(network.maps, edges, strict=True)
+    for layer, kept in zip(network.maps, usable, strict=True):
+        gradient = layer.weight.grad
+        gain = torch.zeros_like(layer.weight) if gradient is None else gradient.abs()
+        scores.append(gain.masked_fill(kept, math.inf))
+    return _largest(scores, _edges(network, alive), n)
+
+
+def _ranks(
+    scores: list[Tensor], kept: list[Tensor], edges: list[Tensor]
+) -> list[Tensor]:
+    """Return the scores of kept edges, -0.5 for pruned ones, -1 for impossible ones."""
+    return [
+        score.masked_fill(~keep, -0.5).masked_fill(~edge, -1)
+        for score, keep, edge in zip(scores, kept, edges, strict=True)
     ]
-    return _largest(scores, available, n)
 
 
 def _strongest_path(
@@ -347,13 +335,12 @@ def _strongest_path(
 
     It leads through living units, and over usable edges where there are any.
     """
-    edges = _edges(network, alive)
+    ranks = _ranks(scores, usable, _edges(network, alive))
     path = [torch.zeros_like(u) for u in usable]
     unit = None
     for level in reversed(range(len(network.layers))):
         layer = network.layers[level]
-        score = scores[level].masked_fill(~usable[level], -0.5)
-        score = score.masked_fill(~edges[level], -1).flatten(0, -2)
+        score = ranks[level].flatten(0, -2)
         # Indices stay tensors, because the host would wait for numbers.
         if unit is None:
             unit = score.amax(1).argmax().view(1)
@@ -378,7 +365,7 @@ def _largest(
         flat.masked_fill_(torch.cat([f.flatten() for f in forced]), math.inf)
     values, places = flat.topk(min(n, len(flat)), sorted=False)
     chosen = torch.zeros_like(flat, dtype=torch.bool)
-    # Where fewer are usable, others are among the largest.
+    # Where fewer are usable, scores of -1 are among the largest.
     chosen.scatter_(0, places, values > -1)
     parts = chosen.split([s.numel() for s in scores])
     return [part.view(s.shape) for part, s in zip(parts, scores, strict=True)]

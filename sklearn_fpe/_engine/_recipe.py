@@ -1,4 +1,4 @@
-"""What goes into a training, and what comes out: frozen objects."""
+"""The inputs and the result of a training, as frozen objects."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 
 from sklearn_fpe._engine._loss import Loss
 from sklearn_fpe._engine._moments import Moments
+from sklearn_fpe._engine._rules import RULES, rule_from_state, rule_to_state
 from sklearn_fpe._engine._world import World
 from sklearn_fpe.nn import (
     MLP,
@@ -22,67 +23,7 @@ from sklearn_fpe.nn import (
     Shape,
     SplitRule,
 )
-from sklearn_fpe.nn._activation import ACTIVATIONS
-from sklearn_fpe.nn._prune import PRUNES
-from sklearn_fpe.nn._split import SPLITS
-from sklearn_fpe.nn._state import (
-    array,
-    choice,
-    flag,
-    integer,
-    listing,
-    record,
-    require,
-)
-
-RULES: dict[str, dict[str, Any]] = {
-    "split": SPLITS,
-    "prune": PRUNES,
-    "activation": ACTIVATIONS,
-}
-"""The registered rules of a recipe, by the recipe's field and by name."""
-
-
-def rule_to_state(field: str, rule: Any) -> Any:
-    """Return a registered rule as its name, or as a dict of its name and parameters.
-
-    A rule of the user's own is returned as it is.
-
-    Parameters
-    ----------
-    field : {"split", "prune", "activation"}
-        Field of a recipe.
-    rule : SplitRule, PruneRule, Activation or another
-        The rule; what is not registered stays what it is.
-    """
-    name = getattr(rule, "name", None)
-    known = RULES[field].get(name) if isinstance(name, str) else None
-    if known is None or type(known) is not type(rule):
-        return rule
-    if known == rule:
-        return rule.name
-    # Parameters are all that two rules of a class of prune rules can differ in.
-    return {"rule": rule.name, **vars(rule)} if field == "prune" else rule
-
-
-def rule_from_state(field: str, state: Any, name: str) -> Any:
-    """Return the rule of what :func:`rule_to_state` returned, and check it."""
-    rules = RULES[field]
-    if isinstance(state, dict) and field == "prune":
-        known = rules[choice(state.get("rule"), f"{name}.rule", rules)]
-        record(state, name, ("rule", *vars(known)))
-        parameters = {key: state[key] for key in vars(known)}
-        for key, default in vars(known).items():
-            if type(default) is int:
-                integer(parameters[key], f"{name}.{key}", 1)
-            else:
-                number = parameters[key]
-                fits = type(number) in (int, float) and 0 <= number < 2**53
-                require(fits, f"{name}.{key} must be a number of at least 0", number)
-        return type(known)(**parameters)
-    if isinstance(state, SplitRule | PruneRule | Activation):
-        return state
-    return rules[choice(state, name, rules)]
+from sklearn_fpe.nn._state import array, choice, flag, integer, listing, record
 
 
 @dataclass(frozen=True)
@@ -101,9 +42,9 @@ class Seeds:
         return cls(*(int(seed) for seed in state))
 
     def of_member(self, number: int) -> Seeds:
-        """Return the seeds of a network of an ensemble; those of the first are these.
+        """Return the seeds of a network of an ensemble; the first has these seeds.
 
-        They differ in initial weights and split, not in the order of the rows.
+        Initial weights and splits differ between networks, the order of rows does not.
         """
         if number == 0:
             return self
@@ -114,39 +55,20 @@ class Seeds:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What shapes the network: it stays the same while training goes on.
+    """Everything that shapes the network; constant while training goes on."""
 
-    Parameters
-    ----------
-    shape : Shape
-        Shape of the expanded network.
-    budget : int
-        Non-zero parameters, biases included.
-    split : SplitRule
-        How input edges are partitioned.
-    prune : PruneRule
-        How the network is pruned to the budget.
-    groups : array-like or None
-        Group label of every input, for split rules that need them.
-    activation : Activation
-        Activation of the hidden layers.
-    seeds : Seeds
-        Random streams.
-    """
-
-    shape: Shape
-    budget: int
+    shape: Shape  # of the expanded network
+    budget: int  # non-zero parameters, biases included
     split: SplitRule
     prune: PruneRule
-    groups: Any
-    activation: Activation
+    groups: Any  # label of every input, for split rules that need them, or None
+    activation: Activation  # of the hidden layers
     seeds: Seeds
 
     def of_member(self, number: int) -> Recipe:
         """Return the recipe of a network of an ensemble, counted from 0.
 
-        Networks differ in their initial weights and their splits. They read the same
-        batches and hold the same rows out.
+        All networks read the same batches and hold the same rows out.
         """
         return replace(self, seeds=self.seeds.of_member(number))
 
@@ -162,17 +84,7 @@ class Recipe:
 
     @classmethod
     def from_state(cls, state: Any, n_inputs: int, n_outputs: int, name: str) -> Recipe:
-        """Make a recipe of what :meth:`to_state` returned, and check it.
-
-        Parameters
-        ----------
-        state : dict
-            The recipe; rules are as :func:`rule_from_state` takes them.
-        n_inputs, n_outputs : int
-            Inputs and outputs of the network.
-        name : str
-            Name of the recipe in messages.
-        """
+        """Make a recipe of a state, and check it; messages call it `name`."""
         fields = ("shape", "budget", "groups", "seeds", *RULES)
         shape, budget, groups, seeds, *rules = record(state, name, fields)
         streams = list(Seeds.__dataclass_fields__)
@@ -193,51 +105,21 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train; may change between two calls.
-
-    Parameters
-    ----------
-    loss : Loss
-        What is minimised.
-    max_iter : int
-        Epochs of a fit, warm-up included; the learning rate's course covers them.
-    n_warmup : int
-        Epochs, or calls of ``partial_fit``, before the expansion.
-    batch_size : int or None
-        Rows per step; None: a sixteenth of the rows, see :meth:`rows_per_step`.
-    learning_rate : {"constant", "cosine"}
-        Course of the learning rate over the epochs.
-    learning_rate_init : float
-        Learning rate at the start.
-    weight_decay : float
-        Decoupled weight decay, per unit of learning rate.
-    standardize : bool
-        Whether inputs are standardised.
-    bfloat16 : bool
-        Whether matrix products are in bfloat16.
-    device : torch.device
-        Where to train.
-    callbacks : tuple
-        skorch callbacks.
-    tf32 : bool
-        Whether matrix products on CUDA are in TF32.
-    warm_up_decay : float, default=None
-        Weight decay of the warm-up; None: `weight_decay`.
-    """
+    """How to train; may change between two calls."""
 
     loss: Loss
-    max_iter: int
-    n_warmup: int
-    batch_size: int | None
-    learning_rate: str
+    max_iter: int  # epochs of a fit, warm-up included
+    n_warmup: int  # epochs, or calls of partial_fit, before the expansion
+    batch_size: int | None  # None: see rows_per_step
+    learning_rate: str  # "constant" or "cosine", see rate_at
     learning_rate_init: float
-    weight_decay: float
-    standardize: bool
-    bfloat16: bool
+    weight_decay: float  # decoupled, per unit of learning rate
+    standardize: bool  # inputs
+    bfloat16: bool  # matrix products
     device: torch.device
-    callbacks: tuple = ()
-    tf32: bool = False
-    warm_up_decay: float | None = None
+    callbacks: tuple = ()  # of skorch
+    tf32: bool = False  # matrix products on CUDA
+    warm_up_decay: float | None = None  # None: weight_decay in the warm-up, too
 
     def decay_in(self, phase: str) -> float:
         """Return the weight decay of a phase."""
@@ -266,12 +148,12 @@ class Settings:
         return min(n_rows, 2 ** round(math.log2(min(256, max(16, n_rows / 16)))))
 
     def net(self) -> tuple:
-        """Return what a net in training was made with."""
+        """Return the settings that a net in training cannot change."""
         return self.loss, self.device, self.bfloat16, self.callbacks
 
 
 class Targets(Protocol):
-    """What the engine needs to know of the targets."""
+    """The methods of targets that the training calls."""
 
     n_columns: int
     rows_to_score: int
@@ -290,7 +172,7 @@ class Targets(Protocol):
         """Turn raw outputs into probabilities."""
 
     def learn_scale(self, y: np.ndarray, weights: np.ndarray, world: World) -> None:
-        """Learn location and scale of more targets, those of all processes."""
+        """Learn location and scale of more targets, over all processes."""
 
     def output_affine(self) -> Affine:
         """Return the standardisation of the targets."""
@@ -308,32 +190,18 @@ COUNTS = ("best_iter", "n_iter", "refitted")
 
 @dataclass(frozen=True)
 class History:
-    """The record of a training.
+    """The record of a training."""
 
-    Parameters
-    ----------
-    losses : tuple of float
-        Mean training loss of every epoch.
-    validation_losses, validation_scores : tuple of float
-        Mean loss and score of the held-out rows after every epoch of fine-tuning.
-    best_score : float
-        Validation score of the weights that were kept; -inf without validation.
-    best_iter : int or None
-        Epoch, counted from 1 over the last fit, whose weights were kept; 0 if those of
-        an earlier fit were.
-    n_iter : int
-        Epochs of the last fit, and calls of ``partial_fit`` since.
-    refitted : bool
-        Whether the weights were trained on the rows that were held out as well.
-    """
-
-    losses: tuple[float, ...] = ()
+    losses: tuple[float, ...] = ()  # mean training loss of every epoch
+    # Mean loss and score of the held-out rows after every epoch of fine-tuning.
     validation_losses: tuple[float, ...] = ()
     validation_scores: tuple[float, ...] = ()
-    best_score: float = -math.inf
+    best_score: float = -math.inf  # of the weights that were kept
+    # Epoch whose weights were kept, counted from 1 over the last fit; 0: weights of an
+    # earlier fit were; None: nothing was validated.
     best_iter: int | None = None
-    n_iter: int = 0
-    refitted: bool = False
+    n_iter: int = 0  # epochs of the last fit, and calls of partial_fit since
+    refitted: bool = False  # whether trained on the held-out rows as well
 
     def without_validation(self) -> History:
         """Return the record without scores, which do not hold for new weights."""
@@ -348,7 +216,7 @@ class History:
 
     @classmethod
     def from_state(cls, state: Any, name: str) -> History:
-        """Make a record of what :meth:`to_state` returned, and check it."""
+        """Make a record of a state, and check it; messages call it `name`."""
         curves = ("losses", "validation_losses", "validation_scores")
         fields = (*curves, "best_score", *COUNTS)
         *values, score, best, n_iter, refitted = record(state, name, fields)
@@ -369,45 +237,25 @@ class History:
 
 @dataclass(frozen=True)
 class Learned:
-    """What a training has learned.
-
-    Parameters
-    ----------
-    recipe : Recipe
-        What it was made with.
-    network : MLP
-        The network; acts on inputs as they are, not standardised.
-    affine : Affine
-        The standardisation of the inputs in training; folded into `network`.
-    moments : Moments or None
-        Statistics of the inputs; None without standardisation.
-    targets : Targets
-        Labels, or location and scale of real targets.
-    phase : {"warm-up", "fine-tune"}
-        Whether the network is expanded yet.
-    history : History
-        The record of the training.
-    others : tuple of Learned
-        What the other networks of an ensemble have learned.
-    """
+    """The result of a training."""
 
     recipe: Recipe
-    network: MLP
-    affine: Affine
-    moments: Moments | None
+    network: MLP  # acts on inputs that are not standardised
+    affine: Affine  # standardisation of the inputs in training, folded into the network
+    moments: Moments | None  # statistics of the inputs; None without standardisation
     targets: Targets
-    phase: str
+    phase: str  # "warm-up", or "fine-tune" once the network is expanded
     history: History = field(default_factory=History)
-    others: tuple[Learned, ...] = ()
+    others: tuple[Learned, ...] = ()  # results of the other networks of an ensemble
 
     @property
     def members(self) -> tuple[Learned, ...]:
-        """What each network has learned: of an ensemble, several."""
+        """The result of every network of an ensemble, or of the only network."""
         return (replace(self, others=()), *self.others) if self.others else (self,)
 
     @classmethod
     def join(cls, members: Sequence[Learned]) -> Learned:
-        """Return what networks have learned as one object, see :attr:`members`."""
+        """Return the results of several networks as one, see :attr:`members`."""
         first, *others = members
         return replace(first, others=tuple(others))
 
@@ -428,20 +276,18 @@ class Learned:
     def with_validation(self, other: Learned) -> Learned:
         """Return this refit with the record of the training that was validated."""
         history = replace(
-            self.history,
-            validation_losses=other.history.validation_losses,
-            validation_scores=other.history.validation_scores,
-            best_score=other.history.best_score,
-            best_iter=other.history.best_iter,
+            other.history,
+            losses=self.history.losses,
+            n_iter=self.history.n_iter,
             refitted=True,
         )
         return replace(self, history=history)
 
     def to_state(self) -> dict[str, Any]:
-        """Return all of it as dicts, lists, arrays and plain values.
+        """Return the result as dicts, lists, arrays and plain values.
 
-        A pickle and a model file are made of it, so that neither depends on the
-        classes of this library. Rules of the user's own stay objects.
+        Pickles and model files hold this state, so that they do not depend on the
+        classes of this library. A user's own rules stay objects.
         """
         return {
             "recipe": self.recipe.to_state(),
@@ -457,21 +303,10 @@ class Learned:
     def from_state(
         cls, state: Any, make_targets: Callable[[Any, str], Targets], name: str
     ) -> Learned:
-        """Make one of what :meth:`to_state` returned, and check it.
+        """Make a result of a state, and check it; messages call it `name`.
 
-        Parameters
-        ----------
-        state : dict
-            What was learned.
-        make_targets : callable
-            Makes the targets of their state and their name in messages.
-        name : str
-            Name of it in messages.
-
-        Returns
-        -------
-        learned : Learned
-            What was learned, with the network on the CPU.
+        `make_targets` makes the targets of their state and their name in messages. The
+        network is on the CPU.
         """
         others = state.get("others", ()) if isinstance(state, dict) else ()
         listing(others, f"{name}.others")
@@ -485,18 +320,11 @@ class Learned:
     def _single(
         cls, state: Any, make_targets: Callable[[Any, str], Targets], name: str
     ) -> Learned:
-        """Make what one network has learned of its state, and check it."""
-        parts = (
-            "recipe",
-            "network",
-            "moments",
-            "phase",
-            "history",
-            "affine",
-            "targets",
-        )
+        """Make the result of one network of its state, and check it."""
         recipe, network, moments, phase, history, affine, targets = record(
-            state, name, parts
+            state,
+            name,
+            ("recipe", "network", "moments", "phase", "history", "affine", "targets"),
         )
         affine = Affine.from_state(affine, f"{name}.affine")
         targets = make_targets(targets, f"{name}.targets")

@@ -25,11 +25,11 @@ class Rewired(PruneRule):
 
     At the split all children and all copies of outgoing weights are kept, if the budget
     then leaves the hidden layers at least `least_share` of their edges; otherwise the
-    weakest children go. The hidden layers keep their largest weights. Then, `n_moves`
-    times a fit and until `end`, the smallest weights of every block layer die, a share
-    of ``share / 2 (1 + cos(π t / end))`` at the time t, and as many are born, from
-    zero, where the gradient inside the blocks is largest (Evci et al., 2020). The
-    products compute that gradient anyway, so a step costs what the parent's costs.
+    weakest children are removed. The hidden layers keep their largest weights. Then,
+    `n_moves` times a fit and until `end`, a share ``share / 2 (1 + cos(π t / end))`` of
+    the edges of every block layer moves, at the time t: the smallest weights are
+    pruned, and as many edges begin at zero where the gradient inside the blocks is
+    largest (Evci et al., 2020). The step has that gradient anyway.
 
     Parameters
     ----------
@@ -108,13 +108,7 @@ class Rewired(PruneRule):
 
 
 class Rewiring(Hook):
-    """Moves edges inside the masks' blocks at a constant budget, see :class:`Rewired`.
-
-    Parameters
-    ----------
-    rule : Rewired
-        The schedule.
-    """
+    """Moves edges inside blocks at a constant budget, see :class:`Rewired`."""
 
     def __init__(self, rule: Rewired) -> None:
         self.rule = rule
@@ -127,9 +121,7 @@ class Rewiring(Hook):
         return position(trainer) / self.rule.end < 1
 
     def before_step(self, trainer: Trainer) -> None:
-        """Move edges if it is time."""
-        if not self.due(trainer):
-            return
+        """Move edges."""
         time = position(trainer) / self.rule.end
         share = self.rule.share / 2 * (1 + math.cos(math.pi * time))
         masks = {
@@ -144,7 +136,7 @@ class Rewiring(Hook):
         mask = layer.kept()
         free = layer.available() & ~mask
         n = min(int(share * int(mask.sum())), int(free.sum()))
-        # Chosen before edges die, so that what just died is not born again.
+        # Chosen before edges die, so that an edge that just died is not born again.
         assert layer.weight.grad is not None
         gain = layer.weight.grad.abs().masked_fill(~free, -1)
         born = gain.flatten().topk(n).indices

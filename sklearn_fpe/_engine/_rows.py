@@ -1,13 +1,9 @@
-"""Training rows: standardised, on the device, in batches.
-
-Arrays in memory are standardised once, into a float32 tensor on the device, from which
-whole batches are selected. Rows that must not be copied whole are in
-``_streamed_rows.py``.
-"""
+"""Training rows in memory: standardised once, on the device, in shuffled batches."""
 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +15,10 @@ from torch import Tensor
 from sklearn_fpe._engine._context import readable_memory_errors
 from sklearn_fpe._engine._device import (
     chunk_bytes,
+    host_buffer,
     is_accelerator,
     upload,
 )
-from sklearn_fpe._engine._orders import Orders
 from sklearn_fpe._engine._views import STREAM_ABOVE, View, as_double, chunks
 from sklearn_fpe.nn import MLP, Affine
 
@@ -31,30 +27,20 @@ NO_ROOM = (
     f"{STREAM_ABOVE // 2**20} MB, np.load(path, mmap_mode='r'), or as a sparse matrix, "
     f"which are read in pieces, call partial_fit with pieces of X"
 )
-"""What to do if the rows do not fit into the memory of the device."""
+"""Advice if the rows do not fit into the memory of the device."""
 
 Shares = Callable[[Tensor, int], tuple[Tensor, ...]]
-"""Maps weights of rows and the size of their batches to what a loss needs of them."""
+"""A function like :meth:`Loss.shares`, of weights and the size of a batch."""
 
 
 @dataclass(frozen=True)
 class ShuffledRows:
-    """Rows that are on the device, and the order in which an epoch takes them.
+    """Rows on the device, and the order in which an epoch takes them."""
 
-    Parameters
-    ----------
-    x : tensor of shape (n_rows, n_features)
-        Standardised rows, not shuffled.
-    order : int64 tensor of shape (n_rows,)
-        Numbers of rows in the order of the epoch.
-    targets, weights : tensors of shape (n_rows, ...)
-        Targets and weights in the order of the epoch.
-    """
-
-    x: Tensor
-    order: Tensor
-    targets: Tensor
-    weights: Tensor
+    x: Tensor  # (n_rows, n_features), standardised, not shuffled
+    order: Tensor  # (n_rows,), int64: numbers of rows
+    targets: Tensor  # (n_rows, ...), in the order of the epoch
+    weights: Tensor  # (n_rows, ...), in the order of the epoch
 
 
 class Rows:
@@ -68,11 +54,12 @@ class Rows:
         Encoded targets.
     weights : ndarray of shape (n_rows,) or (n_rows, n_outputs)
         Weights of rows or entries, of mean 1.
-    affine : Affine
-        The standardisation of the columns.
-    device : torch.device
-        Where the rows are kept.
+    affine, device : Affine, torch.device
+        Standardisation of the columns, and where to keep the rows.
     """
+
+    resident = True
+    """Whether all rows are kept on the device."""
 
     def __init__(
         self,
@@ -89,22 +76,16 @@ class Rows:
         self.x: Tensor | None = None
         self._tensors: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self._arrange: Callable[[Tensor], Tensor] | None = None
-        self._orders = Orders(len(targets), device)
+        self._drawing: _Draw | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
-
-    @property
-    def resident(self) -> bool:
-        """Whether all rows are kept on the device."""
-        return True
 
     def read(self, rows: Any) -> Tensor:
         """Return some rows standardised, as a new float32 tensor on their device."""
         return self._standardise(self.view.read(rows))
 
     def _standardise(self, part: Any) -> Tensor:
-        """Return standardised rows as a new float32 tensor on their device."""
         part = as_double(part)
         if part.device not in self._tensors:
             mean, scale = self.affine.tensors("cpu")
@@ -118,21 +99,14 @@ class Rows:
     def arrange(self, network: MLP) -> bool:
         """Arrange the columns for ``network.arranged()`` where that saves time.
 
-        Rows that are arranged stay as they are.
-
-        Returns
-        -------
-        arranged : bool
-            Whether batches have arranged columns from now on.
+        Returns whether batches have arranged columns from now on. Rows that are
+        arranged already stay as they are.
         """
-        if not network.reorders_columns:
-            return False
-        if self._arrange is not None:
-            return True
-        self._arrange = network.arrange
-        if self.x is not None:
-            self.x = _replace(self.x, network.arrange)
-        return True
+        if network.reorders_columns and self._arrange is None:
+            self._arrange = network.arrange
+            if self.x is not None:
+                self.x = _replace(self.x, network.arrange)
+        return network.reorders_columns
 
     def _load(self) -> Tensor:
         if self.x is None:
@@ -145,8 +119,7 @@ class Rows:
         slices = list(chunks(*self.view.shape, chunk_bytes(self.device)))
         parts: Iterator[Tensor]
         if is_accelerator(self.device):
-            raw = self.view.pieces(slices, self.device)
-            parts = map(self._standardise, raw)
+            parts = map(self._standardise, self.view.pieces(slices, self.device))
         else:
             parts = (self.read(rows).to(self.device) for rows in slices)
         for rows, part in zip(slices, parts, strict=True):
@@ -164,18 +137,32 @@ class Rows:
         seed: tuple[int, ...] | None = None,
         shares: Shares | None = None,
     ) -> Batches:
-        """Return an iterable of (x, (targets, weights)), shuffled if seeded.
+        """Return an iterable of (x, (targets, weights, *shares)), shuffled if seeded.
 
-        With `shares`, what it returns follows the weights. It is called once for all
-        batches of one size.
+        `shares` is called once for all batches of one size.
         """
         return Batches(self, batch_size, seed, shares)
 
     def epoch(self, seed: tuple[int, ...]) -> ShuffledRows:
         """Return all rows, and a random order of them."""
-        x, order = self._load(), self._orders.take(seed)
+        x, order = self._load(), self._take_order(seed)
         # Targets and weights are shuffled whole, which saves two selections a batch.
         return ShuffledRows(x, order, self.targets[order], self.weights[order])
+
+    def _take_order(self, seed: tuple[int, ...]) -> Tensor:
+        """Return the order of an epoch, whose number is the last entry of its seed.
+
+        All devices get the order that the CPU draws. For another device, a thread draws
+        the next epoch's order during this epoch, so that the device does not wait.
+        """
+        if not is_accelerator(self.device):
+            return permutation(len(self), seed)
+        draw = self._drawing
+        if draw is None or draw.seed != seed:
+            draw = _Draw(len(self), seed, self.device)
+        order = draw.result()
+        self._drawing = _Draw(len(self), (*seed[:-1], seed[-1] + 1), self.device)
+        return order.to(self.device, non_blocking=True)
 
     def iterate(
         self,
@@ -207,18 +194,14 @@ class Rows:
                 yield epoch.x.index_select(0, order), tuple(target)
 
 
+@dataclass(frozen=True, eq=False)
 class Batches:
-    """An iterable of batches that knows its length, as skorch wants it."""
+    """An iterable of batches that knows its length, as skorch requires."""
 
-    def __init__(
-        self,
-        rows: Rows,
-        batch_size: int,
-        seed: tuple[int, ...] | None,
-        shares: Shares | None = None,
-    ) -> None:
-        self.rows, self.batch_size, self.seed = rows, batch_size, seed
-        self.shares = shares
+    rows: Rows
+    batch_size: int
+    seed: tuple[int, ...] | None
+    shares: Shares | None
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)
@@ -242,3 +225,30 @@ def _replace(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         out[rows] = part
     assert out is not None
     return out
+
+
+class _Draw:
+    """An order that a thread draws into pinned memory."""
+
+    def __init__(
+        self, n_rows: int, seed: tuple[int, ...], device: torch.device
+    ) -> None:
+        self.seed = seed
+        self._thread = threading.Thread(target=self._run, args=(n_rows, device))
+        self._thread.start()
+
+    def _run(self, n_rows: int, device: torch.device) -> None:
+        out = host_buffer((n_rows,), torch.int64, device)
+        self.order = permutation(n_rows, self.seed, out)
+
+    def result(self) -> Tensor:
+        """Wait for the order, which is drawn before it is needed as a rule."""
+        self._thread.join()
+        return self.order
+
+
+def permutation(n: int, seed: tuple[int, ...], out: Tensor | None = None) -> Tensor:
+    """Return a random order of 0 ... n - 1 on the CPU, by a seed of several ints."""
+    state = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1)
+    generator = torch.Generator(device="cpu").manual_seed(state)
+    return torch.randperm(n, generator=generator, device="cpu", out=out)

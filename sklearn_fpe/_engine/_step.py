@@ -1,8 +1,7 @@
 """A training step: gradients without autograd's graph, and one vector to update.
 
-Recording a step of a small network, walking its graph and updating parameters one by
-one takes longer than multiplying the matrices. Here the gradient goes back through the
-layers in place, into gradients that share one vector, like the parameters.
+Recording and walking autograd's graph, and updating parameters one by one, takes longer
+than the matrix products of a small network.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ ALIGNMENT = 16
 
 
 class FlatParameters:
-    """All parameters of a network as one vector, the owner of what may train.
+    """All parameters of a network as one vector, which trains.
 
-    The parameters stay parameters, as views of the vector, and so do their gradients.
-    Training the vector trains the network.
+    The parameters and their gradients stay tensors of their own: views of the vector
+    and of its gradient.
 
     Parameters
     ----------
@@ -77,12 +76,9 @@ class FlatParameters:
 
     @torch.no_grad()
     def move_to(self, values: Tensor, gradient: Tensor, trainable: Tensor) -> None:
-        """Keep the parameters, their gradients and the masks in other memory.
+        """Keep parameters, gradients and masks in other tensors of shape (n,).
 
-        Parameters
-        ----------
-        values, gradient, trainable : tensors of shape (n,)
-            The memory, such as a row of a matrix that holds several networks.
+        These may be rows of matrices that hold several networks.
         """
         values.copy_(self.vector)
         self.vector.data, self.vector.grad = values, gradient
@@ -122,23 +118,24 @@ def add_gradients(network: MLP, world: World) -> None:
 
 
 class VectorAdamW(torch.optim.AdamW):
-    """AdamW whose :meth:`update` of a single parameter does little but run the kernel.
+    """AdamW with a faster step, :meth:`update`, for a single parameter.
 
     :meth:`step` of torch's optimizers checks hooks, profilers, groups, devices and
     precisions at every call, which takes longer than updating a small network.
     """
 
     def add_param_group(self, param_group: dict) -> None:
-        """Add a group, without importing torch's compiler, which takes a second.
+        """Add a group.
 
-        The decorator around torch's method imports it to disable it.
+        Calls torch's method without its decorator, which imports torch's compiler for a
+        second to disable it.
         """
         add = torch.optim.Optimizer.add_param_group
         getattr(add, "__wrapped__", add)(self, param_group)
 
     @torch.no_grad()
     def update(self) -> None:
-        """Do what :meth:`step` does."""
+        """Update the parameter like :meth:`step`."""
         (group,) = self.param_groups
         (vector,) = group["params"]
         state = self.state[vector]
@@ -151,14 +148,10 @@ class VectorAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def move_to(self, step: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> None:
-        """Keep the state of the single parameter in other memory.
+        """Keep the state of the single parameter in other tensors.
 
-        Parameters
-        ----------
-        step : tensor of shape ()
-            Steps so far.
-        exp_avg, exp_avg_sq : tensors of shape (n,)
-            Running means of the gradient and of the squared gradient.
+        `step`, of shape (), counts steps; the others, of shape (n,), are running means
+        of the gradient and of the squared gradient.
         """
         ((vector,),) = (group["params"] for group in self.param_groups)
         memory = {"step": step, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
@@ -179,14 +172,8 @@ def update_adamw(
     ``torch.optim.adamw.adamw`` sorts its tensors by device and asks for compilers at
     every call, which takes several times as long as the kernel.
 
-    Parameters
-    ----------
-    group : dict
-        The optimizer's group of parameters: learning rate, weight decay, constants.
-    vectors, gradients : list of tensors of shape (n,)
-        Values and gradients.
-    states : list of dict
-        The optimizer's state of each vector; the steps count this one already.
+    `group` holds learning rate, weight decay and constants. `states` holds the
+    optimizer's state of each vector; its step counts this one already.
     """
     beta1, beta2 = group["betas"]
     torch._fused_adamw_(
@@ -220,24 +207,13 @@ def has_fast_step(network: MLP) -> bool:
 def backpropagate(
     network: MLP, x: Tensor, differentiate: Callable[[Tensor], tuple[Tensor, Tensor]]
 ) -> Tensor:
-    """Compute a loss, and write its gradients over those of the parameters.
+    """Return the loss of a batch, and write its gradients over those of the parameters.
 
-    Pruned weights get a gradient, too: that of the loss if they were kept.
+    Pruned weights get a gradient, too, as if they were kept.
 
-    Parameters
-    ----------
-    network : MLP
-        Network; every parameter has a gradient to write to.
-    x : tensor of shape (n_rows, n_inputs)
-        Input.
-    differentiate : callable
-        Maps outputs (n_rows, n_outputs), which it may overwrite, to the loss and its
-        gradient with respect to the outputs.
-
-    Returns
-    -------
-    loss : tensor of shape ()
-        The loss.
+    Every parameter needs a gradient to write to. `differentiate` maps the outputs for
+    `x`, (n_rows, n_outputs), which it may overwrite, to the loss and its gradient with
+    respect to the outputs.
     """
     apply_, backward_ = network.activation.apply_, network.activation.backward_
     assert backward_ is not None

@@ -1,14 +1,10 @@
-"""Training rows in files and sparse matrices, which are never copied whole.
-
-Their batches are made when they are asked for.
-"""
+"""Training rows in files and sparse matrices, read in pieces at every use."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,14 +12,8 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from sklearn_fpe._engine._device import (
-    is_accelerator,
-    upload,
-)
-from sklearn_fpe._engine._orders import permutation
-from sklearn_fpe._engine._rows import Rows, Shares
-from sklearn_fpe._engine._views import View
-from sklearn_fpe.nn import Affine
+from sklearn_fpe._engine._device import is_accelerator, upload
+from sklearn_fpe._engine._rows import Rows, Shares, permutation
 
 SHUFFLE_BLOCK = 1024
 """Neighbouring rows of a streamed file that are read together."""
@@ -39,15 +29,9 @@ class StreamedRows(Rows):
     by blocks: blocks of :data:`SHUFFLE_BLOCK` neighbouring rows are read in random
     order, and :data:`SHUFFLE_BYTES` worth of them are shuffled among one another at a
     time, so that the files are read in runs and not row by row.
-
-    Other devices than the CPU get such a group of rows at a time, as it is stored, and
-    standardise and shuffle it; the next group is read meanwhile.
     """
 
-    @property
-    def resident(self) -> bool:
-        """Whether all rows are kept on the device."""
-        return False
+    resident = False
 
     def iterate(
         self,
@@ -56,52 +40,46 @@ class StreamedRows(Rows):
         shares: Shares | None = None,
     ) -> Iterator:
         """Yield batches, see :meth:`Rows.batches`."""
-        if is_accelerator(self.device):
-            yield from self._iterate_ahead(batch_size, seed)
-            return
-        for order, x in self._pieces(batch_size, seed):
-            for start in range(0, len(order), batch_size):
-                part = slice(start, start + batch_size)
-                rows = order[part]
-                of_x = x(part, rows)
-                if self._arrange is not None:
-                    of_x = self._arrange(of_x)
-                yield of_x, (self.targets[rows], self.weights[rows])
-
-    def _pieces(
-        self, batch_size: int, seed: tuple[int, ...] | None
-    ) -> Iterator[tuple[Tensor, Callable[[slice, Tensor], Tensor]]]:
-        """Yield row numbers and a function that reads a part of them."""
-        n = len(self)
-        if seed is None:
-            yield torch.arange(n, device="cpu"), lambda part, rows: self.read(part)
-        elif sparse.issparse(self.view.X):
-            order = permutation(n, seed)
-            yield order, lambda part, rows: self.read(rows.numpy())
+        batches: Iterator[tuple[Tensor, Tensor]]
+        if seed is None or sparse.issparse(self.view.X):
+            groups = self._groups_of_batches(batch_size, seed)
+            batches = ((self.read(group.reads[0]), group.order) for group in groups)
         else:
-            yield from self._shuffled_blocks(batch_size, seed)
+            groups = self._groups_of_blocks(batch_size, seed)
+            batches = self._shuffle_blocks(groups, batch_size)
+        if is_accelerator(self.device):
+            yield from self._read_ahead(groups, batch_size)
+            return
+        for x, rows in batches:
+            if self._arrange is not None:
+                x = self._arrange(x)
+            yield x, (self.targets[rows], self.weights[rows])
 
-    def _shuffled_blocks(
-        self, batch_size: int, seed: tuple[int, ...]
-    ) -> Iterator[tuple[Tensor, Callable[[slice, Tensor], Tensor]]]:
-        """Yield :meth:`_pieces` of rows in files, each row once."""
+    def _shuffle_blocks(
+        self, groups: Iterator[_Group], batch_size: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield shuffled batches on the CPU, and the numbers of their rows."""
         width = self.view.shape[1]
-        # Used again and again: the losses of the steps between two pieces would land in
-        # the memory of blocks that were freed, so that it could not be used for others.
+        # Allocated once, because losses of the steps between two groups would land in
+        # the memory of a freed block, so that the next block did not fit there.
         space = torch.empty(
             SHUFFLE_BLOCK, width, dtype=torch.float64, device="cpu"
         ).numpy()
         kept = torch.empty(0, width, device="cpu")
-        for group in self._groups_of_blocks(batch_size, seed):
-            stops = np.cumsum([len(kept), *(b.stop - b.start for b in group.reads)])
-            x = torch.empty(int(stops[-1]), width, device="cpu")
+        for group in groups:
+            lengths = [block.stop - block.start for block in group.reads]
+            x = torch.empty(len(kept) + sum(lengths), width, device="cpu")
             x[: len(kept)] = kept
-            parts = x[len(kept) :].split(np.diff(stops).tolist())
+            parts = x[len(kept) :].split(lengths)
             for block, part in zip(group.reads, parts, strict=True):
                 self._read_into(part, block, space)
             assert group.shuffle is not None
-            yield group.order, partial(_select_rows, x, group.shuffle)
-            kept = x[group.shuffle[len(group.order) :]]
+            n_ready = len(group.order)  # 0 where the group is smaller than a batch
+            ready, waiting = group.shuffle[:n_ready], group.shuffle[n_ready:]
+            for start in range(0, n_ready, batch_size):
+                part = slice(start, start + batch_size)
+                yield x.index_select(0, ready[part]), group.order[part]
+            kept = x[waiting]
 
     def _read_into(self, x: Tensor, block: slice, space: np.ndarray) -> None:
         """Read a block standardised, like :meth:`Rows.read`, by way of `space`."""
@@ -151,31 +129,33 @@ class StreamedRows(Rows):
                 n_rows += block.stop - block.start
         yield blocks
 
-    def _groups(
+    def _groups_of_batches(
         self, batch_size: int, seed: tuple[int, ...] | None
     ) -> Iterator[_Group]:
-        """Yield groups of whole batches to read at a time."""
-        if seed is not None and not sparse.issparse(self.view.X):
-            yield from self._groups_of_blocks(batch_size, seed)
-            return
-        n = len(self)
-        order = torch.arange(n, device="cpu")
-        if seed is not None:
-            order = permutation(n, seed)
-        n_batches = SHUFFLE_BYTES // (4 * self.view.shape[1] * batch_size)
-        step = max(1, n_batches) * batch_size
-        for start in range(0, n, step):
-            rows = order[start : start + step]
-            reads = slice(start, start + len(rows)) if seed is None else rows.numpy()
+        """Yield groups of whole batches that are read in their order.
+
+        On the CPU of one batch; on another device, of :data:`SHUFFLE_BYTES`.
+        """
+        n, n_batches = len(self), 1
+        order = torch.arange(n, device="cpu") if seed is None else permutation(n, seed)
+        if is_accelerator(self.device):
+            n_batches = SHUFFLE_BYTES // (4 * self.view.shape[1] * batch_size)
+        for rows in order.split(max(1, n_batches) * batch_size):
+            first = int(rows[0])
+            reads = slice(first, first + len(rows)) if seed is None else rows.numpy()
             yield _Group([reads], rows, None)
 
-    def _iterate_ahead(self, batch_size: int, seed: tuple[int, ...] | None) -> Iterator:
-        """Yield batches on another device than the CPU, while the next are read."""
+    def _read_ahead(self, groups: Iterator[_Group], batch_size: int) -> Iterator:
+        """Yield batches on another device than the CPU.
+
+        It gets a group of rows as they are stored, standardises and shuffles them. The
+        next group is read meanwhile.
+        """
         waiting: deque[_Group] = deque()
         kept: Tensor | None = None
 
         def selections() -> Iterator[Any]:
-            for group in self._groups(batch_size, seed):
+            for group in groups:
                 waiting.append(group)
                 yield group.rows()
 
@@ -197,42 +177,16 @@ class StreamedRows(Rows):
 
 @dataclass(frozen=True)
 class _Group:
-    """Rows that are read together.
+    """Rows that are read together."""
 
-    Parameters
-    ----------
-    reads : list of slices or int arrays
-        What to read.
-    order : int tensor of shape (n,)
-        Numbers of the rows of the next batches, in their order.
-    shuffle : int tensor or None
-        Order of the rows that were kept and of those read: the first n are those of
-        the batches, the others are kept. None: the rows read, as they are.
-    """
-
-    reads: list[Any]
-    order: Tensor
+    reads: list[Any]  # selections of rows to read: slices or int arrays
+    order: Tensor  # (n,), numbers of the rows of the next batches, in their order
+    # Order of the rows kept from the last group and the rows read. The first n make the
+    # batches, the others are kept. None: the batches are the rows read.
     shuffle: Tensor | None
 
     def rows(self) -> Any:
-        """Return what to read, in one selection."""
+        """Return all reads as one selection."""
         if len(self.reads) == 1:
             return self.reads[0]
         return np.concatenate([np.arange(r.start, r.stop) for r in self.reads])
-
-
-def _select_rows(x: Tensor, shuffle: Tensor, part: slice, rows: Tensor) -> Tensor:
-    """Return a part of shuffled rows, see :meth:`StreamedRows._pieces`."""
-    return x.index_select(0, shuffle[part])
-
-
-def make_rows(
-    view: View,
-    targets: Tensor,
-    weights: np.ndarray,
-    affine: Affine,
-    device: torch.device,
-) -> Rows:
-    """Make :class:`Rows`, or :class:`StreamedRows` of what must not be copied."""
-    kind = StreamedRows if view.streamed else Rows
-    return kind(view, targets, weights, affine, device)

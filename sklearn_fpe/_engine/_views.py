@@ -71,8 +71,8 @@ def _as_torch_takes(part: Any) -> Any:
 def is_users_memmap(X: Any) -> bool:
     """Tell whether an array is a memory map that the user made.
 
-    joblib maps large arrays into memory to hand them to its workers. These count as
-    the arrays they are copies of, because `n_jobs` must not change a result.
+    Maps by which joblib passes arrays to its workers do not count, because `n_jobs`
+    must not change a result.
     """
     while isinstance(X, np.ndarray):
         if isinstance(X, np.memmap):
@@ -80,18 +80,6 @@ def is_users_memmap(X: Any) -> bool:
             return not any(folder.startswith(JOBLIB_FOLDER) for folder in folders)
         X = X.base
     return False
-
-
-def is_streamed(X: Any) -> bool:
-    """Tell whether training reads rows in pieces at every use, not loads them once.
-
-    It depends on what the user passes alone: sparse matrices are streamed, because they
-    may not fit as dense ones, and so are large arrays in files.
-    """
-    if sparse.issparse(X):
-        return True
-    in_files = isinstance(X, LazyArray) or is_users_memmap(X)
-    return in_files and X.size * 4 > STREAM_ABOVE
 
 
 class View:
@@ -107,8 +95,7 @@ class View:
     """
 
     def __init__(self, X: Any, index: np.ndarray | None = None) -> None:
-        self.X = X
-        self.index = index
+        self.X, self.index = X, index
         self.shape = (X.shape[0] if index is None else len(index), X.shape[1])
         self._index_there: Tensor | None = None
 
@@ -117,8 +104,15 @@ class View:
 
     @property
     def streamed(self) -> bool:
-        """Whether the rows are read in pieces at every use, not loaded once."""
-        return is_streamed(self.X)
+        """Whether training reads the rows in pieces at every use instead of once.
+
+        So are sparse matrices, which may not fit as dense ones, and large arrays in
+        files.
+        """
+        if sparse.issparse(self.X):
+            return True
+        in_files = isinstance(self.X, LazyArray) or is_users_memmap(self.X)
+        return in_files and self.X.size * 4 > STREAM_ABOVE
 
     def read(self, rows: Any) -> Any:
         """Return the rows of a slice or an int array, dense; a tensor of a tensor."""
@@ -163,7 +157,7 @@ class View:
         return uploaded(parts, device)
 
     def file_order(self) -> np.ndarray | None:
-        """Return the order in which files have the rows, None if it is that of X."""
+        """Return the order of the rows in their files, None if X has the same order."""
         if isinstance(self.X, LazyArray) and self.index is None:
             return self.X.file_order()
         return None
@@ -179,36 +173,24 @@ class View:
         return np.arange(0, len(self), length) if starts is None else starts
 
     def place(self, row: int) -> str:
-        """Return which row of which file a row is, "" if X is not lazy."""
+        """Return the file of a row and its place there, "" if X is not lazy."""
         if not isinstance(self.X, LazyArray):
             return ""
         return self.X.place(row if self.index is None else int(self.index[row]))
 
     def select(self, array: Any) -> Any:
-        """Return the rows of an array that belong to those of the view."""
+        """Return the rows of the view from an array with the rows of X."""
         return array if self.index is None else array[self.index]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows with their targets and weights.
+    """Rows with their targets and weights."""
 
-    Parameters
-    ----------
-    view : View of shape (n_rows, n_features)
-        Input rows.
-    y : ndarray of shape (n_rows, ...)
-        Checked targets, not encoded.
-    weights : ndarray of shape (n_rows,)
-        Positive weights of the rows.
-    entry_weights : ndarray of shape (n_rows, n_outputs), default=None
-        Weights of every target, without those of the rows.
-    """
-
-    view: View
-    y: np.ndarray
-    weights: np.ndarray
-    entry_weights: np.ndarray | None = None
+    view: View  # of shape (n_rows, n_features)
+    y: np.ndarray  # (n_rows, ...), checked targets, not encoded
+    weights: np.ndarray  # (n_rows,), of the rows
+    entry_weights: np.ndarray | None = None  # (n_rows, n_outputs), without `weights`
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -226,10 +208,10 @@ class Sample:
         return Sample(view, self.y[rows], self.weights[rows], entries)
 
     def in_file_order(self) -> Sample:
-        """Return rows of a lazy array so that reading them does not jump.
+        """Return rows of a lazy array such that files are read from start to end.
 
         Streamed rows come in the order of their files, because training shuffles them
-        anyway. Fewer rows are read here, and keep their order.
+        anyway. Rows that are not streamed are read now, and keep their order.
         """
         order = self.view.file_order()
         if order is None:
@@ -245,7 +227,7 @@ class Sample:
     def training_weights(self, world: World = SINGLE) -> np.ndarray:
         """Return weights of mean 1, so that their scale does not change the step.
 
-        The mean is that of the rows of all processes of a world.
+        The mean is that of the rows of all processes.
         """
         weights = self.weights
         if self.entry_weights is not None:

@@ -10,7 +10,8 @@ import re
 import numpy as np
 import torch
 
-from sklearn_fpe._engine._recipe import RULES, Learned, rule_from_state, rule_to_state
+from sklearn_fpe._engine._recipe import Learned
+from sklearn_fpe._engine._rules import RULES, rule_from_state, rule_to_state
 from sklearn_fpe._estimators._classifier import FPEClassifier
 from sklearn_fpe._estimators._fitted import make_fitted, make_unfitted
 from sklearn_fpe._estimators._regressor import FPERegressor
