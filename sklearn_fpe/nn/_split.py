@@ -169,7 +169,7 @@ def partition(
         - ``"groups"``: inputs of one group stay together; a random assignment of the
           groups for every neuron;
         - ``"learned"``: every child has all inputs (-1 in the partition), and gradual
-          pruning decides which child keeps which;
+          pruning decides which child keeps which; an only child has them as 0;
         - ``f(weight, n_children, rng)``: returns the partition.
 
         All but ``"groups"`` and a callable are balanced: the fan-ins of two children
@@ -284,7 +284,8 @@ def _feature(
 def _learned(
     weight: np.ndarray, n_children: int, rng: np.random.Generator, groups: Any
 ) -> np.ndarray:
-    return np.full(weight.shape, -1)
+    # An only child needs no pruning to have an input for itself.
+    return np.full(weight.shape, -1 if n_children > 1 else 0)
 
 
 def _groups(
