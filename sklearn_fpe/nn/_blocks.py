@@ -1,38 +1,22 @@
-"""The layer of dense blocks, and the batched matrix products that it runs.
+"""The layer of dense blocks, which runs a shared partition as one batched product.
 
-Block outputs are written into one column-major matrix of shape (n_rows, n_units),
-because that avoids concatenating them. With few rows, or with narrow blocks outside of
-training, the products write a row-major matrix instead, because that is faster. Later
-layers accept either memory order.
+The blocks write their outputs into one column-major matrix of shape (n_rows, n_units),
+because that avoids concatenating them; with few rows, or with narrow blocks outside of
+training, into a row-major one, because that is faster. Later layers accept both.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sklearn_fpe.nn._affine import Affine
-from sklearn_fpe.nn._arrays import scatter_kept, to_tensor, wide
 from sklearn_fpe.nn._layers import (
     MIN_COLUMN_MAJOR_ROWS,
-    DenseLinear,
     Layer,
-    MaskedLinear,
     in_precision_of,
     is_column_major,
     is_traced,
-)
-from sklearn_fpe.nn._state import (
-    array,
-    choice,
-    index,
-    record,
-    require,
-    sizes,
-    unpack_mask,
 )
 
 ROW_MAJOR_OUTPUTS = range(12, 65)
@@ -116,21 +100,28 @@ class BlockLinear(Layer):
     def backward(
         self, x: Tensor, gradient: Tensor, first: bool = False
     ) -> Tensor | None:
-        """Write gradients from `x` and `gradient`, see :meth:`Layer.backward`.
+        """Write gradients from `x` and `gradient`, see :meth:`DenseLinear.backward`.
 
         With `first`, the gradient with respect to `x` is not computed.
         """
-        weight, bias = self.weight, self.bias
+        weight, bias, n_rows = self.weight, self.bias, len(x)
+        n_blocks, block_outputs, block_inputs = weight.shape
         if self.outputs is not None:
             gradient = scatter_columns(gradient, self.outputs, bias.numel())
         if self.reorders_columns:
             x = select_columns(x, self.inputs.flatten())
+        blocks = x.view(n_rows, n_blocks, block_inputs).transpose(0, 1)
+        gradients = gradient.view(n_rows, n_blocks, block_outputs).transpose(0, 1)
         assert weight.grad is not None
         assert bias.grad is not None
-        block_gradients(x, gradient, weight, out=(weight.grad, bias.grad))
+        torch.bmm(gradients.mT, blocks, out=weight.grad)
+        torch.sum(gradients.mT, 2, out=bias.grad)
         if first:
             return None
-        back = block_input_gradient(x, gradient, weight)
+        if is_column_major(x):
+            back = torch.bmm(weight.mT, gradients.mT).flatten(0, 1).mT
+        else:
+            back = torch.bmm(gradients, weight).transpose(0, 1).flatten(1)
         if self.reorders_columns:
             back = scatter_columns(back, self.inputs.flatten(), self.in_features)
         return back
@@ -142,11 +133,7 @@ class BlockLinear(Layer):
         return x.index_select(1, self.inputs.flatten())
 
     def arranged(self) -> BlockLinear:
-        """Return a layer with the same parameters that acts on arranged columns.
-
-        ``layer.arranged()(layer.arrange(x))`` equals ``layer(x)``. It saves time where
-        the same rows are used many times.
-        """
+        """Return a layer with the same parameters that acts on arranged columns."""
         twin = BlockLinear.__new__(BlockLinear)
         nn.Module.__init__(twin)
         twin.in_features = self.inputs.numel()
@@ -159,15 +146,18 @@ class BlockLinear(Layer):
         twin.reorders_columns = False
         return twin
 
-    @property
-    def has_all(self) -> bool:
-        """Whether a mask may keep every weight; not known without looking."""
-        return False
+    def check_mask(self, mask: Tensor) -> None:
+        """Raise a ValueError if :meth:`set_mask` cannot take `mask`."""
+        super().check_mask(mask)
+        if (mask & ~self.available()).any():
+            raise ValueError(
+                "mask must be False where the layer has no weight to keep."
+            )
 
     def available(self) -> Tensor:
         """Return the weights that a mask may keep, bool of the shape of `weight`.
 
-        Neither those of a padded column nor those of an output that does not exist.
+        Excluded are padded columns and outputs that do not exist.
         """
         inputs = self.inputs
         earlier = (inputs.unsqueeze(1) == inputs.unsqueeze(2)).tril(-1).any(2)
@@ -268,96 +258,11 @@ class BlockLinear(Layer):
         return f"{shape}, {blocks}, density={density:.3g}"
 
 
-def layer_from_state(
-    state: Any, in_features: int, name: str, is_skip: bool = False
-) -> Layer:
-    """Make a layer of what :meth:`Layer.to_state` returned, and check it.
-
-    Parameters
-    ----------
-    state : dict
-        Kind, shape of the weight, and arrays. The mask may be a bool array of that
-        shape instead of its bits.
-    in_features : int
-        Number of inputs of the layer.
-    name : str
-        Name of the layer in messages.
-    is_skip : bool, default=False
-        Whether it is a skip connection, which has neither a bias nor blocks.
-    """
-    kinds = ("dense", "masked") if is_skip else ("dense", "masked", "block")
-    kind = state.get("kind") if isinstance(state, dict) else None
-    kind = choice(kind, f"The kind of {name}", kinds)
-    is_block = kind == "block"
-    needed = ["kind", "shape", "weight", *([] if is_skip else ["bias"])]
-    needed += {"dense": [], "masked": ["mask"], "block": ["inputs"]}[kind]
-    record(state, name, needed, ("mask", "outputs") if is_block else ())
-    shape = stored = sizes(state["shape"], f"The shape of {name}", 2 + is_block)
-    fits = is_block or shape[1] == in_features
-    require(fits, f"{name} must have {in_features} inputs, it has {shape[1]}")
-    kept = bias = None
-    if "mask" in state:
-        kept = unpack_mask(state["mask"], f"{name}.mask", shape)
-        stored = (int(kept.sum()),)
-    values = array(state["weight"], f"{name}.weight", np.floating, stored)
-    if not is_skip:
-        bias = to_tensor(array(state["bias"], f"{name}.bias", np.floating, shape[:-1]))
-    # The layers get no mask, because they would multiply by it into another copy.
-    layer: DenseLinear | MaskedLinear | BlockLinear
-    if kept is None:
-        weight = to_tensor(values)
-    else:
-        weight = torch.from_numpy(scatter_kept(values, kept))
-    if is_block:
-        assert bias is not None
-        inputs, outputs = _connections(state, kept, in_features, name)
-        layer = BlockLinear(weight, bias, inputs, in_features, outputs=outputs)
-    else:
-        layer = DenseLinear(weight, bias)
-        layer = layer if kept is None else MaskedLinear.of(layer)
-    if kept is not None:
-        layer.mask = torch.from_numpy(kept)
-    return layer
-
-
-def _connections(
-    state: dict[str, Any], kept: np.ndarray | None, in_features: int, name: str
-) -> tuple[Tensor, Tensor | None]:
-    """Check which inputs and outputs the blocks of a state have; return them."""
-    shape = n_blocks, block_outputs, block_inputs = tuple(state["shape"])
-    if kept is None:
-        kept = np.broadcast_to(True, shape)
-    inputs, outputs = state["inputs"], state.get("outputs")
-    index(inputs, f"{name}.inputs", (n_blocks, block_inputs), in_features)
-    read = inputs[kept.any(axis=1)]
-    fits = len(np.unique(read)) == len(read)
-    require(fits, f"{name}.inputs must name no input twice")
-    if outputs is None:
-        return to_tensor(wide(inputs)), None
-    index(outputs, f"{name}.outputs", (None,), n_blocks * block_outputs)
-    increase = len(outputs) and (np.diff(wide(outputs)) > 0).all()
-    require(increase, f"{name}.outputs must increase")
-    fits = not np.delete(kept.any(axis=2), outputs).any()
-    require(fits, f"{name} must keep nothing of outputs it has not")
-    return to_tensor(wide(inputs)), to_tensor(wide(outputs))
-
-
 def multiply_blocks(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Compute ``x_a W_a' + b_a`` for all blocks a.
+    """Compute ``x_a W_a' + b_a`` for all blocks a, row-major or column-major.
 
-    Parameters
-    ----------
-    x : tensor of shape (n_rows, n_blocks * block_inputs)
-        Input, in the order of the blocks.
-    weight : tensor of shape (n_blocks, block_outputs, block_inputs)
-        Blocks.
-    bias : tensor of shape (n_blocks, block_outputs)
-        Biases.
-
-    Returns
-    -------
-    outputs : tensor of shape (n_rows, n_blocks * block_outputs)
-        Row-major or column-major.
+    x is (n_rows, n_blocks * block_inputs), in the order of the blocks; the result is
+    (n_rows, n_blocks * block_outputs).
     """
     n_blocks, block_outputs, block_inputs = weight.shape
     blocks = x.view(x.shape[0], n_blocks, block_inputs).transpose(0, 1)
@@ -390,32 +295,3 @@ def scatter_columns(x: Tensor, columns: Tensor, n_columns: int) -> Tensor:
     if is_column_major(x):
         return x.new_zeros(n_columns, len(x)).index_add_(0, columns, x.mT).mT
     return x.new_zeros(len(x), n_columns).index_add_(1, columns, x)
-
-
-def block_gradients(
-    x: Tensor, gradient: Tensor, weight: Tensor, out: tuple[Tensor, Tensor]
-) -> None:
-    """Write the gradients of :func:`multiply_blocks` for weight and bias.
-
-    Parameters
-    ----------
-    x, weight
-        As in :func:`multiply_blocks`.
-    gradient : tensor of shape (n_rows, n_blocks * block_outputs)
-        Gradient of the loss with respect to the outputs.
-    out : (tensor, tensor)
-        Where to write, of the shapes of weight and bias.
-    """
-    n_blocks, block_outputs, block_inputs = weight.shape
-    blocks = x.view(len(x), n_blocks, block_inputs).transpose(0, 1)
-    gradients = gradient.view(len(x), n_blocks, block_outputs).permute(1, 2, 0)
-    torch.bmm(gradients, blocks, out=out[0])
-    torch.sum(gradients, 2, out=out[1])
-
-
-def block_input_gradient(x: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
-    """Return the gradient with respect to x, in the memory order of x."""
-    gradients = gradient.view(len(x), *weight.shape[:2]).transpose(0, 1)
-    if is_column_major(x):
-        return torch.bmm(weight.mT, gradients.mT).flatten(0, 1).mT
-    return torch.bmm(gradients, weight).transpose(0, 1).flatten(1)
