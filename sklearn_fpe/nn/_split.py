@@ -14,6 +14,7 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class SplitRule:
     """
 
     name: str
-    assign: Callable[[np.ndarray, int, np.random.Generator, Any], np.ndarray]
+    assign: Callable[[np.ndarray, int, Generator, Any], np.ndarray]
     shared: bool | None = False
     contiguous: bool = False
     needs_groups: bool = False
@@ -95,23 +96,9 @@ class SplitRule:
 
 
 def get_split(split: str | SplitRule | Callable) -> SplitRule:
-    """Return a split rule by its name, of a function, or the object itself.
+    """Return a split rule by its name in :data:`SPLITS`, the object, or a function's.
 
-    Parameters
-    ----------
-    split : str, SplitRule or callable
-        A name in :data:`SPLITS`, an object, or ``f(weight, n_children, rng)``, which
-        returns the partition.
-
-    Returns
-    -------
-    rule : SplitRule
-        The rule.
-
-    Raises
-    ------
-    ValueError
-        If the name is unknown.
+    The function is ``f(weight, n_children, rng)``, which returns the partition.
     """
     if isinstance(split, SplitRule):
         return split
@@ -133,11 +120,7 @@ class _WithoutGroups:
     function: Callable
 
     def __call__(
-        self,
-        weight: np.ndarray,
-        n_children: int,
-        rng: np.random.Generator,
-        groups: Any,
+        self, weight: np.ndarray, n_children: int, rng: Generator, _groups: Any
     ) -> np.ndarray:
         return self.function(weight, n_children, rng)
 
@@ -148,7 +131,7 @@ def partition(
     split: str | SplitRule | Callable = "shared",
     *,
     groups: Any = None,
-    rng: np.random.Generator | int | None = None,
+    rng: Generator | int | None = None,
 ) -> np.ndarray:
     """Partition the input edges of every neuron among its children.
 
@@ -252,44 +235,28 @@ def balanced_runs(n_inputs: int, n_children: int) -> np.ndarray:
     return np.arange(n_inputs) * n_children // n_inputs
 
 
-def _random(
-    weight: np.ndarray, n_children: int, rng: np.random.Generator, groups: Any
-) -> np.ndarray:
-    n_neurons, n_inputs = weight.shape
-    rows = np.tile(balanced_runs(n_inputs, n_children), (n_neurons, 1))
-    return rng.permuted(rows, axis=1)
+def _random(weight: np.ndarray, n_children: int, rng: Generator, *_: Any) -> np.ndarray:
+    row = balanced_runs(weight.shape[1], n_children)
+    return rng.permuted(np.tile(row, (len(weight), 1)), axis=1)
 
 
-def _shared(
-    weight: np.ndarray, n_children: int, rng: np.random.Generator, groups: Any
-) -> np.ndarray:
-    n_neurons, n_inputs = weight.shape
-    row = rng.permutation(balanced_runs(n_inputs, n_children))
-    return np.tile(row, (n_neurons, 1))
+def _shared(weight: np.ndarray, n_children: int, rng: Generator, *_: Any) -> np.ndarray:
+    row = rng.permutation(balanced_runs(weight.shape[1], n_children))
+    return np.tile(row, (len(weight), 1))
 
 
-def _contiguous(
-    weight: np.ndarray, n_children: int, rng: np.random.Generator, groups: Any
-) -> np.ndarray:
-    n_neurons, n_inputs = weight.shape
-    return np.tile(balanced_runs(n_inputs, n_children), (n_neurons, 1))
+def _contiguous(weight: np.ndarray, n_children: int, *_: Any) -> np.ndarray:
+    row = balanced_runs(weight.shape[1], n_children)
+    return np.tile(row, (len(weight), 1))
 
 
-def _feature(
-    weight: np.ndarray, n_children: int, rng: np.random.Generator, groups: Any
-) -> np.ndarray:
-    return np.tile(_cluster_inputs(weight, n_children, rng), (len(weight), 1))
-
-
-def _learned(
-    weight: np.ndarray, n_children: int, rng: np.random.Generator, groups: Any
-) -> np.ndarray:
+def _learned(weight: np.ndarray, n_children: int, *_: Any) -> np.ndarray:
     # An only child needs no pruning to have an input for itself.
     return np.full(weight.shape, -1 if n_children > 1 else 0)
 
 
 def _groups(
-    weight: np.ndarray, n_children: int, rng: np.random.Generator, groups: Any
+    weight: np.ndarray, n_children: int, rng: Generator, groups: Any
 ) -> np.ndarray:
     """Assign whole groups, each to the child with the smallest fan-in so far."""
     groups, n_neurons = np.asarray(groups), len(weight)
@@ -308,27 +275,26 @@ def _groups(
     return children
 
 
-def _cluster_inputs(
-    weight: np.ndarray, n_clusters: int, rng: np.random.Generator, n_iter: int = 20
+def _feature(
+    weight: np.ndarray, n_children: int, rng: Generator, *_: Any
 ) -> np.ndarray:
-    """Balanced k-means on the rows of the Gram matrix of the columns of `weight`.
+    """Cluster the inputs by balanced k-means on the rows of the Gram matrix W'W.
 
-    With G = W'W the squared distance of rows j and k of G is
-    (w_j - w_k)' WW' (w_j - w_k), so the rows are clustered as (WW')^(1/2) w_j: as
-    many coordinates as neurons instead of as inputs.
+    The squared distance of its rows j and k is (w_j - w_k)' WW' (w_j - w_k), so
+    clustered are (WW')^(1/2) w_j: as many coordinates as neurons instead of as inputs.
     """
-    weight = np.asarray(weight, dtype=np.float64)
-    values, vectors = np.linalg.eigh(weight @ weight.T)
-    points = weight.T @ (vectors * np.sqrt(values.clip(min=0)))
-    centers = points[rng.choice(len(points), n_clusters, replace=False)]
+    wide = np.asarray(weight, dtype=np.float64)
+    values, vectors = np.linalg.eigh(wide @ wide.T)
+    points = wide.T @ (vectors * np.sqrt(values.clip(min=0)))
+    centers = points[rng.choice(len(points), n_children, replace=False)]
     labels = np.full(len(points), -1)
-    for _ in range(n_iter):
+    for _iteration in range(20):
         previous, labels = labels, _assign_balanced(points, centers)
         if (labels == previous).all():
             break
-        for cluster in range(n_clusters):
-            centers[cluster] = points[labels == cluster].mean(axis=0)
-    return labels
+        for child in range(n_children):
+            centers[child] = points[labels == child].mean(axis=0)
+    return np.tile(labels, (len(weight), 1))
 
 
 def _assign_balanced(points: np.ndarray, centers: np.ndarray) -> np.ndarray:
@@ -353,17 +319,17 @@ def _check_partition(
     children: Any, shape: tuple[int, ...], n_children: int
 ) -> np.ndarray:
     """Check what a user's split rule returned."""
+    wanted = f"A callable split must return an int array of shape {shape}, the child of"
     try:
         children = np.asarray(children)
     except ValueError as error:
         raise ValueError(
-            f"A callable split must return an int array of shape {shape}, the child of "
-            f"each edge; it returned rows of different lengths."
+            f"{wanted} each edge; it returned rows of different lengths."
         ) from error
     if children.shape != shape or not np.issubdtype(children.dtype, np.integer):
         raise ValueError(
-            f"A callable split must return an int array of shape {shape}, the child of "
-            f"each edge; it returned shape {children.shape} of {children.dtype}."
+            f"{wanted} each edge; it returned shape {children.shape} of "
+            f"{children.dtype}."
         )
     if children.size and not 0 <= children.min() <= children.max() < n_children:
         raise ValueError(
