@@ -1,4 +1,4 @@
-"""Activation functions, each an object that says all that the library needs to know."""
+"""Activation functions, each with its derivative, its ONNX operators and its gain."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -62,23 +63,7 @@ class Activation:
 
 
 def get_activation(activation: str | Activation) -> Activation:
-    """Return an activation by its name, or the object itself.
-
-    Parameters
-    ----------
-    activation : str or Activation
-        A name in :data:`ACTIVATIONS`, or an object.
-
-    Returns
-    -------
-    activation : Activation
-        The function.
-
-    Raises
-    ------
-    ValueError
-        If the name is unknown.
-    """
+    """Return an activation by its name in :data:`ACTIVATIONS`, or the object itself."""
     if isinstance(activation, Activation):
         return activation
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
@@ -132,16 +117,11 @@ ACTIVATIONS = {
             lambda gradient, a: _relu_backward(gradient, a, 0, grad_input=gradient),
             lambda graph, x: graph.add("Relu", x),
         ),
-        Activation(
-            "gelu",
-            nn.GELU,
-            torch.nn.functional.gelu,
-            onnx=_gelu_onnx,
-        ),
+        Activation("gelu", nn.GELU, functional.gelu, onnx=_gelu_onnx),
         Activation(
             "silu",
             nn.SiLU,
-            lambda x: torch.nn.functional.silu(x, inplace=True),
+            lambda x: functional.silu(x, inplace=True),
             onnx=lambda graph, x: graph.add("Mul", x, graph.add("Sigmoid", x)),
         ),
     )

@@ -71,9 +71,8 @@ class MLP(Network):
 
         Weights are uniform in ±sqrt(g / (fan_in + fan_out)) with the activation's gain
         g, which is 2 for ``"logistic"`` and 6 otherwise (Glorot and Bengio, 2010);
-        biases are zero. What is trained by a convex loss alone starts from zero: a
-        network without hidden layers, and with a skip connection the connection and
-        the output layer.
+        biases are zero. Zero are also the weights whose loss is convex: those of a
+        network without hidden layers, and a skip connection with the output layer.
 
         Parameters
         ----------
@@ -210,20 +209,10 @@ class MLP(Network):
     def to_sequential(self) -> nn.Sequential:
         """Return the same function as ``nn.Linear`` modules and activations.
 
-        The weights are copies, dense and zero where pruned. The map of the input that
-        is not folded yet, see :meth:`fold_input`, is folded into the first
-        ``nn.Linear``, which loses digits in columns whose mean is far above their
-        scale.
-
-        Returns
-        -------
-        sequential : torch.nn.Sequential
-            ``Linear, activation, ..., Linear`` on the device of the network.
-
-        Raises
-        ------
-        ValueError
-            If the network has a skip connection, which is no sequence of modules.
+        The weights are copies, dense and zero where pruned, on the device of the
+        network. The map of the input that is not folded yet, see :meth:`fold_input`, is
+        folded into the first ``nn.Linear``, which loses digits in columns whose mean is
+        far above their scale. Raises a ValueError for a network with a skip connection.
         """
         if self.skip is not None:
             raise ValueError(

@@ -20,7 +20,7 @@ from sklearn_fpe.nn._structured import (
 
 @dataclass(frozen=True)
 class Plan:
-    """Record of the units and weights that an expanded network keeps.
+    """The partition of an expanded network, and its kept units and edges.
 
     Unit ``a * n_parents + i`` of a hidden layer is child ``a`` of parent ``i``; the
     units of a layer are the inputs of the next one. Arrays may be broadcast views.
@@ -140,7 +140,7 @@ class PruneRule(ABC):
     needs_shared : bool
         Whether all neurons of a layer must have the same partition.
     exact : bool
-        Whether what is kept meets the budget exactly.
+        Whether the kept parameters are exactly as many as the budget.
     allows_skip : bool
         Whether the network may have a skip connection.
     at_once : bool
@@ -218,25 +218,13 @@ class PruneRule(ABC):
     def plan(
         self, weights: list[np.ndarray], shape: Shape, splitter: Splitter, budget: int
     ) -> Plan:
-        """Split and prune.
+        """Split every layer and choose the units and weights that stay.
 
-        Parameters
-        ----------
-        weights : list of ndarrays
-            Weights of the dense parent, (n_parents, n_inputs) for every hidden layer,
-            (n_outputs, n_parents) for the output layer, and (n_outputs, n_inputs) for
-            the skip connection if there is one.
-        shape : Shape
-            Shape of the expanded network.
-        splitter : Splitter
-            Splits the layers, and holds the source of randomness.
-        budget : int
-            Parameters to keep, biases included.
-
-        Returns
-        -------
-        plan : Plan
-            Record of the kept units and weights.
+        `weights` are those of the dense parent: (n_parents, n_inputs) for every hidden
+        layer, (n_outputs, n_parents) for the output layer, and (n_outputs, n_inputs)
+        for the skip connection if there is one. `shape` is that of the expanded
+        network, `splitter` splits its layers and holds the source of randomness, and
+        `budget` counts the parameters to keep, biases included.
         """
 
 
