@@ -46,11 +46,6 @@ class BlockLinear(Layer):
     outputs : int tensor of shape (out_features,), default=None
         The flat block outputs that exist, where some were pruned; None: all.
 
-    Attributes
-    ----------
-    reorders_columns : bool
-        Whether the blocks read anything but consecutive runs of all columns.
-
     Examples
     --------
     >>> import torch
@@ -167,38 +162,35 @@ class BlockLinear(Layer):
         return exists.unsqueeze(2) & ~earlier.unsqueeze(1)
 
     def total_in(self, values: Tensor) -> Tensor:
-        """Sum values of the shape of `weight` over inputs, see :class:`Layer`."""
-        count = values.sum(2).flatten()
-        return count if self.outputs is None else count[self.outputs]
+        """Sum `values` of weights, of the shape of `weight`, into every output."""
+        total = values.sum(2).flatten()
+        return total if self.outputs is None else total[self.outputs]
 
     def total_out(self, values: Tensor) -> Tensor:
-        """Sum values of the shape of `weight` over outputs, see :class:`Layer`."""
-        count = values.sum(1).flatten()
-        return count.new_zeros(self.in_features).index_add_(
-            0, self.inputs.flatten(), count
-        )
+        """Sum `values` of weights, of the shape of `weight`, out of every input."""
+        total, inputs = values.sum(1).flatten(), self.inputs.flatten()
+        return total.new_zeros(self.in_features).index_add_(0, inputs, total)
 
     def between(self, inputs: Tensor, outputs: Tensor) -> Tensor:
-        """Return the weights from some inputs to some outputs, see :class:`Layer`."""
-        of_blocks = outputs
+        """Return the weights that join `inputs` to `outputs`, see :class:`Layer`."""
         if self.outputs is not None:
-            of_blocks = torch.zeros_like(self.bias, dtype=torch.bool).flatten()
-            of_blocks[self.outputs] = outputs
-        return of_blocks.view(self.bias.shape).unsqueeze(2) & inputs[
-            self.inputs
-        ].unsqueeze(1)
+            chosen = torch.zeros_like(self.bias, dtype=torch.bool).flatten()
+            chosen[self.outputs] = outputs
+            outputs = chosen
+        outputs = outputs.view(self.bias.shape)
+        return outputs.unsqueeze(2) & inputs[self.inputs].unsqueeze(1)
 
     def rows_into(self, outputs: Tensor) -> Tensor:
-        """Return the rows of the weights into some outputs, see :class:`Layer`."""
+        """Return the row of ``weight.flatten(0, -2)`` into each of `outputs`, int64."""
         return outputs if self.outputs is None else self.outputs[outputs]
 
     def inputs_at(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Return the inputs that columns of some rows read, see :class:`Layer`."""
+        """Return the input at each of `rows`, see :meth:`rows_into`, and `columns`."""
         blocks = rows.div(self.weight.shape[1], rounding_mode="floor")
         return self.inputs[blocks, columns]
 
     def select_units(self, inputs: Tensor, outputs: Tensor) -> Layer:
-        """Return a layer over some inputs and outputs, see :class:`Layer`."""
+        """Return a layer over some `inputs` and `outputs`, see :class:`Layer`."""
         exists = torch.arange(self.bias.numel(), device=self.bias.device)
         exists = (exists if self.outputs is None else self.outputs)[outputs]
         # Inputs that are gone are read by no kept weight; they become padding.
@@ -207,7 +199,7 @@ class BlockLinear(Layer):
         first = torch.where(read, self.inputs, self.in_features).amin(1, keepdim=True)
         first = first.clamp(max=self.in_features - 1)
         columns = number[torch.where(read, self.inputs, first)].clamp(min=0)
-        mask = self.kept() if not bool(read.all()) else self.mask
+        mask = self.mask if bool(read.all()) else self.kept()
         return BlockLinear(
             self.weight.detach().clone(),
             self.bias.detach().clone(),
@@ -219,11 +211,9 @@ class BlockLinear(Layer):
 
     def _scatter(self, blocks: Tensor) -> Tensor:
         """Return values of the shape of `weight` as (out_features, in_features)."""
-        n_blocks, block_outputs, _ = blocks.shape
-        dense = blocks.new_zeros(n_blocks, block_outputs, self.in_features)
-        index = self.inputs.unsqueeze(1).expand(-1, block_outputs, -1)
+        dense = blocks.new_zeros(*blocks.shape[:2], self.in_features)
         # Add instead of assigning, because padding repeats an index with a zero.
-        dense.scatter_add_(2, index, blocks)
+        dense.scatter_add_(2, self.inputs.unsqueeze(1).expand_as(blocks), blocks)
         dense = dense.flatten(0, 1)
         return dense if self.outputs is None else dense[self.outputs]
 
@@ -288,10 +278,7 @@ def select_columns(x: Tensor, columns: Tensor) -> Tensor:
 
 
 def scatter_columns(x: Tensor, columns: Tensor, n_columns: int) -> Tensor:
-    """Add the columns of x to those of zeros (n_rows, n_columns); keep the order.
-
-    The gradient of :func:`select_columns`.
-    """
+    """Return the gradient of :func:`select_columns`, (n_rows, n_columns), of one x."""
     if is_column_major(x):
         return x.new_zeros(n_columns, len(x)).index_add_(0, columns, x.mT).mT
     return x.new_zeros(len(x), n_columns).index_add_(1, columns, x)

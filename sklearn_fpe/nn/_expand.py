@@ -31,9 +31,9 @@ def expand(
 ) -> tuple[MLP, tuple[int, ...]]:
     """Split every hidden neuron of a dense network into children, within a budget.
 
-    The input edges of a neuron are partitioned among its `expansion` children, its
-    outgoing weights are copied to each of them, its bias is divided among them. Then
-    weights are pruned until `budget` parameters are left.
+    The input edges of a neuron are partitioned among its children, its outgoing weights
+    are copied to each of them, and its bias is divided among them. Then weights are
+    pruned until `budget` parameters are left.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def expand(
         - ``"magnitude"``: remove the smallest weights of all layers, but leave every
           layer a share; keeps `budget` parameters exactly.
         - ``"structured"``: remove the least used inputs of a block and the weakest
-          children; what is kept runs as dense matrices. Needs a split that all
+          children, so that the others run as dense matrices. Needs a split that all
           neurons of a layer share. Falls short of `budget` by less than the cheapest
           unit that could still be added.
         - ``"rewired"``: keep the outgoing weights, and of the others the largest; an

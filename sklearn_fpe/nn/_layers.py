@@ -51,20 +51,9 @@ class Layer(ArrayModule):
     (n_rows, out_features), in the precision of x. The outputs are written into `out` if
     it is given, which autograd cannot record.
 
-    Attributes
-    ----------
-    kind : str
-        Name of the class in a stored model.
-    weight : torch.nn.Parameter
-        Weights, zero wherever `mask` is False.
-    bias : torch.nn.Parameter or None
-        Biases; None: the layer has none.
-    mask : bool tensor of the shape of `weight` or None
-        The kept weights; None: all of them.
-    in_features, out_features : int
-        Numbers of inputs and outputs.
-    reorders_columns : bool
-        Whether the layer reads anything but all columns of x in their order.
+    ``weight`` is zero wherever ``mask``, bool of its shape, is False; a mask of None
+    keeps all weights. ``kind`` names the class in a stored model. ``reorders_columns``
+    tells whether the layer reads anything but all columns of x in their order.
     """
 
     kind: str
@@ -76,7 +65,7 @@ class Layer(ArrayModule):
     reorders_columns = False
 
     def to_state(self) -> dict[str, Any]:
-        """Return kind, shape and arrays, see :func:`layer_from_state`."""
+        """Return kind, shape of the weight, and arrays."""
         shape = list(self.weight.shape)
         return {"kind": self.kind, "shape": shape, **stored_arrays(self)}
 
@@ -129,7 +118,7 @@ class Layer(ArrayModule):
         return x
 
     def arranged(self) -> Layer:
-        """Return a layer with the same parameters that reads columns in their order.
+        """Return a layer with the same parameters that acts on arranged columns.
 
         ``layer.arranged()(layer.arrange(x))`` equals ``layer(x)``. It saves time where
         the same rows are used many times.
@@ -142,9 +131,7 @@ class Layer(ArrayModule):
 
     def dense_mask(self) -> Tensor:
         """Return the kept weights, bool (out_features, in_features)."""
-        if self.mask is None:
-            return torch.ones_like(self.weight, dtype=torch.bool)
-        return self.mask
+        return self.kept()
 
     def dense_bias(self) -> Tensor:
         """Return the bias of every output, (out_features,), zero if there is none."""
@@ -198,20 +185,12 @@ class Layer(ArrayModule):
         """Return the weights that are kept, bool of the shape of `weight`; a copy."""
         return self.available() if self.mask is None else self.mask.clone()
 
-    # Edges: how positions of `weight` belong to inputs and outputs.
-
     def total_in(self, values: Tensor) -> Tensor:
-        """Sum values of the shape of `weight` over inputs, (out_features,).
-
-        Of a mask: count the weights into every output.
-        """
+        """Sum `values` of weights, of the shape of `weight`, into every output."""
         return values.sum(1)
 
     def total_out(self, values: Tensor) -> Tensor:
-        """Sum values of the shape of `weight` over outputs, (in_features,).
-
-        Of a mask: count the weights out of every input.
-        """
+        """Sum `values` of weights, of the shape of `weight`, out of every input."""
         return values.sum(0)
 
     def between(self, inputs: Tensor, outputs: Tensor) -> Tensor:
@@ -223,14 +202,11 @@ class Layer(ArrayModule):
         return outputs.unsqueeze(1) & inputs
 
     def rows_into(self, outputs: Tensor) -> Tensor:
-        """Return the rows of ``weight.flatten(0, -2)`` that lead into some outputs.
-
-        `outputs` holds numbers of outputs, int64 of shape (n,), as does the result.
-        """
+        """Return the row of ``weight.flatten(0, -2)`` into each of `outputs`, int64."""
         return outputs
 
     def inputs_at(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Return the inputs that columns of some rows read, see :meth:`rows_into`."""
+        """Return the input at each of `rows`, see :meth:`rows_into`, and `columns`."""
         return columns
 
     def select_units(self, inputs: Tensor, outputs: Tensor) -> Layer:

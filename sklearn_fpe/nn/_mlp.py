@@ -44,8 +44,6 @@ class MLP(Network):
 
     Attributes
     ----------
-    activations : torch.nn.ModuleList
-        The activation after each hidden layer.
     input_mean, input_scale : double tensors of shape (n_inputs,) or None
         The input is mapped to ``(x - input_mean) / input_scale`` first, see
         :meth:`fold_input`.
@@ -140,10 +138,7 @@ class MLP(Network):
         return network.eval()
 
     def transform(self, x: Tensor) -> Tensor:
-        """Map x (n_rows, n_inputs) to the activations of the last hidden layer.
-
-        Without hidden layers, to x itself.
-        """
+        """Map x (n_rows, n_inputs) to the last hidden activations; to x without any."""
         return self._hidden(self._scaled(x))
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
@@ -196,9 +191,8 @@ class MLP(Network):
     def arranged(self) -> MLP:
         """Return a network with the same parameters that acts on arranged columns.
 
-        ``network.arranged()(network.arrange(x))`` equals ``network(x)``; it saves time
-        where the same rows are used many times. Where the first layer reads the columns
-        in their order, the network itself.
+        ``network.arranged()(network.arrange(x))`` equals ``network(x)``. It saves time
+        where the same rows are used many times.
         """
         if not self.reorders_columns:
             return self
@@ -265,18 +259,14 @@ class MLP(Network):
     def unfold_input(self, affine: Affine) -> None:
         """Make the network act on ``affine(x)`` where it acted on x.
 
-        The inverse of :meth:`fold_input` for the same argument; for others it expresses
-        the same function in other coordinates.
+        For the same argument, this undoes :meth:`fold_input`.
         """
         self._fold(self.input_affine.relative_to(affine))
         self.input_mean = self.input_scale = None
 
     @torch.no_grad()
     def change_input(self, old: Affine, new: Affine) -> None:
-        """Make the network act on ``new(x)`` where it acted on ``old(x)``.
-
-        As a function of x it stays the same.
-        """
+        """Make the network act on ``new(x)`` where it acted on ``old(x)``."""
         self._fold(old.relative_to(new))
 
     def _fold(self, affine: Affine) -> None:

@@ -159,8 +159,7 @@ class PruneRule(ABC):
     ...     def least_budget(self, shape):
     ...         return shape.n_parameters() - shape.n_outputs * shape.fan_ins()[-1]
     ...
-    ...     def least_cost(self, shape):
-    ...         return self.least_budget(shape)
+    ...     least_cost = least_budget
     ...
     ...     def plan(self, weights, shape, splitter, budget):
     ...         (n_units,) = shape.fan_ins()[1:]
@@ -261,9 +260,8 @@ class Structured(PruneRule):
         """Return the cost of one input and the least number of children per block."""
         return structured_count(shape, shape.expansion[0], least_parents(shape))
 
-    def least_cost(self, shape: Shape) -> int:
-        """Return the least budget, because blocks keep at least one child."""
-        return self.least_budget(shape)
+    # Blocks keep at least one child, whatever the expansion.
+    least_cost = least_budget
 
     def plan(
         self, weights: list[np.ndarray], shape: Shape, splitter: Splitter, budget: int

@@ -36,8 +36,8 @@ class SplitRule:
     contiguous : bool, default=False
         Whether children read runs of neighbouring inputs.
     needs_groups : bool, default=False
-        Whether the rule needs group labels. They belong to the network's inputs, so
-        deeper layers are split by ``"shared"``.
+        Whether the rule needs group labels, which only the network's inputs have;
+        deeper layers are then split by ``"shared"``.
     overlapping : bool, default=False
         Whether every child starts with all inputs of its parent, entered as -1 in the
         partition, so that pruning must decide which child keeps which.
@@ -119,10 +119,8 @@ class _WithoutGroups:
 
     function: Callable
 
-    def __call__(
-        self, weight: np.ndarray, n_children: int, rng: Generator, _groups: Any
-    ) -> np.ndarray:
-        return self.function(weight, n_children, rng)
+    def __call__(self, weight: np.ndarray, n: int, rng: Generator, *_: Any) -> Any:
+        return self.function(weight, n, rng)
 
 
 def partition(
