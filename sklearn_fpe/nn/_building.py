@@ -46,24 +46,26 @@ def build_layers(
     outgoing = 1.0
     for level, units in enumerate(plan.alive):
         n_children, n_parents = shape.expansion[level], shape.hidden[level]
-        children = plan.children[level][:, inputs]
+        children, keep = plan.children[level][:, inputs], plan.keep[level][:, inputs]
         weight = outgoing * weights[level][:, inputs % weights[level].shape[1]]
-        if n_children > 1 and (children < 0).all():
+        bias, alive = biases[level] / n_children, units.reshape(n_children, n_parents)
+        siblings = 1 if plan.siblings is None else plan.siblings[level]
+        overlap = n_children > 1 and (children < 0).all()
+        outgoing = 1 / n_children if overlap else 1.0
+        children = children.clip(min=0)
+        # A single child is a block of its own where inputs were dropped.
+        in_blocks = n_children > siblings or not keep.any(axis=0).all()
+        if overlap:
             # Children that read all inputs do what the parent does, so they share its
             # outputs instead of its bias.
             layers.append(_copies(weight, biases[level], n_children, rng))
-            outgoing = 1 / n_children
+        elif in_blocks and is_shared(children):
+            row = children[0]
+            layers.append(_block_layer(weight, bias, row, keep, alive, siblings))
         else:
-            layer = _hidden_layer(
-                weight,
-                biases[level] / n_children,
-                children.clip(min=0),
-                plan.keep[level][:, inputs],
-                units.reshape(n_children, n_parents),
-                1 if plan.siblings is None else plan.siblings[level],
-            )
-            layers.append(layer)
-            outgoing = 1.0
+            child, parent = np.nonzero(alive)
+            kept = keep[parent] & (children[parent] == child[:, None])
+            layers.append(matrix_layer(weight[parent], bias[parent], kept))
         inputs = np.flatnonzero(units)
         parents.append(torch.from_numpy(inputs % n_parents))
     last = len(plan.alive)
@@ -80,28 +82,6 @@ def _copies(
     noise = COPY_NOISE * weight.std() * rng.standard_normal(wide.shape)
     values = torch.from_numpy((wide + noise).astype(weight.dtype))
     return DenseLinear(values, torch.from_numpy(np.tile(bias, n_children)))
-
-
-def _hidden_layer(
-    weight: np.ndarray,
-    bias: np.ndarray,
-    children: np.ndarray,
-    keep: np.ndarray,
-    alive: np.ndarray,
-    siblings: int,
-) -> Layer:
-    """Make a layer of dense blocks of a shared partition, else a masked matrix.
-
-    `weight`, `children` and `keep` are (n_parents, n_inputs), `alive` is
-    (n_children, n_parents).
-    """
-    block, parent = np.nonzero(alive)
-    n_blocks = len(alive) // siblings
-    # A single child is a block of its own where inputs were dropped.
-    if is_shared(children) and (n_blocks > 1 or not keep.any(axis=0).all()):
-        return _block_layer(weight, bias, children[0], keep, alive, siblings)
-    kept = keep[parent] & (children[parent] == block[:, None])
-    return matrix_layer(weight[parent], bias[parent], kept)
 
 
 def matrix_layer(

@@ -29,11 +29,6 @@ class Ensemble(nn.Module):
     link : {"softmax", "sigmoid", "identity"}
         Function that maps outputs to predictions.
 
-    Attributes
-    ----------
-    members : torch.nn.ModuleList
-        The networks.
-
     Raises
     ------
     ValueError

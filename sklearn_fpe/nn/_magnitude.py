@@ -225,12 +225,6 @@ def prune_magnitude(
     partitions. Returns the fields `alive` and `keep` of a plan. Every unit has an edge
     in and an edge out, if the budget pays for two edges and the bias of every unit; a
     few smaller budgets leave a unit that lacks one.
-
-    Raises
-    ------
-    ValueError
-        If the partitions leave children without inputs, and the other children have
-        fewer than `budget` parameters.
     """
     edges = _Edges(weights, children, shape, budget, floor)
     alive = edges.connected(np.ones(edges.n_units, dtype=bool))

@@ -171,10 +171,6 @@ def partition(
         If `n_children` is out of range, `split` is unknown, `groups` does not fit, or
         a callable returns something that is no partition.
 
-    References
-    ----------
-    "Expand Neurons, Not Parameters", arXiv:2510.04500.
-
     Examples
     --------
     >>> import numpy as np
