@@ -23,13 +23,11 @@ class Activation:
     module : callable
         ``module()`` returns the function as a ``torch.nn.Module``.
     apply_ : callable
-        Compute the function in place and return the result. Used where no gradient
-        is recorded.
+        Computes the function in place, where no gradient is recorded.
     backward_ : callable, default=None
         ``backward_(gradient, output)`` multiplies `gradient` in place by the
-        derivative, computed from the function's output, which it may overwrite.
-        None if the derivative does not follow from the output alone; gradients then
-        come from autograd.
+        derivative, computed from the function's output, which it may overwrite. None
+        if that is not possible: gradients then come from autograd.
     onnx : callable, default=None
         ``onnx(graph, x)`` adds the function's ONNX operators to a graph and returns
         the name of their result. None if the function cannot be exported.

@@ -16,6 +16,7 @@ from sklearn_fpe.nn._layers import (
     Layer,
     in_precision_of,
     is_column_major,
+    is_recorded,
     is_traced,
 )
 
@@ -84,7 +85,10 @@ class BlockLinear(Layer):
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Map x (n_rows, in_features) to (n_rows, out_features), see :class:`Layer`."""
-        weight, bias = in_precision_of(x, self._masked_weight(), self.bias)
+        weight: Tensor = self.weight
+        if self.mask is not None and is_recorded():
+            weight = weight * self.mask
+        weight, bias = in_precision_of(x, weight, self.bias)
         if self.reorders_columns:
             x = select_columns(x, self.inputs.flatten())
         outputs = multiply_blocks(x, weight, bias)

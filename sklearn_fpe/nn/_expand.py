@@ -49,9 +49,8 @@ def expand(
         - ``"magnitude"``: remove the smallest weights of all layers, but leave every
           layer a share; keeps `budget` parameters exactly.
         - ``"structured"``: remove the least used inputs of a block and the weakest
-          children, so that the others run as dense matrices. Needs a split that all
-          neurons of a layer share. Falls short of `budget` by less than the cheapest
-          unit that could still be added.
+          children; the rest runs as dense matrices. Needs a split that all neurons
+          share. Falls short of `budget` by less than the cheapest unit left out.
         - ``"rewired"``: keep the outgoing weights, and of the others the largest; an
           estimator moves edges in the fine-tuning. Needs a shared split, too.
     budget : int, default=None
@@ -67,8 +66,8 @@ def expand(
     expanded : MLP
         The expanded network, on the device of `network`.
     expansion : tuple of int
-        Children per neuron of each hidden layer: the largest number that the inputs
-        and the budget allow, up to the one asked for.
+        Children per neuron of each hidden layer, as many as the inputs and the budget
+        allow, up to the number asked for.
 
     Raises
     ------
@@ -176,8 +175,7 @@ def check_expansion(
     Returns
     -------
     shape : Shape
-        The shape of the network, with the largest expansion that the inputs and the
-        budget allow, up to the one asked for.
+        The shape of the expanded network, see :func:`expand`.
     budget : int
         The budget: that of the dense parent if None was given.
 

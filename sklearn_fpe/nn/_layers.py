@@ -69,21 +69,18 @@ class Layer(ArrayModule):
         shape = list(self.weight.shape)
         return {"kind": self.kind, "shape": shape, **stored_arrays(self)}
 
-    def _masked_weight(self) -> Tensor:
-        """Return the weight as autograd must see it."""
-        if self.mask is None or not is_recorded():
-            return self.weight
-        return self.weight * self.mask
-
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Map x (n_rows, in_features) to (n_rows, out_features), see :class:`Layer`."""
+        weight: Tensor = self.weight
         bias: Tensor | None = self.bias
+        if self.mask is not None and is_recorded():
+            weight = weight * self.mask
         if bias is None:
-            (weight,) = in_precision_of(x, self._masked_weight())
+            (weight,) = in_precision_of(x, weight)
             if out is None:
                 return F.linear(x, weight)
             return torch.mm(x, weight.mT, out=out)
-        weight, bias = in_precision_of(x, self._masked_weight(), bias)
+        weight, bias = in_precision_of(x, weight, bias)
         n_outputs, n_inputs = weight.shape
         # In this order, because a tracer records comparisons of sizes.
         if is_column_major(x) and n_inputs >= MIN_COLUMN_MAJOR_RATIO * n_outputs:

@@ -104,9 +104,8 @@ class Splitter:
     def split(self, weight: np.ndarray, n_children: int, level: int) -> np.ndarray:
         """Partition the inputs of every neuron of a hidden layer.
 
-        `weight` is (n_parents, n_inputs), `n_children` the children of every parent,
-        `level` the number of the layer, from 0. Returns the partition, int of the shape
-        of `weight`.
+        `weight` is (n_parents, n_inputs), as is the partition, `n_children` the
+        children of every parent, `level` the number of the layer, from 0.
         """
         rule = self.rule.at_level(level)
         return partition(weight, n_children, rule, groups=self.groups, rng=self.rng)
@@ -118,8 +117,7 @@ class Splitter:
 
         `weights` are those of the dense parent, see :meth:`PruneRule.plan`, `shape`
         is that of the expanded network. Returns the weights over the units of the layer
-        before instead of its parents, and the partition of every hidden layer, int of
-        shape (n_parents, n_inputs).
+        before instead of its parents, and the partition of every hidden layer.
         """
         copies = (1, *shape.expansion, 1)
         wide = [np.tile(w, (1, c)) for w, c in zip(weights, copies, strict=False)]

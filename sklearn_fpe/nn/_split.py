@@ -26,10 +26,9 @@ class SplitRule:
     name : str
         Name of the rule.
     assign : callable
-        ``assign(weight, n_children, rng, groups)`` returns the partition, an int array
-        of the shape of `weight`, (n_neurons, n_inputs), with values in
-        [0, n_children). `rng` is a ``numpy.random.Generator``, `groups` the group
-        label of every input or None.
+        ``assign(weight, n_children, rng, groups)`` returns the partition, int of the
+        shape of `weight`, (n_neurons, n_inputs), in [0, n_children). `rng` is a
+        ``numpy.random.Generator``, `groups` the group label of every input or None.
     shared : bool or None, default=False
         Whether all neurons of a layer get the same partition, so that the layer runs
         as dense blocks; None: it depends.
