@@ -262,10 +262,11 @@ def test_sparse_rows_and_double_precision(split):
 # --------------------------------------------------------------------------------------
 
 
-def test_without_expansion_a_learned_split_changes_nothing():
+@pytest.mark.parametrize("budget", [None, 40])
+def test_without_expansion_a_learned_split_changes_nothing(budget):
     for prune in PRUNES:
         models = [
-            fit(expansion=1, split=split, prune=prune)
+            fit(expansion=1, split=split, prune=prune, budget=budget)
             for split in ("contiguous", "learned")
             if split == "contiguous" or not PRUNES[prune].needs_shared
         ]

@@ -1,6 +1,10 @@
 """Fixed Parameter Expansion in PyTorch: rules, layers, networks.
 
-This package uses tensors and modules and imports nothing from scikit-learn.
+:func:`expand` partitions the inputs of every neuron among its children
+(``_split.py``), prunes the copied weights to the budget (``_prune.py``,
+``_magnitude.py``, ``_structured.py``), and makes the layers that execute what is left
+(``_building.py``, ``_blocks.py``, ``_layers.py``). Nothing is imported from
+scikit-learn.
 """
 
 from sklearn_fpe.nn._activation import Activation

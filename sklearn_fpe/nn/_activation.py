@@ -1,4 +1,4 @@
-"""Activation functions, each an object that says all that the library needs to know."""
+"""Activation functions, each with its derivative, its ONNX operators and its gain."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,11 @@ class Activation:
     module : callable
         ``module()`` returns the function as a ``torch.nn.Module``.
     apply_ : callable
-        Compute the function in place and return the result. Used where no gradient
-        is recorded.
+        Computes the function in place, where no gradient is recorded.
     backward_ : callable, default=None
         ``backward_(gradient, output)`` multiplies `gradient` in place by the
-        derivative, computed from the function's output, which it may overwrite.
-        None if the derivative does not follow from the output alone; gradients then
-        come from autograd.
+        derivative, computed from the function's output, which it may overwrite. None
+        if that is not possible: gradients then come from autograd.
     onnx : callable, default=None
         ``onnx(graph, x)`` adds the function's ONNX operators to a graph and returns
         the name of their result. None if the function cannot be exported.
@@ -62,23 +61,7 @@ class Activation:
 
 
 def get_activation(activation: str | Activation) -> Activation:
-    """Return an activation by its name, or the object itself.
-
-    Parameters
-    ----------
-    activation : str or Activation
-        A name in :data:`ACTIVATIONS`, or an object.
-
-    Returns
-    -------
-    activation : Activation
-        The function.
-
-    Raises
-    ------
-    ValueError
-        If the name is unknown.
-    """
+    """Return an activation by its name in :data:`ACTIVATIONS`, or the object itself."""
     if isinstance(activation, Activation):
         return activation
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
@@ -132,16 +115,11 @@ ACTIVATIONS = {
             lambda gradient, a: _relu_backward(gradient, a, 0, grad_input=gradient),
             lambda graph, x: graph.add("Relu", x),
         ),
-        Activation(
-            "gelu",
-            nn.GELU,
-            torch.nn.functional.gelu,
-            onnx=_gelu_onnx,
-        ),
+        Activation("gelu", nn.GELU, functional.gelu, onnx=_gelu_onnx),
         Activation(
             "silu",
             nn.SiLU,
-            lambda x: torch.nn.functional.silu(x, inplace=True),
+            lambda x: functional.silu(x, inplace=True),
             onnx=lambda graph, x: graph.add("Mul", x, graph.add("Sigmoid", x)),
         ),
     )

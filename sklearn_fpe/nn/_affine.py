@@ -1,4 +1,4 @@
-"""Location and scale of columns: how inputs and targets are standardised."""
+"""Location and scale of columns, by which inputs and targets are standardised."""
 
 from __future__ import annotations
 
@@ -39,10 +39,7 @@ class Affine:
 
     @classmethod
     def from_state(cls, state: Any, name: str) -> Affine:
-        """Make a map of copies of `state`, what :meth:`to_state` returned; check it.
-
-        `name` is that of the map in messages.
-        """
+        """Make a map of a copy of `state`, see :meth:`to_state`; errors say `name`."""
         mean, scale = record(state, name, ("mean", "scale"))
         scale = above_zero(scale, f"{name}.scale", (None,))
         mean = array(mean, f"{name}.mean", np.float64, scale.shape)

@@ -1,38 +1,23 @@
-"""The layer of dense blocks, and the batched matrix products that it runs.
+"""The layer of dense blocks, which runs a shared partition as one batched product.
 
-Block outputs are written into one column-major matrix of shape (n_rows, n_units),
-because that avoids concatenating them. With few rows, or with narrow blocks outside of
-training, the products write a row-major matrix instead, because that is faster. Later
-layers accept either memory order.
+The blocks write their outputs into one column-major matrix of shape (n_rows, n_units),
+because that avoids concatenating them; with few rows, or with narrow blocks outside of
+training, into a row-major one, because that is faster. Later layers accept both.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sklearn_fpe.nn._affine import Affine
-from sklearn_fpe.nn._arrays import scatter_kept, to_tensor, wide
 from sklearn_fpe.nn._layers import (
     MIN_COLUMN_MAJOR_ROWS,
-    DenseLinear,
     Layer,
-    MaskedLinear,
     in_precision_of,
     is_column_major,
+    is_recorded,
     is_traced,
-)
-from sklearn_fpe.nn._state import (
-    array,
-    choice,
-    index,
-    record,
-    require,
-    sizes,
-    unpack_mask,
 )
 
 ROW_MAJOR_OUTPUTS = range(12, 65)
@@ -61,11 +46,6 @@ class BlockLinear(Layer):
         The kept weights; None: all of them.
     outputs : int tensor of shape (out_features,), default=None
         The flat block outputs that exist, where some were pruned; None: all.
-
-    Attributes
-    ----------
-    reorders_columns : bool
-        Whether the blocks read anything but consecutive runs of all columns.
 
     Examples
     --------
@@ -105,7 +85,10 @@ class BlockLinear(Layer):
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Map x (n_rows, in_features) to (n_rows, out_features), see :class:`Layer`."""
-        weight, bias = in_precision_of(x, self._masked_weight(), self.bias)
+        weight: Tensor = self.weight
+        if self.mask is not None and is_recorded():
+            weight = weight * self.mask
+        weight, bias = in_precision_of(x, weight, self.bias)
         if self.reorders_columns:
             x = select_columns(x, self.inputs.flatten())
         outputs = multiply_blocks(x, weight, bias)
@@ -116,21 +99,28 @@ class BlockLinear(Layer):
     def backward(
         self, x: Tensor, gradient: Tensor, first: bool = False
     ) -> Tensor | None:
-        """Write gradients from `x` and `gradient`, see :meth:`Layer.backward`.
+        """Write gradients from `x` and `gradient`, see :meth:`DenseLinear.backward`.
 
         With `first`, the gradient with respect to `x` is not computed.
         """
-        weight, bias = self.weight, self.bias
+        weight, bias, n_rows = self.weight, self.bias, len(x)
+        n_blocks, block_outputs, block_inputs = weight.shape
         if self.outputs is not None:
             gradient = scatter_columns(gradient, self.outputs, bias.numel())
         if self.reorders_columns:
             x = select_columns(x, self.inputs.flatten())
+        blocks = x.view(n_rows, n_blocks, block_inputs).transpose(0, 1)
+        gradients = gradient.view(n_rows, n_blocks, block_outputs).transpose(0, 1)
         assert weight.grad is not None
         assert bias.grad is not None
-        block_gradients(x, gradient, weight, out=(weight.grad, bias.grad))
+        torch.bmm(gradients.mT, blocks, out=weight.grad)
+        torch.sum(gradients.mT, 2, out=bias.grad)
         if first:
             return None
-        back = block_input_gradient(x, gradient, weight)
+        if is_column_major(x):
+            back = torch.bmm(weight.mT, gradients.mT).flatten(0, 1).mT
+        else:
+            back = torch.bmm(gradients, weight).transpose(0, 1).flatten(1)
         if self.reorders_columns:
             back = scatter_columns(back, self.inputs.flatten(), self.in_features)
         return back
@@ -142,11 +132,7 @@ class BlockLinear(Layer):
         return x.index_select(1, self.inputs.flatten())
 
     def arranged(self) -> BlockLinear:
-        """Return a layer with the same parameters that acts on arranged columns.
-
-        ``layer.arranged()(layer.arrange(x))`` equals ``layer(x)``. It saves time where
-        the same rows are used many times.
-        """
+        """Return a layer with the same parameters that acts on arranged columns."""
         twin = BlockLinear.__new__(BlockLinear)
         nn.Module.__init__(twin)
         twin.in_features = self.inputs.numel()
@@ -159,15 +145,18 @@ class BlockLinear(Layer):
         twin.reorders_columns = False
         return twin
 
-    @property
-    def has_all(self) -> bool:
-        """Whether a mask may keep every weight; not known without looking."""
-        return False
+    def check_mask(self, mask: Tensor) -> None:
+        """Raise a ValueError if :meth:`set_mask` cannot take `mask`."""
+        super().check_mask(mask)
+        if (mask & ~self.available()).any():
+            raise ValueError(
+                "mask must be False where the layer has no weight to keep."
+            )
 
     def available(self) -> Tensor:
         """Return the weights that a mask may keep, bool of the shape of `weight`.
 
-        Neither those of a padded column nor those of an output that does not exist.
+        Excluded are padded columns and outputs that do not exist.
         """
         inputs = self.inputs
         earlier = (inputs.unsqueeze(1) == inputs.unsqueeze(2)).tril(-1).any(2)
@@ -177,38 +166,35 @@ class BlockLinear(Layer):
         return exists.unsqueeze(2) & ~earlier.unsqueeze(1)
 
     def total_in(self, values: Tensor) -> Tensor:
-        """Sum values of the shape of `weight` over inputs, see :class:`Layer`."""
-        count = values.sum(2).flatten()
-        return count if self.outputs is None else count[self.outputs]
+        """Sum `values` of weights, of the shape of `weight`, into every output."""
+        total = values.sum(2).flatten()
+        return total if self.outputs is None else total[self.outputs]
 
     def total_out(self, values: Tensor) -> Tensor:
-        """Sum values of the shape of `weight` over outputs, see :class:`Layer`."""
-        count = values.sum(1).flatten()
-        return count.new_zeros(self.in_features).index_add_(
-            0, self.inputs.flatten(), count
-        )
+        """Sum `values` of weights, of the shape of `weight`, out of every input."""
+        total, inputs = values.sum(1).flatten(), self.inputs.flatten()
+        return total.new_zeros(self.in_features).index_add_(0, inputs, total)
 
     def between(self, inputs: Tensor, outputs: Tensor) -> Tensor:
-        """Return the weights from some inputs to some outputs, see :class:`Layer`."""
-        of_blocks = outputs
+        """Return the weights that join `inputs` to `outputs`, see :class:`Layer`."""
         if self.outputs is not None:
-            of_blocks = torch.zeros_like(self.bias, dtype=torch.bool).flatten()
-            of_blocks[self.outputs] = outputs
-        return of_blocks.view(self.bias.shape).unsqueeze(2) & inputs[
-            self.inputs
-        ].unsqueeze(1)
+            chosen = torch.zeros_like(self.bias, dtype=torch.bool).flatten()
+            chosen[self.outputs] = outputs
+            outputs = chosen
+        outputs = outputs.view(self.bias.shape)
+        return outputs.unsqueeze(2) & inputs[self.inputs].unsqueeze(1)
 
     def rows_into(self, outputs: Tensor) -> Tensor:
-        """Return the rows of the weights into some outputs, see :class:`Layer`."""
+        """Return the row of ``weight.flatten(0, -2)`` into each of `outputs`, int64."""
         return outputs if self.outputs is None else self.outputs[outputs]
 
     def inputs_at(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Return the inputs that columns of some rows read, see :class:`Layer`."""
+        """Return the input at each of `rows`, see :meth:`rows_into`, and `columns`."""
         blocks = rows.div(self.weight.shape[1], rounding_mode="floor")
         return self.inputs[blocks, columns]
 
     def select_units(self, inputs: Tensor, outputs: Tensor) -> Layer:
-        """Return a layer over some inputs and outputs, see :class:`Layer`."""
+        """Return a layer over some `inputs` and `outputs`, see :class:`Layer`."""
         exists = torch.arange(self.bias.numel(), device=self.bias.device)
         exists = (exists if self.outputs is None else self.outputs)[outputs]
         # Inputs that are gone are read by no kept weight; they become padding.
@@ -217,7 +203,7 @@ class BlockLinear(Layer):
         first = torch.where(read, self.inputs, self.in_features).amin(1, keepdim=True)
         first = first.clamp(max=self.in_features - 1)
         columns = number[torch.where(read, self.inputs, first)].clamp(min=0)
-        mask = self.kept() if not bool(read.all()) else self.mask
+        mask = self.mask if bool(read.all()) else self.kept()
         return BlockLinear(
             self.weight.detach().clone(),
             self.bias.detach().clone(),
@@ -229,11 +215,9 @@ class BlockLinear(Layer):
 
     def _scatter(self, blocks: Tensor) -> Tensor:
         """Return values of the shape of `weight` as (out_features, in_features)."""
-        n_blocks, block_outputs, _ = blocks.shape
-        dense = blocks.new_zeros(n_blocks, block_outputs, self.in_features)
-        index = self.inputs.unsqueeze(1).expand(-1, block_outputs, -1)
+        dense = blocks.new_zeros(*blocks.shape[:2], self.in_features)
         # Add instead of assigning, because padding repeats an index with a zero.
-        dense.scatter_add_(2, index, blocks)
+        dense.scatter_add_(2, self.inputs.unsqueeze(1).expand_as(blocks), blocks)
         dense = dense.flatten(0, 1)
         return dense if self.outputs is None else dense[self.outputs]
 
@@ -268,96 +252,11 @@ class BlockLinear(Layer):
         return f"{shape}, {blocks}, density={density:.3g}"
 
 
-def layer_from_state(
-    state: Any, in_features: int, name: str, is_skip: bool = False
-) -> Layer:
-    """Make a layer of what :meth:`Layer.to_state` returned, and check it.
-
-    Parameters
-    ----------
-    state : dict
-        Kind, shape of the weight, and arrays. The mask may be a bool array of that
-        shape instead of its bits.
-    in_features : int
-        Number of inputs of the layer.
-    name : str
-        Name of the layer in messages.
-    is_skip : bool, default=False
-        Whether it is a skip connection, which has neither a bias nor blocks.
-    """
-    kinds = ("dense", "masked") if is_skip else ("dense", "masked", "block")
-    kind = state.get("kind") if isinstance(state, dict) else None
-    kind = choice(kind, f"The kind of {name}", kinds)
-    is_block = kind == "block"
-    needed = ["kind", "shape", "weight", *([] if is_skip else ["bias"])]
-    needed += {"dense": [], "masked": ["mask"], "block": ["inputs"]}[kind]
-    record(state, name, needed, ("mask", "outputs") if is_block else ())
-    shape = stored = sizes(state["shape"], f"The shape of {name}", 2 + is_block)
-    fits = is_block or shape[1] == in_features
-    require(fits, f"{name} must have {in_features} inputs, it has {shape[1]}")
-    kept = bias = None
-    if "mask" in state:
-        kept = unpack_mask(state["mask"], f"{name}.mask", shape)
-        stored = (int(kept.sum()),)
-    values = array(state["weight"], f"{name}.weight", np.floating, stored)
-    if not is_skip:
-        bias = to_tensor(array(state["bias"], f"{name}.bias", np.floating, shape[:-1]))
-    # The layers get no mask, because they would multiply by it into another copy.
-    layer: DenseLinear | MaskedLinear | BlockLinear
-    if kept is None:
-        weight = to_tensor(values)
-    else:
-        weight = torch.from_numpy(scatter_kept(values, kept))
-    if is_block:
-        assert bias is not None
-        inputs, outputs = _connections(state, kept, in_features, name)
-        layer = BlockLinear(weight, bias, inputs, in_features, outputs=outputs)
-    else:
-        layer = DenseLinear(weight, bias)
-        layer = layer if kept is None else MaskedLinear.of(layer)
-    if kept is not None:
-        layer.mask = torch.from_numpy(kept)
-    return layer
-
-
-def _connections(
-    state: dict[str, Any], kept: np.ndarray | None, in_features: int, name: str
-) -> tuple[Tensor, Tensor | None]:
-    """Check which inputs and outputs the blocks of a state have; return them."""
-    shape = n_blocks, block_outputs, block_inputs = tuple(state["shape"])
-    if kept is None:
-        kept = np.broadcast_to(True, shape)
-    inputs, outputs = state["inputs"], state.get("outputs")
-    index(inputs, f"{name}.inputs", (n_blocks, block_inputs), in_features)
-    read = inputs[kept.any(axis=1)]
-    fits = len(np.unique(read)) == len(read)
-    require(fits, f"{name}.inputs must name no input twice")
-    if outputs is None:
-        return to_tensor(wide(inputs)), None
-    index(outputs, f"{name}.outputs", (None,), n_blocks * block_outputs)
-    increase = len(outputs) and (np.diff(wide(outputs)) > 0).all()
-    require(increase, f"{name}.outputs must increase")
-    fits = not np.delete(kept.any(axis=2), outputs).any()
-    require(fits, f"{name} must keep nothing of outputs it has not")
-    return to_tensor(wide(inputs)), to_tensor(wide(outputs))
-
-
 def multiply_blocks(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Compute ``x_a W_a' + b_a`` for all blocks a.
+    """Compute ``x_a W_a' + b_a`` for all blocks a, row-major or column-major.
 
-    Parameters
-    ----------
-    x : tensor of shape (n_rows, n_blocks * block_inputs)
-        Input, in the order of the blocks.
-    weight : tensor of shape (n_blocks, block_outputs, block_inputs)
-        Blocks.
-    bias : tensor of shape (n_blocks, block_outputs)
-        Biases.
-
-    Returns
-    -------
-    outputs : tensor of shape (n_rows, n_blocks * block_outputs)
-        Row-major or column-major.
+    x is (n_rows, n_blocks * block_inputs), in the order of the blocks; the result is
+    (n_rows, n_blocks * block_outputs).
     """
     n_blocks, block_outputs, block_inputs = weight.shape
     blocks = x.view(x.shape[0], n_blocks, block_inputs).transpose(0, 1)
@@ -383,39 +282,7 @@ def select_columns(x: Tensor, columns: Tensor) -> Tensor:
 
 
 def scatter_columns(x: Tensor, columns: Tensor, n_columns: int) -> Tensor:
-    """Add the columns of x to those of zeros (n_rows, n_columns); keep the order.
-
-    The gradient of :func:`select_columns`.
-    """
+    """Return the gradient of :func:`select_columns`, (n_rows, n_columns), of one x."""
     if is_column_major(x):
         return x.new_zeros(n_columns, len(x)).index_add_(0, columns, x.mT).mT
     return x.new_zeros(len(x), n_columns).index_add_(1, columns, x)
-
-
-def block_gradients(
-    x: Tensor, gradient: Tensor, weight: Tensor, out: tuple[Tensor, Tensor]
-) -> None:
-    """Write the gradients of :func:`multiply_blocks` for weight and bias.
-
-    Parameters
-    ----------
-    x, weight
-        As in :func:`multiply_blocks`.
-    gradient : tensor of shape (n_rows, n_blocks * block_outputs)
-        Gradient of the loss with respect to the outputs.
-    out : (tensor, tensor)
-        Where to write, of the shapes of weight and bias.
-    """
-    n_blocks, block_outputs, block_inputs = weight.shape
-    blocks = x.view(len(x), n_blocks, block_inputs).transpose(0, 1)
-    gradients = gradient.view(len(x), n_blocks, block_outputs).permute(1, 2, 0)
-    torch.bmm(gradients, blocks, out=out[0])
-    torch.sum(gradients, 2, out=out[1])
-
-
-def block_input_gradient(x: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
-    """Return the gradient with respect to x, in the memory order of x."""
-    gradients = gradient.view(len(x), *weight.shape[:2]).transpose(0, 1)
-    if is_column_major(x):
-        return torch.bmm(weight.mT, gradients.mT).flatten(0, 1).mT
-    return torch.bmm(gradients, weight).transpose(0, 1).flatten(1)

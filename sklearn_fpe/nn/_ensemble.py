@@ -13,14 +13,14 @@ from torch.nn.functional import logsigmoid
 from sklearn_fpe.nn._mlp import MLP
 
 LINKS = ("softmax", "sigmoid", "identity")
-"""What maps the outputs of an :class:`Ensemble` to predictions."""
+"""Functions that map the outputs of an :class:`Ensemble` to predictions."""
 
 
 class Ensemble(nn.Module):
     """Networks whose predictions are averaged.
 
-    Its outputs are such that their link gives the mean of the members' predictions:
-    for ``"softmax"``, the logarithms of mean probabilities.
+    The link of the outputs is the mean of the members' predictions, so for
+    ``"softmax"`` the outputs are the logarithms of mean probabilities.
 
     Parameters
     ----------
@@ -28,11 +28,6 @@ class Ensemble(nn.Module):
         Networks with equal numbers of inputs and of outputs.
     link : {"softmax", "sigmoid", "identity"}
         Function that maps outputs to predictions.
-
-    Attributes
-    ----------
-    members : torch.nn.ModuleList
-        The networks.
 
     Raises
     ------
@@ -104,9 +99,8 @@ class Ensemble(nn.Module):
     @property
     def n_values(self) -> int:
         """Values that a prediction holds at a time for a row."""
-        return max(m.n_values for m in self.members) + self.n_outputs * len(
-            self.members
-        )
+        n_outputs = self.n_outputs * len(self.members)
+        return max(member.n_values for member in self.members) + n_outputs
 
     @property
     def device(self) -> torch.device:

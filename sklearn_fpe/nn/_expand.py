@@ -1,4 +1,4 @@
-"""Expand a trained network: split, prune, build."""
+"""Expand a dense network: split its neurons, prune to a budget, build its layers."""
 
 from __future__ import annotations
 
@@ -9,25 +9,14 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from sklearn_fpe.nn._arrays import to_numpy
-from sklearn_fpe.nn._blocks import BlockLinear
-from sklearn_fpe.nn._layers import DenseLinear, Layer, MaskedLinear
+from sklearn_fpe.nn._building import build_layers, matrix_layer
+from sklearn_fpe.nn._layers import DenseLinear
 from sklearn_fpe.nn._mlp import MLP
 from sklearn_fpe.nn._prune import PRUNES, Plan, PruneRule, Splitter, get_prune
 from sklearn_fpe.nn._shape import Shape
-from sklearn_fpe.nn._split import SplitRule, balanced_runs, get_split, is_shared
-
-ALL_COLUMNS_FROM = 0.75
-"""Share of read columns from which on contiguous blocks multiply all their columns."""
-
-COPY_NOISE = 0.5
-"""Noise on copies of a parent that read all its inputs, in standard deviations.
-
-Without noise, the copies of a neuron would stay equal.
-"""
+from sklearn_fpe.nn._split import SplitRule, get_split
 
 
 def expand(
@@ -42,9 +31,9 @@ def expand(
 ) -> tuple[MLP, tuple[int, ...]]:
     """Split every hidden neuron of a dense network into children, within a budget.
 
-    The input edges of a neuron are partitioned among its `expansion` children, its
-    outgoing weights are copied to each of them, its bias is divided among them. Then
-    weights are pruned until `budget` parameters are left.
+    The input edges of a neuron are partitioned among its children, its outgoing weights
+    are copied to each of them, and its bias is divided among them. Then weights are
+    pruned until `budget` parameters are left.
 
     Parameters
     ----------
@@ -60,9 +49,8 @@ def expand(
         - ``"magnitude"``: remove the smallest weights of all layers, but leave every
           layer a share; keeps `budget` parameters exactly.
         - ``"structured"``: remove the least used inputs of a block and the weakest
-          children; what is kept runs as dense matrices. Needs a split that all
-          neurons of a layer share. Falls short of `budget` by less than the cheapest
-          unit that could still be added.
+          children; the rest runs as dense matrices. Needs a split that all neurons
+          share. Falls short of `budget` by less than the cheapest unit left out.
         - ``"rewired"``: keep the outgoing weights, and of the others the largest; an
           estimator moves edges in the fine-tuning. Needs a shared split, too.
     budget : int, default=None
@@ -78,8 +66,8 @@ def expand(
     expanded : MLP
         The expanded network, on the device of `network`.
     expansion : tuple of int
-        Children per neuron of each hidden layer: the largest number that the inputs
-        and the budget allow, up to the one asked for.
+        Children per neuron of each hidden layer, as many as the inputs and the budget
+        allow, up to the number asked for.
 
     Raises
     ------
@@ -104,11 +92,9 @@ def expand(
     >>> expansion, expanded.n_nonzero == dense.n_nonzero
     ((4,), True)
     """
-    kinds = [type(layer).__name__ for layer in network.maps]
     if not all(isinstance(layer, DenseLinear) for layer in network.maps):
+        kinds = [type(layer).__name__ for layer in network.maps]
         raise ValueError(f"network must have DenseLinear layers only, got {kinds}.")
-    widths = [network.layers[0].in_features]
-    widths += [layer.out_features for layer in network.layers]
     rule = get_prune(prune)
     if not rule.at_once:
         raise ValueError(
@@ -117,7 +103,7 @@ def expand(
             f"{[name for name, known in PRUNES.items() if known.at_once]}."
         )
     shape, budget = check_expansion(
-        widths,
+        [*(layer.in_features for layer in network.layers), network.n_outputs],
         expansion,
         split,
         prune=rule,
@@ -126,14 +112,9 @@ def expand(
         skip=network.skip is not None,
     )
     warn_expansion(shape, expansion, budget)
+    splitting = get_split(split)
     expanded = expand_to(
-        network,
-        shape,
-        budget,
-        get_split(split),
-        prune=rule,
-        groups=groups,
-        rng=rng,
+        network, shape, budget, splitting, prune=rule, groups=groups, rng=rng
     )
     return expanded, shape.expansion
 
@@ -156,10 +137,8 @@ def expand_to(
         plan = Plan.keep_all(shape)
     else:
         plan = prune.plan(weights, shape, Splitter(split, groups, rng), budget)
-    layers, parents = _build(weights, biases, shape, plan, rng)
-    skip = None
-    if shape.skip:
-        skip = _matrix_layer(weights[-1], None, plan.keep[-1])
+    layers, parents = build_layers(weights, biases, shape, plan, rng)
+    skip = matrix_layer(weights[-1], None, plan.keep[-1]) if shape.skip else None
     expanded = MLP(layers, network.activation, parents, skip)
     if prune.at_once and expanded.n_nonzero > budget:
         raise ValueError(
@@ -196,8 +175,7 @@ def check_expansion(
     Returns
     -------
     shape : Shape
-        The shape of the network, with the largest expansion that the inputs and the
-        budget allow, up to the one asked for.
+        The shape of the expanded network, see :func:`expand`.
     budget : int
         The budget: that of the dense parent if None was given.
 
@@ -317,145 +295,3 @@ def warn_expansion(
     else:
         return
     warnings.warn(message, UserWarning, stacklevel=stacklevel)
-
-
-def _build(
-    weights: list[np.ndarray],
-    biases: list[np.ndarray],
-    shape: Shape,
-    plan: Plan,
-    rng: np.random.Generator,
-) -> tuple[list[Layer], list[Tensor]]:
-    """Make the fastest exact layer of every matrix, over living units."""
-    layers: list[Layer] = []
-    parents = []
-    inputs = np.arange(shape.n_inputs)
-    outgoing = 1.0
-    for level, units in enumerate(plan.alive):
-        n_children, n_parents = shape.expansion[level], shape.hidden[level]
-        children = plan.children[level][:, inputs]
-        weight = outgoing * weights[level][:, inputs % weights[level].shape[1]]
-        bias = biases[level]
-        # Children that read all inputs do what the parent does, so they share its
-        # outputs; those that partition the inputs share its bias.
-        overlap = n_children > 1 and bool((children < 0).all())
-        layers.append(
-            _copies(weight, bias, n_children, rng)
-            if overlap
-            else _hidden_layer(
-                weight,
-                bias / n_children,
-                children.clip(min=0),
-                plan.keep[level][:, inputs],
-                units.reshape(n_children, n_parents),
-                1 if plan.siblings is None else plan.siblings[level],
-            )
-        )
-        outgoing = 1 / n_children if overlap else 1.0
-        parents.append(torch.from_numpy(np.flatnonzero(units) % n_parents))
-        inputs = np.flatnonzero(units)
-    weight = outgoing * weights[len(plan.alive)][:, inputs % shape.widths[-2]]
-    keep = plan.keep[len(plan.alive)]
-    layers.append(_matrix_layer(weight, biases[-1], keep[:, inputs]))
-    return layers, parents
-
-
-def _copies(
-    weight: np.ndarray, bias: np.ndarray, n_children: int, rng: np.random.Generator
-) -> DenseLinear:
-    """Return children that read all inputs: copies of their parents with noise."""
-    wide, scale = np.tile(weight, (n_children, 1)), COPY_NOISE * weight.std()
-    noise = scale * rng.standard_normal(wide.shape)
-    values = (wide + noise).astype(weight.dtype)
-    return DenseLinear(
-        torch.from_numpy(values), torch.from_numpy(np.tile(bias, n_children))
-    )
-
-
-def _hidden_layer(
-    weight: np.ndarray,
-    bias: np.ndarray,
-    children: np.ndarray,
-    keep: np.ndarray,
-    alive: np.ndarray,
-    siblings: int,
-) -> Layer:
-    """Run a shared partition as dense blocks, an independent one as a masked matrix."""
-    block, parent = np.nonzero(alive)
-    n_blocks = len(alive) // siblings
-    # A single child is a block of its own where inputs were dropped.
-    if is_shared(children) and (n_blocks > 1 or not keep.any(axis=0).all()):
-        return _block_layer(weight, bias, children[0], keep, alive, siblings)
-    kept = keep[parent] & (children[parent] == block[:, None])
-    return _matrix_layer(weight[parent], bias[parent], kept)
-
-
-def _matrix_layer(
-    weight: np.ndarray, bias: np.ndarray | None, kept: np.ndarray
-) -> Layer:
-    # In row-major order, which a pickle restores, so that results stay the same bits.
-    values = torch.from_numpy(np.array(weight, order="C"))
-    biases = None if bias is None else torch.from_numpy(bias.copy())
-    if kept.all():
-        return DenseLinear(values, biases)
-    return MaskedLinear(values, biases, torch.from_numpy(np.array(kept, order="C")))
-
-
-def _block_layer(
-    weight: np.ndarray,
-    bias: np.ndarray,
-    labels: np.ndarray,
-    keep: np.ndarray,
-    alive: np.ndarray,
-    siblings: int,
-) -> BlockLinear:
-    """Build padded blocks of a shared partition.
-
-    Where the blocks are runs of equal length and read most of their columns, they
-    hold zeros for the others, because that costs less than selecting columns.
-    """
-    blocks = []
-    n_parents = alive.shape[1]
-    groups = alive.reshape(-1, siblings * n_parents)
-    all_columns = (
-        len(labels) % len(groups) == 0
-        and alive.any(axis=1).all()
-        and (labels == balanced_runs(len(labels), len(alive))).all()
-        and keep.any(axis=0).mean() >= ALL_COLUMNS_FROM
-    )
-    for a, units in enumerate(groups):
-        rows = np.flatnonzero(units)
-        if len(rows):
-            of_block = np.flatnonzero(labels // siblings == a)
-            child, parent = np.divmod(rows, n_parents)
-            kept = keep[np.ix_(parent, of_block)]
-            if siblings > 1:
-                own = labels[of_block] == (a * siblings + child)[:, None]
-                kept = kept & own
-            read = kept.any(axis=0) | all_columns | (siblings > 1)
-            blocks.append((parent, of_block[read], kept[:, read]))
-    n_in = max(len(columns) for _, columns, _ in blocks)
-    n_out = max(len(parent) for parent, _, _ in blocks)
-    shape = (len(blocks), n_out, n_in)
-    values = np.zeros(shape, dtype=weight.dtype)
-    mask = np.zeros(shape, dtype=bool)
-    inputs = np.empty((len(blocks), n_in), dtype=np.int64)
-    biases = np.zeros((len(blocks), n_out), dtype=bias.dtype)
-    exists = np.zeros((len(blocks), n_out), dtype=bool)
-    for a, (parent, columns, kept) in enumerate(blocks):
-        place = np.s_[a, : len(parent), : len(columns)]
-        values[place] = weight[np.ix_(parent, columns)]
-        mask[place] = kept
-        # Padding reads a column of the block again, times zero.
-        inputs[a] = columns[0] if len(columns) else 0
-        inputs[a, : len(columns)] = columns
-        biases[a, : len(parent)] = bias[parent]
-        exists[a, : len(parent)] = True
-    return BlockLinear(
-        torch.from_numpy(values),
-        torch.from_numpy(biases),
-        torch.from_numpy(inputs),
-        in_features=len(labels),
-        mask=None if mask.all() else torch.from_numpy(mask),
-        outputs=None if exists.all() else torch.from_numpy(np.flatnonzero(exists)),
-    )

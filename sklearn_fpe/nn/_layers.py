@@ -1,11 +1,8 @@
-"""The layers that run a dense, a masked or a block-wise weight matrix.
+"""The layers of one weight matrix, dense or masked.
 
-Pruned weights are zero when a layer is made and stay zero in training, so a mask is
-needed for gradients only: it multiplies the weight where autograd records.
-:meth:`Layer.backward` writes gradients without autograd and leaves masks to its caller,
-because one product masks the gradients of all layers.
-
-A layer computes in the precision of its input, whatever that of its parameters.
+Pruned weights are zero from the start and stay zero in training, so only gradients need
+the mask: it multiplies the weight where autograd records. :meth:`Layer.backward` leaves
+masks to its caller, because one product masks the gradients of all layers.
 """
 
 from __future__ import annotations
@@ -30,7 +27,7 @@ MIN_COLUMN_MAJOR_RATIO = 4
 def is_traced() -> bool:
     """Tell whether torch records the computation for any number of rows.
 
-    Choices that depend on the number of rows or on strides must not be made then.
+    If so, no choice may depend on the number of rows or on strides.
     """
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
@@ -48,26 +45,15 @@ def is_column_major(x: Tensor) -> bool:
 
 
 class Layer(ArrayModule):
-    """What all layers have in common: an affine map, some of whose weights are kept.
+    """An affine map some of whose weights are kept; by default, of one matrix.
 
-    Attributes
-    ----------
-    kind : str
-        Name of the class in a stored model.
-    weight : torch.nn.Parameter
-        Weights, zero wherever `mask` is False.
-    bias : torch.nn.Parameter or None
-        Biases; None: the layer has none.
-    mask : bool tensor of the shape of `weight` or None
-        The kept weights; None: all of them.
-    in_features, out_features : int
-        Numbers of inputs and outputs.
-
-    Notes
-    -----
     ``layer(x, out=None)`` maps x of shape (n_rows, in_features) to outputs of shape
-    (n_rows, out_features). They are written into `out` if it is given, which autograd
-    cannot record.
+    (n_rows, out_features), in the precision of x. The outputs are written into `out` if
+    it is given, which autograd cannot record.
+
+    ``weight`` is zero wherever ``mask``, bool of its shape, is False; a mask of None
+    keeps all weights. ``kind`` names the class in a stored model. ``reorders_columns``
+    tells whether the layer reads anything but all columns of x in their order.
     """
 
     kind: str
@@ -76,41 +62,65 @@ class Layer(ArrayModule):
     mask: Tensor | None
     in_features: int
     out_features: int
+    reorders_columns = False
 
     def to_state(self) -> dict[str, Any]:
-        """Return kind, shape and arrays, see :func:`layer_from_state`."""
+        """Return kind, shape of the weight, and arrays."""
         shape = list(self.weight.shape)
         return {"kind": self.kind, "shape": shape, **stored_arrays(self)}
 
-    def _masked_weight(self) -> Tensor:
-        """Return the weight as autograd must see it."""
-        if self.mask is None or not is_recorded():
-            return self.weight
-        return self.weight * self.mask
+    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Map x (n_rows, in_features) to (n_rows, out_features), see :class:`Layer`."""
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        if self.mask is not None and is_recorded():
+            weight = weight * self.mask
+        if bias is None:
+            (weight,) = in_precision_of(x, weight)
+            if out is None:
+                return F.linear(x, weight)
+            return torch.mm(x, weight.mT, out=out)
+        weight, bias = in_precision_of(x, weight, bias)
+        n_outputs, n_inputs = weight.shape
+        # In this order, because a tracer records comparisons of sizes.
+        if is_column_major(x) and n_inputs >= MIN_COLUMN_MAJOR_RATIO * n_outputs:
+            by_output = torch.addmm(bias.unsqueeze(1), weight, x.mT).mT
+            return by_output if out is None else out.copy_(by_output)
+        if out is None:
+            return F.linear(x, weight, bias)
+        return torch.mm(x, weight.mT, out=out).add_(bias)
 
     def backward(
         self, x: Tensor, gradient: Tensor, first: bool = False
     ) -> Tensor | None:
-        """Compute gradients without autograd.
+        """Write the gradients of weight and bias, without autograd.
 
-        Writes the gradients of weight and bias over those that are there; pruned
-        weights get a gradient, too.
-
-        Parameters
-        ----------
-        x : tensor of shape (n_rows, in_features)
-            Input of :meth:`forward`.
-        gradient : tensor of shape (n_rows, out_features)
-            Gradient of the loss with respect to the outputs.
-        first : bool, default=False
-            Whether nobody needs the gradient with respect to x.
-
-        Returns
-        -------
-        gradient : tensor of shape (n_rows, in_features) or None
-            Gradient with respect to x, in its memory order; None if `first`.
+        `x` (n_rows, in_features) is the input, `gradient` (n_rows, out_features) that
+        of the loss with respect to the outputs. ``weight.grad`` and ``bias.grad`` are
+        overwritten; pruned weights get a gradient, too. Returns the gradient with
+        respect to x, in the memory order of x; with `first`, None.
         """
-        raise NotImplementedError
+        weight, bias = self.weight, self.bias
+        torch.mm(gradient.mT, x, out=weight.grad)
+        if bias is not None:
+            torch.sum(gradient, 0, out=bias.grad)
+        if first:
+            return None
+        if is_column_major(x):
+            return torch.mm(weight.mT, gradient.mT).mT
+        return torch.mm(gradient, weight)
+
+    def arrange(self, x: Tensor) -> Tensor:
+        """Return the columns of x in the order in which :meth:`arranged` reads them."""
+        return x
+
+    def arranged(self) -> Layer:
+        """Return a layer with the same parameters that acts on arranged columns.
+
+        ``layer.arranged()(layer.arrange(x))`` equals ``layer(x)``. It saves time where
+        the same rows are used many times.
+        """
+        return self
 
     def dense_weight(self) -> Tensor:
         """Return the weight, (out_features, in_features), zero where pruned."""
@@ -118,9 +128,7 @@ class Layer(ArrayModule):
 
     def dense_mask(self) -> Tensor:
         """Return the kept weights, bool (out_features, in_features)."""
-        if self.mask is None:
-            return torch.ones_like(self.weight, dtype=torch.bool)
-        return self.mask
+        return self.kept()
 
     def dense_bias(self) -> Tensor:
         """Return the bias of every output, (out_features,), zero if there is none."""
@@ -146,15 +154,10 @@ class Layer(ArrayModule):
 
     @torch.no_grad()
     def set_mask(self, mask: Tensor) -> None:
-        """Change which weights are kept; those that are dropped become zero.
+        """Keep the weights where `mask`, bool of the shape of `weight`, is True.
 
-        Weights that are kept anew start from the value they have, which is zero if
-        they were pruned.
-
-        Parameters
-        ----------
-        mask : bool tensor of the shape of `weight`
-            The kept weights. Must be False outside of :meth:`available`.
+        Weights that are dropped become zero. Weights that are kept anew start from the
+        value they have, which is zero if they were pruned.
         """
         self.check_mask(mask)
         if self.mask is None:
@@ -170,15 +173,6 @@ class Layer(ArrayModule):
                 f"mask must be a bool tensor of shape {tuple(self.weight.shape)}, got "
                 f"{mask.dtype} of shape {tuple(mask.shape)}."
             )
-        if not self.has_all and (mask & ~self.available()).any():
-            raise ValueError(
-                "mask must be False where the layer has no weight to keep."
-            )
-
-    @property
-    def has_all(self) -> bool:
-        """Whether a mask may keep every weight."""
-        return True
 
     def available(self) -> Tensor:
         """Return the weights that a mask may keep, bool of the shape of `weight`."""
@@ -188,68 +182,35 @@ class Layer(ArrayModule):
         """Return the weights that are kept, bool of the shape of `weight`; a copy."""
         return self.available() if self.mask is None else self.mask.clone()
 
-    # Edges: how positions of `weight` belong to inputs and outputs.
-
     def total_in(self, values: Tensor) -> Tensor:
-        """Sum values of the shape of `weight` over inputs, (out_features,).
-
-        Of a mask: count the weights into every output.
-        """
+        """Sum `values` of weights, of the shape of `weight`, into every output."""
         return values.sum(1)
 
     def total_out(self, values: Tensor) -> Tensor:
-        """Sum values of the shape of `weight` over outputs, (in_features,).
-
-        Of a mask: count the weights out of every input.
-        """
+        """Sum `values` of weights, of the shape of `weight`, out of every input."""
         return values.sum(0)
 
     def between(self, inputs: Tensor, outputs: Tensor) -> Tensor:
-        """Return the weights from some inputs to some outputs, as a mask.
+        """Return the weights that join some inputs to some outputs, kept or not.
 
-        Parameters
-        ----------
-        inputs, outputs : bool tensors of shape (in_features,) and (out_features,)
-            The inputs and outputs.
-
-        Returns
-        -------
-        mask : bool tensor of the shape of `weight`
-            The weights that join them, whether there or not.
+        `inputs` (in_features,) and `outputs` (out_features,) are bool, and so is the
+        result, of the shape of `weight`.
         """
         return outputs.unsqueeze(1) & inputs
 
     def rows_into(self, outputs: Tensor) -> Tensor:
-        """Return the rows of the weights into some outputs.
-
-        Parameters
-        ----------
-        outputs : int64 tensor of shape (n,)
-            Numbers of outputs.
-
-        Returns
-        -------
-        rows : int64 tensor of shape (n,)
-            Rows of ``weight.flatten(0, -2)``.
-        """
+        """Return the row of ``weight.flatten(0, -2)`` into each of `outputs`, int64."""
         return outputs
 
     def inputs_at(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Return the inputs that columns of some rows read, see :meth:`rows_into`."""
+        """Return the input at each of `rows`, see :meth:`rows_into`, and `columns`."""
         return columns
 
     def select_units(self, inputs: Tensor, outputs: Tensor) -> Layer:
-        """Return a layer over some inputs and outputs; no kept weight may be lost.
+        """Return a layer over some inputs and outputs, with copies of the parameters.
 
-        Parameters
-        ----------
-        inputs, outputs : bool tensors of shape (in_features,) and (out_features,)
-            The inputs and outputs that stay.
-
-        Returns
-        -------
-        layer : Layer
-            The layer, with copies of the parameters.
+        `inputs` (in_features,) and `outputs` (out_features,) are bool: those that stay.
+        No kept weight may be lost.
         """
         weight = self.weight.detach()[outputs][:, inputs]
         bias = None if self.bias is None else self.bias.detach()[outputs]
@@ -265,17 +226,9 @@ class Layer(ArrayModule):
 
     @torch.no_grad()
     def scale_input(self, affine: Affine) -> Tensor:
-        """Fold the scale of ``affine(x)`` into the weight.
+        """Fold the scale of the inputs, of ``affine(x)``, into the weight.
 
-        Parameters
-        ----------
-        affine : Affine
-            Location and scale of the inputs.
-
-        Returns
-        -------
-        shift : double tensor of shape of the biases
-            What must be added to the outputs for the location.
+        Returns the double tensor that must be added to the biases for the location.
         """
         mean, scale = affine.tensors(self.weight.device)
         scaled = self.weight.double() / scale
@@ -303,37 +256,6 @@ def in_precision_of(x: Tensor, *parameters: Tensor) -> Iterator[Tensor]:
     if not x.is_floating_point():
         raise TypeError(f"The input must be of a floating-point dtype, got {x.dtype}.")
     return (parameter.to(x.dtype) for parameter in parameters)
-
-
-def _linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None
-) -> Tensor:
-    """Compute ``x weight' + bias`` in the precision of x, into `out` if given."""
-    if bias is None:
-        (weight,) = in_precision_of(x, weight)
-        return F.linear(x, weight) if out is None else torch.mm(x, weight.mT, out=out)
-    weight, bias = in_precision_of(x, weight, bias)
-    n_outputs, n_inputs = weight.shape
-    # In this order, because a tracer records comparisons of sizes.
-    if is_column_major(x) and n_inputs >= MIN_COLUMN_MAJOR_RATIO * n_outputs:
-        by_output = torch.addmm(bias.unsqueeze(1), weight, x.mT).mT
-        return by_output if out is None else out.copy_(by_output)
-    if out is None:
-        return F.linear(x, weight, bias)
-    return torch.mm(x, weight.mT, out=out).add_(bias)
-
-
-def _linear_backward(
-    x: Tensor, gradient: Tensor, weight: Tensor, bias: Tensor | None, first: bool
-) -> Tensor | None:
-    torch.mm(gradient.mT, x, out=weight.grad)
-    if bias is not None:
-        torch.sum(gradient, 0, out=bias.grad)
-    if first:
-        return None
-    if is_column_major(x):
-        return torch.mm(weight.mT, gradient.mT).mT
-    return torch.mm(gradient, weight)
 
 
 class DenseLinear(Layer, nn.Linear):
@@ -366,19 +288,6 @@ class DenseLinear(Layer, nn.Linear):
         self.out_features, self.in_features = weight.shape
         self.weight = nn.Parameter(weight)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
-
-    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """Map x (n_rows, in_features) to (n_rows, out_features), see :class:`Layer`."""
-        return _linear(x, self.weight, self.bias, out)
-
-    def backward(
-        self, x: Tensor, gradient: Tensor, first: bool = False
-    ) -> Tensor | None:
-        """Write gradients from `x` and `gradient`, see :meth:`Layer.backward`.
-
-        With `first`, the gradient with respect to `x` is not computed.
-        """
-        return _linear_backward(x, gradient, self.weight, self.bias, first)
 
     def set_mask(self, mask: Tensor) -> None:
         """Refuse any `mask`, because a dense layer keeps all weights."""
@@ -430,16 +339,3 @@ class MaskedLinear(Layer):
         mask = torch.ones_like(layer.weight, dtype=torch.bool)
         masked.register_buffer("mask", mask)
         return masked
-
-    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """Map x (n_rows, in_features) to (n_rows, out_features), see :class:`Layer`."""
-        return _linear(x, self._masked_weight(), self.bias, out)
-
-    def backward(
-        self, x: Tensor, gradient: Tensor, first: bool = False
-    ) -> Tensor | None:
-        """Write gradients from `x` and `gradient`, see :meth:`Layer.backward`.
-
-        With `first`, the gradient with respect to `x` is not computed.
-        """
-        return _linear_backward(x, gradient, self.weight, self.bias, first)

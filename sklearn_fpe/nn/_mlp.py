@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import MutableSequence, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from sklearn_fpe.nn._activation import Activation, get_activation
 from sklearn_fpe.nn._affine import Affine
-from sklearn_fpe.nn._arrays import ArrayModule, stored_arrays, to_tensor, wide
-from sklearn_fpe.nn._blocks import BlockLinear, layer_from_state
-from sklearn_fpe.nn._layers import DenseLinear, Layer, MaskedLinear, is_recorded
+from sklearn_fpe.nn._arrays import stored_arrays
+from sklearn_fpe.nn._layers import DenseLinear, is_recorded
+from sklearn_fpe.nn._network import Network
 from sklearn_fpe.nn._shape import Shape
-from sklearn_fpe.nn._state import index, listing, record, require
+from sklearn_fpe.nn._stored import network_parts
 
 MAX_FOLDED_OFFSET = 1e3
 """Largest mean of a column, in units of its scale, that is folded into float32."""
@@ -26,7 +26,7 @@ FOLDED_SCALES = (1e-15, 1e15)
 """Smallest and largest scale of a column that is folded into float32 weights."""
 
 
-class MLP(ArrayModule):
+class MLP(Network):
     """Multi-layer perceptron over dense or partitioned layers.
 
     Parameters
@@ -44,12 +44,6 @@ class MLP(ArrayModule):
 
     Attributes
     ----------
-    layers : torch.nn.ModuleList
-        The affine maps.
-    activations : torch.nn.ModuleList
-        The activation after each hidden layer.
-    activation : Activation
-        The activation function.
     input_mean, input_scale : double tensors of shape (n_inputs,) or None
         The input is mapped to ``(x - input_mean) / input_scale`` first, see
         :meth:`fold_input`.
@@ -63,35 +57,6 @@ class MLP(ArrayModule):
     (torch.Size([5, 2]), 23)
     """
 
-    layers: MutableSequence[Layer]
-    activations: MutableSequence[nn.Module]
-    input_mean: Tensor | None
-    input_scale: Tensor | None
-    skip: Layer | None
-
-    def __init__(
-        self,
-        layers: Sequence[Layer],
-        activation: str | Activation = "relu",
-        parents: Sequence[Tensor] | None = None,
-        skip: Layer | None = None,
-    ) -> None:
-        super().__init__()
-        self.activation = get_activation(activation)
-        # torch's class says nothing of the modules that it holds.
-        self.layers = cast("MutableSequence[Layer]", nn.ModuleList(layers))
-        self.skip = skip
-        modules = [self.activation.module() for _ in range(len(layers) - 1)]
-        self.activations = cast("MutableSequence[nn.Module]", nn.ModuleList(modules))
-        if parents is None:
-            parents = [
-                torch.arange(layer.out_features, device="cpu") for layer in layers[:-1]
-            ]
-        for level, parent in enumerate(parents):
-            self.register_buffer(f"parents_{level}", parent)
-        self.register_buffer("input_mean", None)
-        self.register_buffer("input_scale", None)
-
     @classmethod
     def dense(
         cls,
@@ -104,9 +69,8 @@ class MLP(ArrayModule):
 
         Weights are uniform in ±sqrt(g / (fan_in + fan_out)) with the activation's gain
         g, which is 2 for ``"logistic"`` and 6 otherwise (Glorot and Bengio, 2010);
-        biases are zero. What is trained by a convex loss alone starts from zero: a
-        network without hidden layers, and with a skip connection the connection and
-        the output layer.
+        biases are zero. Zero are also the weights whose loss is convex: those of a
+        network without hidden layers, and a skip connection with the output layer.
 
         Parameters
         ----------
@@ -146,8 +110,7 @@ class MLP(ArrayModule):
     def to_state(self) -> dict[str, Any]:
         """Return the network, but for its activation, as dicts, lists and arrays.
 
-        :meth:`from_state` makes the network of it again. It depends on values alone,
-        not on a device.
+        The state depends on values alone, not on a device.
         """
         arrays = stored_arrays(self)
         n_hidden = len(self.layers) - 1
@@ -162,121 +125,20 @@ class MLP(ArrayModule):
     def from_state(
         cls, state: Any, activation: str | Activation, shape: Shape, name: str
     ) -> MLP:
-        """Make a network of what :meth:`to_state` returned, and check it.
+        """Make a network of `state`, which :meth:`to_state` returned, and check it.
 
-        Parameters
-        ----------
-        state : dict
-            Layers, skip connection, parents and the standardisation that is not folded.
-        activation : str or Activation
-            Activation of the hidden layers.
-        shape : Shape
-            Shape of the network after its expansion.
-        name : str
-            Name of the network in messages.
-
-        Returns
-        -------
-        network : MLP
-            The network, on the CPU, in evaluation mode.
+        `activation` is that of the hidden layers, `shape` that of the network after
+        its expansion, `name` that of the network in messages. The network is on the
+        CPU, in evaluation mode.
         """
-        ends = ("input_mean", "input_scale")
-        is_scaled = isinstance(state, dict) and any(end in state for end in ends)
-        needed = ("layers", "skip", "parents", *(ends if is_scaled else ()))
-        entries, skip, parents, *scaling = record(state, name, needed)
-        n_hidden, layers, n = len(shape.hidden), [], shape.n_inputs
-        listing(entries, f"{name}.layers", n_hidden + 1, n_hidden + 1)
-        for level, entry in enumerate(entries):
-            layers.append(layer_from_state(entry, n, f"{name}.layers.{level}"))
-            n = layers[-1].out_features
-        fits = (skip is not None) == shape.skip
-        require(fits, f"{name} must have a skip connection if the shape has one")
-        if skip is not None:
-            skip = layer_from_state(skip, shape.n_inputs, f"{name}.skip", True)
-        n_outputs = {n, n if skip is None else skip.out_features}
-        fits = n_outputs == {shape.n_outputs}
-        require(fits, f"{name} must have {shape.n_outputs} outputs", n_outputs)
-        listing(parents, f"{name}.parents", n_hidden, n_hidden)
-        for level, parent in enumerate(parents):
-            part, n_children = f"{name}.parents.{level}", shape.expansion[level]
-            index(parent, part, (layers[level].out_features,), shape.hidden[level])
-            fits = np.bincount(parent).max() <= n_children
-            require(fits, f"{part} must name no parent more than {n_children} times")
-        network = cls(layers, activation, [to_tensor(wide(p)) for p in parents], skip)
-        if is_scaled:
-            pair = dict(zip(("mean", "scale"), scaling, strict=True))
-            affine = Affine.from_state(pair, f"{name}.input")
-            fits = len(affine.mean) == shape.n_inputs
-            require(fits, f"{name}.input_mean must have {shape.n_inputs} entries")
+        layers, parents, skip, affine = network_parts(state, shape, name)
+        network = cls(layers, activation, parents, skip)
+        if affine is not None:
             network.input_mean, network.input_scale = affine.tensors("cpu")
         return network.eval()
 
-    @property
-    def hidden(self) -> list[Layer]:
-        """The hidden layers' affine maps."""
-        return list(self.layers[:-1])
-
-    @property
-    def parents(self) -> list[Tensor]:
-        """The parent neuron of every unit, an int tensor per hidden layer."""
-        return [
-            getattr(self, f"parents_{level}") for level in range(len(self.layers) - 1)
-        ]
-
-    @property
-    def n_nonzero(self) -> int:
-        """Kept weights and biases of all layers."""
-        return sum(layer.n_nonzero for layer in self.maps)
-
-    @property
-    def n_weights(self) -> int:
-        """Weights of the layers, pruned ones included."""
-        return sum(layer.weight.numel() for layer in self.layers)
-
-    @property
-    def n_units(self) -> int:
-        """Columns of what :meth:`transform` returns."""
-        return self.layers[-1].in_features
-
-    @property
-    def n_outputs(self) -> int:
-        """Columns of the outputs."""
-        return self.layers[-1].out_features
-
-    @property
-    def n_values(self) -> int:
-        """Values that a prediction holds at a time for a row: inputs, activations."""
-        return sum(layer.in_features for layer in self.layers)
-
-    @property
-    def maps(self) -> list[Layer]:
-        """All layers, and after them the skip connection if there is one."""
-        return [*self.layers, *([] if self.skip is None else [self.skip])]
-
-    @property
-    def input_maps(self) -> list[Layer]:
-        """The layers that read the inputs."""
-        return [self.layers[0], *self.maps[len(self.layers) :]]
-
-    @property
-    def output_maps(self) -> list[Layer]:
-        """The layers that add to the outputs."""
-        return self.maps[len(self.layers) - 1 :]
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the parameters."""
-        return self.layers[0].weight.device
-
-    # ----------------------------------------------------------------------------------
-    # Forward
-    # ----------------------------------------------------------------------------------
-
     def transform(self, x: Tensor) -> Tensor:
-        """Map x (n_rows, n_inputs) to the activations of the last hidden layer.
-
-        Without hidden layers, to x itself.
-        """
+        """Map x (n_rows, n_inputs) to the last hidden activations; to x without any."""
         return self._hidden(self._scaled(x))
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
@@ -304,175 +166,66 @@ class MLP(ArrayModule):
 
     def _scaled(self, x: Tensor) -> Tensor:
         """Apply the part of the standardisation that is not folded."""
-        if self.input_mean is None:
+        mean = self.input_mean
+        if mean is None:
             return x
         if not x.is_floating_point():
             raise TypeError(
                 f"The input must be of a floating-point dtype, got {x.dtype}."
             )
-        assert self.input_mean is not None
         assert self.input_scale is not None
-        return ((x.double() - self.input_mean) / self.input_scale).to(x.dtype)
-
-    def arranged(self) -> MLP:
-        """Return a network with the same parameters that acts on arranged columns.
-
-        ``network.arranged()(network.arrange(x))`` equals ``network(x)``; it saves time
-        where the same rows are used many times. The network itself where its first
-        layer reads the columns in their order.
-        """
-        first = self.layers[0]
-        if not self.reorders_columns or not isinstance(first, BlockLinear):
-            return self
-        others = list(self.layers[1:])
-        twin = MLP([first.arranged(), *others], self.activation, self.parents)
-        twin.train(self.training)
-        return twin
-
-    def alive(self, masks: Sequence[Tensor]) -> list[Tensor]:
-        """Return the units that edges join to an input and an output.
-
-        Parameters
-        ----------
-        masks : sequence of bool tensors
-            A mask for every layer of :attr:`maps`, of the shape of its `weight`.
-
-        Returns
-        -------
-        alive : list of bool tensors of shape (n_units,)
-            The living units of every hidden layer.
-        """
-        # Without loops until nothing changes, because the host would wait in each.
-        layers = list(zip(self.layers, masks, strict=False))
-        reached, end = [], masks[0].new_ones(layers[0][0].in_features)
-        for layer, mask in layers[:-1]:
-            edges = mask & layer.between(end, mask.new_ones(layer.out_features))
-            end = layer.total_in(edges) > 0
-            reached.append(end)
-        needed, end = [], masks[0].new_ones(layers[-1][0].out_features)
-        for layer, mask in reversed(layers[1:]):
-            edges = mask & layer.between(mask.new_ones(layer.in_features), end)
-            end = layer.total_out(edges) > 0
-            needed.append(end)
-        return [r & n for r, n in zip(reached, reversed(needed), strict=True)]
-
-    def edges_between(self, alive: Sequence[Tensor]) -> list[Tensor]:
-        """Return the edges that join the units `alive`, a mask for every layer."""
-        first = self.layers[0]
-        ones = first.weight.new_ones(first.in_features, dtype=torch.bool)
-        n_outputs = self.layers[-1].out_features
-        ends = [ones, *alive, ones.new_ones(n_outputs)]
-        edges = [
-            layer.between(a, b)
-            for layer, (a, b) in zip(self.layers, pairwise(ends), strict=True)
-        ]
-        return (
-            edges
-            if self.skip is None
-            else [*edges, ones.new_ones(n_outputs, len(ones))]
-        )
-
-    def without_dead_units(self) -> MLP:
-        """Return the network without hidden units that have no edge at all."""
-        masks = [layer.kept() for layer in self.layers]
-        into = [
-            layer.total_in(m) > 0 for layer, m in zip(self.layers, masks, strict=False)
-        ]
-        out = [
-            layer.total_out(m) > 0 for layer, m in zip(self.layers, masks, strict=False)
-        ]
-        alive = [i | o for i, o in zip(into[:-1], out[1:], strict=True)]
-        for units in alive:
-            units[0] |= not bool(units.any())  # no layer is left without units
-        if all(bool(a.all()) for a in alive):
-            return self
-        ones = [torch.ones_like(e) for e in (out[0], into[-1])]
-        ends = [ones[0], *alive, ones[1]]
-        layers = [
-            layer.select_units(a, b)
-            for layer, (a, b) in zip(self.layers, pairwise(ends), strict=True)
-        ]
-        parents = [parent[a] for parent, a in zip(self.parents, alive, strict=True)]
-        network = MLP(layers, self.activation, parents, self.skip)
-        network.input_mean, network.input_scale = self.input_mean, self.input_scale
-        return network.train(self.training)
-
-    def masked(self, level: int) -> Layer:
-        """Return entry `level` of :attr:`maps`, as a layer that can be masked.
-
-        A dense layer is replaced by a masked one that has the same parameters.
-        """
-        layer = self.maps[level]
-        if isinstance(layer, DenseLinear):
-            layer = MaskedLinear.of(layer)
-            if level == len(self.layers):
-                self.skip = layer
-            else:
-                self.layers[level] = layer
-        return layer
+        return ((x.double() - mean) / self.input_scale).to(x.dtype)
 
     @property
     def reorders_columns(self) -> bool:
         """Whether the first layer alone reads the columns in another order."""
-        first = self.layers[0]
-        if self.skip is not None or not isinstance(first, BlockLinear):
-            return False
-        return first.reorders_columns
+        return self.skip is None and self.layers[0].reorders_columns
 
     def arrange(self, x: Tensor) -> Tensor:
         """Return the columns of x as :meth:`arranged` reads them.
 
         The input must not be scaled, see :meth:`fold_input`.
         """
-        first = self.layers[0]
-        if not self.reorders_columns or not isinstance(first, BlockLinear):
-            return x
-        return first.arrange(x)
+        return self.layers[0].arrange(x) if self.reorders_columns else x
+
+    def arranged(self) -> MLP:
+        """Return a network with the same parameters that acts on arranged columns.
+
+        ``network.arranged()(network.arrange(x))`` equals ``network(x)``. It saves time
+        where the same rows are used many times.
+        """
+        if not self.reorders_columns:
+            return self
+        layers = [self.layers[0].arranged(), *self.layers[1:]]
+        twin = MLP(layers, self.activation, self.parents)
+        return twin.train(self.training)
 
     def to_sequential(self) -> nn.Sequential:
         """Return the same function as ``nn.Linear`` modules and activations.
 
-        The weights are copies, dense and zero where pruned. Where the network maps its
-        input to ``(x - input_mean) / input_scale`` first, that map is folded into the
-        first ``nn.Linear``, which loses digits in columns whose mean is far above
-        their scale.
-
-        Returns
-        -------
-        sequential : torch.nn.Sequential
-            ``Linear, activation, ..., Linear`` on the device of the network.
-
-        Raises
-        ------
-        ValueError
-            If the network has a skip connection, which is no sequence of modules.
+        The weights are copies, dense and zero where pruned, on the device of the
+        network. The map of the input that is not folded yet, see :meth:`fold_input`, is
+        folded into the first ``nn.Linear``, which loses digits in columns whose mean is
+        far above their scale. Raises a ValueError for a network with a skip connection.
         """
         if self.skip is not None:
             raise ValueError(
                 "A network with a skip connection is no sequence of modules; use the "
                 "network itself, a torch.nn.Module."
             )
+        layers = [
+            DenseLinear(layer.dense_weight().clone(), layer.dense_bias().clone())
+            for layer in self.layers
+        ]
+        if self.input_mean is not None:
+            layers[0].fold_input(self.input_affine)
         modules: list[nn.Module] = []
-        for layer in self.layers:
-            weight, bias = layer.dense_weight().clone(), layer.dense_bias().clone()
-            # Not by nn.Linear(...), which would move the global generator.
-            linear = nn.Linear.__new__(nn.Linear)
-            nn.Module.__init__(linear)
-            linear.out_features, linear.in_features = weight.shape
-            linear.weight, linear.bias = nn.Parameter(weight), nn.Parameter(bias)
+        for layer in layers:
+            # Without memory, because drawing weights would move the global generator.
+            linear = nn.Linear(layer.in_features, layer.out_features, device="meta")
+            linear.load_state_dict(layer.state_dict(), assign=True)
             modules += [linear, self.activation.module()]
-        if self.input_mean is not None and self.input_scale is not None:
-            first = modules[0]
-            assert isinstance(first, nn.Linear)
-            with torch.no_grad():
-                scaled = first.weight.double() / self.input_scale
-                first.bias.copy_(first.bias.double() - scaled @ self.input_mean)
-                first.weight.copy_(scaled)
         return nn.Sequential(*modules[:-1]).train(self.training)
-
-    # ----------------------------------------------------------------------------------
-    # Location and scale
-    # ----------------------------------------------------------------------------------
 
     @property
     def input_affine(self) -> Affine:
@@ -490,17 +243,12 @@ class MLP(ArrayModule):
         column, because its mean is more than :data:`MAX_FOLDED_OFFSET` scales from
         zero or its scale is outside of :data:`FOLDED_SCALES`, the column's map stays
         in double precision in :attr:`input_mean` and :attr:`input_scale`.
-
-        Parameters
-        ----------
-        affine : Affine
-            Location and scale of the input columns.
         """
         affine = self.input_affine.compose(affine)
         least, most = FOLDED_SCALES
         size = np.abs(affine.scale)
-        kept = (np.abs(affine.mean) / MAX_FOLDED_OFFSET > size) | (size < least)
-        kept |= size > most
+        kept = np.abs(affine.mean) / MAX_FOLDED_OFFSET > size
+        kept |= (size < least) | (size > most)
         stays = Affine(np.where(kept, affine.mean, 0), np.where(kept, affine.scale, 1))
         self._fold(affine.relative_to(stays))
         self.input_mean = self.input_scale = None
@@ -511,18 +259,14 @@ class MLP(ArrayModule):
     def unfold_input(self, affine: Affine) -> None:
         """Make the network act on ``affine(x)`` where it acted on x.
 
-        The inverse of :meth:`fold_input` for the same argument; for others it expresses
-        the same function in other coordinates.
+        For the same argument, this undoes :meth:`fold_input`.
         """
         self._fold(self.input_affine.relative_to(affine))
         self.input_mean = self.input_scale = None
 
     @torch.no_grad()
     def change_input(self, old: Affine, new: Affine) -> None:
-        """Make the network act on ``new(x)`` where it acted on ``old(x)``.
-
-        As a function of x it stays the same.
-        """
+        """Make the network act on ``new(x)`` where it acted on ``old(x)``."""
         self._fold(old.relative_to(new))
 
     def _fold(self, affine: Affine) -> None:

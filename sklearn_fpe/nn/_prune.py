@@ -1,4 +1,4 @@
-"""Prune rules: from an expanded network and a budget to a plan of what is kept."""
+"""Prune rules: from a dense network and a budget to a plan of what is kept."""
 
 from __future__ import annotations
 
@@ -10,20 +10,17 @@ import numpy as np
 
 from sklearn_fpe.nn._magnitude import prune_magnitude
 from sklearn_fpe.nn._shape import Shape
-from sklearn_fpe.nn._split import SplitRule, is_shared, partition
+from sklearn_fpe.nn._split import SplitRule, partition
 from sklearn_fpe.nn._structured import (
-    INPUT_SHARE,
-    choose_inputs,
-    choose_units,
     least_parents,
+    prune_structured,
     structured_count,
-    structured_sizes,
 )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Record of the units and weights that an expanded network keeps.
+    """The partition of an expanded network, and its kept units and edges.
 
     Unit ``a * n_parents + i`` of a hidden layer is child ``a`` of parent ``i``; the
     units of a layer are the inputs of the next one. Arrays may be broadcast views.
@@ -105,21 +102,10 @@ class Splitter:
     rng: np.random.Generator
 
     def split(self, weight: np.ndarray, n_children: int, level: int) -> np.ndarray:
-        """Split the neurons of a hidden layer.
+        """Partition the inputs of every neuron of a hidden layer.
 
-        Parameters
-        ----------
-        weight : ndarray of shape (n_parents, n_inputs)
-            Weight of the layer.
-        n_children : int
-            Children of every parent.
-        level : int
-            Number of the layer, from 0.
-
-        Returns
-        -------
-        children : int ndarray of shape (n_parents, n_inputs)
-            The partition.
+        `weight` is (n_parents, n_inputs), as is the partition, `n_children` the
+        children of every parent, `level` the number of the layer, from 0.
         """
         rule = self.rule.at_level(level)
         return partition(weight, n_children, rule, groups=self.groups, rng=self.rng)
@@ -129,19 +115,9 @@ class Splitter:
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Copy weights to the children of the layer before, and split every layer.
 
-        Parameters
-        ----------
-        weights : list of ndarrays
-            Weights of the dense parent, see :meth:`PruneRule.plan`.
-        shape : Shape
-            Shape of the expanded network.
-
-        Returns
-        -------
-        wide : list of ndarrays
-            The weights over the units of the layer before instead of its parents.
-        children : list of int ndarrays of shape (n_parents, n_inputs)
-            The partition of every hidden layer.
+        `weights` are those of the dense parent, see :meth:`PruneRule.plan`, `shape`
+        is that of the expanded network. Returns the weights over the units of the layer
+        before instead of its parents, and the partition of every hidden layer.
         """
         copies = (1, *shape.expansion, 1)
         wide = [np.tile(w, (1, c)) for w, c in zip(weights, copies, strict=False)]
@@ -162,7 +138,7 @@ class PruneRule(ABC):
     needs_shared : bool
         Whether all neurons of a layer must have the same partition.
     exact : bool
-        Whether what is kept meets the budget exactly.
+        Whether the kept parameters are exactly as many as the budget.
     allows_skip : bool
         Whether the network may have a skip connection.
     at_once : bool
@@ -181,8 +157,7 @@ class PruneRule(ABC):
     ...     def least_budget(self, shape):
     ...         return shape.n_parameters() - shape.n_outputs * shape.fan_ins()[-1]
     ...
-    ...     def least_cost(self, shape):
-    ...         return self.least_budget(shape)
+    ...     least_cost = least_budget
     ...
     ...     def plan(self, weights, shape, splitter, budget):
     ...         (n_units,) = shape.fan_ins()[1:]
@@ -229,17 +204,10 @@ class PruneRule(ABC):
         """Return the least budget for a shape that pays for all children kept."""
 
     def hook(self, recipe: Any) -> Any:
-        """Return a hook that prunes during the fine-tuning, or None.
+        """Return an object that prunes during the fine-tuning, or None.
 
-        Parameters
-        ----------
-        recipe : Recipe
-            The settings that determine the network.
-
-        Returns
-        -------
-        hook : Hook or None
-            Object that the training calls, see ``sklearn_fpe._engine._hooks``.
+        `recipe` holds the settings that determine the network. The training calls the
+        methods of the object, see ``sklearn_fpe._engine._hooks``.
         """
         return None
 
@@ -247,25 +215,13 @@ class PruneRule(ABC):
     def plan(
         self, weights: list[np.ndarray], shape: Shape, splitter: Splitter, budget: int
     ) -> Plan:
-        """Split and prune.
+        """Split every layer and choose the units and weights that stay.
 
-        Parameters
-        ----------
-        weights : list of ndarrays
-            Weights of the dense parent, (n_parents, n_inputs) for every hidden layer,
-            (n_outputs, n_parents) for the output layer, and (n_outputs, n_inputs) for
-            the skip connection if there is one.
-        shape : Shape
-            Shape of the expanded network.
-        splitter : Splitter
-            Splits the layers, and holds the source of randomness.
-        budget : int
-            Parameters to keep, biases included.
-
-        Returns
-        -------
-        plan : Plan
-            Record of the kept units and weights.
+        `weights` are those of the dense parent: (n_parents, n_inputs) for every hidden
+        layer, (n_outputs, n_parents) for the output layer, and (n_outputs, n_inputs)
+        for the skip connection if there is one. `shape` is that of the expanded
+        network, `splitter` splits its layers and holds the source of randomness, and
+        `budget` counts the parameters to keep, biases included.
         """
 
 
@@ -302,90 +258,18 @@ class Structured(PruneRule):
         """Return the cost of one input and the least number of children per block."""
         return structured_count(shape, shape.expansion[0], least_parents(shape))
 
-    def least_cost(self, shape: Shape) -> int:
-        """Return the least budget, because blocks keep at least one child."""
-        return self.least_budget(shape)
+    # Blocks keep at least one child, whatever the expansion.
+    least_cost = least_budget
 
     def plan(
         self, weights: list[np.ndarray], shape: Shape, splitter: Splitter, budget: int
     ) -> Plan:
-        """Split and prune layer by layer: living units are assigned to blocks.
-
-        Masks are broadcast, not stored, because a block keeps everything between its
-        inputs and its children.
-        """
-        contiguous = splitter.rule.contiguous
-        input_share = INPUT_SHARE["contiguous" if contiguous else "other"]
-        n_reads, n_parents = structured_sizes(shape, budget, input_share)
-        spare = budget - structured_count(shape, n_reads, n_parents)
-        fan_outs = (*n_parents[1:], shape.n_outputs)
-        children, alive, keep = [], [], []
-        inputs = np.arange(shape.n_inputs)
-        n_units = shape.n_inputs
-        for level, n_children in enumerate(shape.expansion):
-            weight = weights[level][:, inputs % weights[level].shape[1]]
-            living = splitter.split(weight, n_children, level)
-            labels = _shared_row(living, n_children)
-            out_norm = np.linalg.norm(weights[level + 1], axis=0)
-            energy = (weight * out_norm[:, None]) ** 2
-            reads = np.ones(len(inputs), dtype=bool)
-            if level == 0:
-                reads = choose_inputs(energy, labels, n_reads)
-            units, spare = choose_units(
-                energy[:, reads],
-                labels[reads],
-                n_children,
-                n_parents[level],
-                spare,
-                unit_cost=1 + fan_outs[level],
-            )
-            row = np.zeros(n_units, dtype=np.intp)
-            row[inputs] = labels
-            read = np.zeros(n_units, dtype=bool)
-            read[inputs] = reads
-            size = (shape.hidden[level], n_units)
-            children.append(np.broadcast_to(row, size))
-            keep.append(np.broadcast_to(read, size))
-            alive.append(units)
-            inputs, n_units = np.flatnonzero(units), len(units)
-        keep.append(np.broadcast_to(True, (shape.n_outputs, n_units)))
-        return Plan(children, alive, keep)
-
-
-def _shared_row(children: np.ndarray, n_children: int) -> np.ndarray:
-    """Return the partition that all neurons share; check a user's."""
-    if not is_shared(children):
-        raise ValueError(
-            'prune="structured" needs a partition that all neurons of a layer '
-            "share: a callable split must return equal rows."
-        )
-    found = np.unique(children[0])
-    if len(found) < n_children:
-        raise ValueError(
-            'prune="structured" needs inputs for every child: a callable split '
-            f"must return all children in [0, {n_children}), got {found.tolist()}."
-        )
-    return children[0]
+        """Split and prune layer by layer."""
+        return Plan(*prune_structured(weights, shape, splitter, budget))
 
 
 def get_prune(prune: str | PruneRule) -> PruneRule:
-    """Return a prune rule by its name, or the object itself.
-
-    Parameters
-    ----------
-    prune : str or PruneRule
-        A name in :data:`PRUNES`, or an object.
-
-    Returns
-    -------
-    rule : PruneRule
-        The rule.
-
-    Raises
-    ------
-    ValueError
-        If the name is unknown, or the object has none.
-    """
+    """Return a prune rule by its name in :data:`PRUNES`, or the object itself."""
     if isinstance(prune, PruneRule):
         if not isinstance(getattr(prune, "name", None), str):
             raise ValueError(f"{type(prune).__name__} needs a `name`, a string.")

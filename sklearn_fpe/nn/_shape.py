@@ -41,10 +41,10 @@ class Shape:
 
     @classmethod
     def from_state(cls, state: Any, n_inputs: int, n_outputs: int, name: str) -> Shape:
-        """Make a shape of `state`, its fields, and check it.
+        """Make a shape of its fields, `state`, and check them; errors say `name`.
 
-        It must have `n_inputs` and `n_outputs`, if it says how many. `name` is that of
-        the shape in messages.
+        If the state has numbers of inputs and outputs, they must be `n_inputs` and
+        `n_outputs`.
         """
         needed, ends = ("hidden", "expansion", "skip"), ("n_inputs", "n_outputs")
         hidden, expansion, skip, *given = record(state, name, needed, ends)

@@ -14,6 +14,7 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 
 
 @dataclass(frozen=True)
@@ -25,18 +26,17 @@ class SplitRule:
     name : str
         Name of the rule.
     assign : callable
-        ``assign(weight, n_children, rng, groups)`` returns the partition, an int array
-        of the shape of `weight`, (n_neurons, n_inputs), with values in
-        [0, n_children). `rng` is a ``numpy.random.Generator``, `groups` the group
-        label of every input or None.
+        ``assign(weight, n_children, rng, groups)`` returns the partition, int of the
+        shape of `weight`, (n_neurons, n_inputs), in [0, n_children). `rng` is a
+        ``numpy.random.Generator``, `groups` the group label of every input or None.
     shared : bool or None, default=False
         Whether all neurons of a layer get the same partition, so that the layer runs
         as dense blocks; None: it depends.
     contiguous : bool, default=False
         Whether children read runs of neighbouring inputs.
     needs_groups : bool, default=False
-        Whether the rule needs group labels. They belong to the network's inputs, so
-        deeper layers are split by ``"shared"``.
+        Whether the rule needs group labels, which only the network's inputs have;
+        deeper layers are then split by ``"shared"``.
     overlapping : bool, default=False
         Whether every child starts with all inputs of its parent, entered as -1 in the
         partition, so that pruning must decide which child keeps which.
@@ -59,7 +59,7 @@ class SplitRule:
     """
 
     name: str
-    assign: Callable[[np.ndarray, int, np.random.Generator, Any], np.ndarray]
+    assign: Callable[[np.ndarray, int, Generator, Any], np.ndarray]
     shared: bool | None = False
     contiguous: bool = False
     needs_groups: bool = False
@@ -95,23 +95,9 @@ class SplitRule:
 
 
 def get_split(split: str | SplitRule | Callable) -> SplitRule:
-    """Return a split rule by its name, of a function, or the object itself.
+    """Return a split rule by its name in :data:`SPLITS`, the object, or a function's.
 
-    Parameters
-    ----------
-    split : str, SplitRule or callable
-        A name in :data:`SPLITS`, an object, or ``f(weight, n_children, rng)``, which
-        returns the partition.
-
-    Returns
-    -------
-    rule : SplitRule
-        The rule.
-
-    Raises
-    ------
-    ValueError
-        If the name is unknown.
+    The function is ``f(weight, n_children, rng)``, which returns the partition.
     """
     if isinstance(split, SplitRule):
         return split
@@ -132,14 +118,8 @@ class _WithoutGroups:
 
     function: Callable
 
-    def __call__(
-        self,
-        weight: np.ndarray,
-        n_children: int,
-        rng: np.random.Generator,
-        groups: Any,
-    ) -> np.ndarray:
-        return self.function(weight, n_children, rng)
+    def __call__(self, weight: np.ndarray, n: int, rng: Generator, *_: Any) -> Any:
+        return self.function(weight, n, rng)
 
 
 def partition(
@@ -148,7 +128,7 @@ def partition(
     split: str | SplitRule | Callable = "shared",
     *,
     groups: Any = None,
-    rng: np.random.Generator | int | None = None,
+    rng: Generator | int | None = None,
 ) -> np.ndarray:
     """Partition the input edges of every neuron among its children.
 
@@ -169,7 +149,7 @@ def partition(
         - ``"groups"``: inputs of one group stay together; a random assignment of the
           groups for every neuron;
         - ``"learned"``: every child has all inputs (-1 in the partition), and gradual
-          pruning decides which child keeps which;
+          pruning decides which child keeps which; an only child has them as 0;
         - ``f(weight, n_children, rng)``: returns the partition.
 
         All but ``"groups"`` and a callable are balanced: the fan-ins of two children
@@ -189,10 +169,6 @@ def partition(
     ValueError
         If `n_children` is out of range, `split` is unknown, `groups` does not fit, or
         a callable returns something that is no partition.
-
-    References
-    ----------
-    "Expand Neurons, Not Parameters", arXiv:2510.04500.
 
     Examples
     --------
@@ -252,43 +228,28 @@ def balanced_runs(n_inputs: int, n_children: int) -> np.ndarray:
     return np.arange(n_inputs) * n_children // n_inputs
 
 
-def _random(
-    weight: np.ndarray, n_children: int, rng: np.random.Generator, groups: Any
-) -> np.ndarray:
-    n_neurons, n_inputs = weight.shape
-    rows = np.tile(balanced_runs(n_inputs, n_children), (n_neurons, 1))
-    return rng.permuted(rows, axis=1)
+def _random(weight: np.ndarray, n_children: int, rng: Generator, *_: Any) -> np.ndarray:
+    row = balanced_runs(weight.shape[1], n_children)
+    return rng.permuted(np.tile(row, (len(weight), 1)), axis=1)
 
 
-def _shared(
-    weight: np.ndarray, n_children: int, rng: np.random.Generator, groups: Any
-) -> np.ndarray:
-    n_neurons, n_inputs = weight.shape
-    row = rng.permutation(balanced_runs(n_inputs, n_children))
-    return np.tile(row, (n_neurons, 1))
+def _shared(weight: np.ndarray, n_children: int, rng: Generator, *_: Any) -> np.ndarray:
+    row = rng.permutation(balanced_runs(weight.shape[1], n_children))
+    return np.tile(row, (len(weight), 1))
 
 
-def _contiguous(
-    weight: np.ndarray, n_children: int, rng: np.random.Generator, groups: Any
-) -> np.ndarray:
-    n_neurons, n_inputs = weight.shape
-    return np.tile(balanced_runs(n_inputs, n_children), (n_neurons, 1))
+def _contiguous(weight: np.ndarray, n_children: int, *_: Any) -> np.ndarray:
+    row = balanced_runs(weight.shape[1], n_children)
+    return np.tile(row, (len(weight), 1))
 
 
-def _feature(
-    weight: np.ndarray, n_children: int, rng: np.random.Generator, groups: Any
-) -> np.ndarray:
-    return np.tile(_cluster_inputs(weight, n_children, rng), (len(weight), 1))
-
-
-def _learned(
-    weight: np.ndarray, n_children: int, rng: np.random.Generator, groups: Any
-) -> np.ndarray:
-    return np.full(weight.shape, -1)
+def _learned(weight: np.ndarray, n_children: int, *_: Any) -> np.ndarray:
+    # An only child needs no pruning to have an input for itself.
+    return np.full(weight.shape, -1 if n_children > 1 else 0)
 
 
 def _groups(
-    weight: np.ndarray, n_children: int, rng: np.random.Generator, groups: Any
+    weight: np.ndarray, n_children: int, rng: Generator, groups: Any
 ) -> np.ndarray:
     """Assign whole groups, each to the child with the smallest fan-in so far."""
     groups, n_neurons = np.asarray(groups), len(weight)
@@ -307,27 +268,26 @@ def _groups(
     return children
 
 
-def _cluster_inputs(
-    weight: np.ndarray, n_clusters: int, rng: np.random.Generator, n_iter: int = 20
+def _feature(
+    weight: np.ndarray, n_children: int, rng: Generator, *_: Any
 ) -> np.ndarray:
-    """Balanced k-means on the rows of the Gram matrix of the columns of `weight`.
+    """Cluster the inputs by balanced k-means on the rows of the Gram matrix W'W.
 
-    With G = W'W the squared distance of rows j and k of G is
-    (w_j - w_k)' WW' (w_j - w_k), so the rows are clustered as (WW')^(1/2) w_j: as
-    many coordinates as neurons instead of as inputs.
+    The squared distance of its rows j and k is (w_j - w_k)' WW' (w_j - w_k), so
+    clustered are (WW')^(1/2) w_j: as many coordinates as neurons instead of as inputs.
     """
-    weight = np.asarray(weight, dtype=np.float64)
-    values, vectors = np.linalg.eigh(weight @ weight.T)
-    points = weight.T @ (vectors * np.sqrt(values.clip(min=0)))
-    centers = points[rng.choice(len(points), n_clusters, replace=False)]
+    wide = np.asarray(weight, dtype=np.float64)
+    values, vectors = np.linalg.eigh(wide @ wide.T)
+    points = wide.T @ (vectors * np.sqrt(values.clip(min=0)))
+    centers = points[rng.choice(len(points), n_children, replace=False)]
     labels = np.full(len(points), -1)
-    for _ in range(n_iter):
+    for _iteration in range(20):
         previous, labels = labels, _assign_balanced(points, centers)
         if (labels == previous).all():
             break
-        for cluster in range(n_clusters):
-            centers[cluster] = points[labels == cluster].mean(axis=0)
-    return labels
+        for child in range(n_children):
+            centers[child] = points[labels == child].mean(axis=0)
+    return np.tile(labels, (len(weight), 1))
 
 
 def _assign_balanced(points: np.ndarray, centers: np.ndarray) -> np.ndarray:
@@ -352,17 +312,17 @@ def _check_partition(
     children: Any, shape: tuple[int, ...], n_children: int
 ) -> np.ndarray:
     """Check what a user's split rule returned."""
+    wanted = f"A callable split must return an int array of shape {shape}, the child of"
     try:
         children = np.asarray(children)
     except ValueError as error:
         raise ValueError(
-            f"A callable split must return an int array of shape {shape}, the child of "
-            f"each edge; it returned rows of different lengths."
+            f"{wanted} each edge; it returned rows of different lengths."
         ) from error
     if children.shape != shape or not np.issubdtype(children.dtype, np.integer):
         raise ValueError(
-            f"A callable split must return an int array of shape {shape}, the child of "
-            f"each edge; it returned shape {children.shape} of {children.dtype}."
+            f"{wanted} each edge; it returned shape {children.shape} of "
+            f"{children.dtype}."
         )
     if children.size and not 0 <= children.min() <= children.max() < n_children:
         raise ValueError(

@@ -1,24 +1,86 @@
 """Structured pruning: drop whole inputs of a block and whole children.
 
-What is kept are dense blocks, so nothing is masked and the products cost what the
-parent's cost.
+Dense blocks are left, so nothing is masked and a product costs what the parent's costs.
 """
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sklearn_fpe.nn._shape import Shape
+from sklearn_fpe.nn._split import is_shared
+
+if TYPE_CHECKING:
+    from sklearn_fpe.nn._prune import Splitter
 
 INPUT_SHARE = {"contiguous": 0.9, "other": 0.75}
-"""Least share of its inputs that structured pruning leaves every block, if it can.
+"""Least share of its inputs that every block keeps, if the budget allows it.
 
-What the budget then does not pay for is taken from the parents. Contiguous blocks of
-equal length predict from all their columns, kept or not, because that is cheaper than
-selecting columns.
+Children are dropped before that. The share is higher for contiguous blocks, because
+they multiply all their columns, kept or not, which costs less than selecting columns.
 """
+
+
+def prune_structured(
+    weights: list[np.ndarray], shape: Shape, splitter: Splitter, budget: int
+) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+    """Split and prune layer by layer: inputs that live are assigned to blocks.
+
+    Returns the fields `children`, `alive` and `keep` of a plan. Masks are broadcast
+    views, because a block keeps everything between its inputs and its children.
+    """
+    input_share = INPUT_SHARE["contiguous" if splitter.rule.contiguous else "other"]
+    n_reads, n_parents = structured_sizes(shape, budget, input_share)
+    spare = budget - structured_count(shape, n_reads, n_parents)
+    fan_outs = (*n_parents[1:], shape.n_outputs)
+    children, alive, keep = [], [], []
+    inputs, n_units = np.arange(shape.n_inputs), shape.n_inputs
+    for level, n_children in enumerate(shape.expansion):
+        weight = weights[level][:, inputs % weights[level].shape[1]]
+        labels = _shared_row(splitter.split(weight, n_children, level), n_children)
+        out_norm = np.linalg.norm(weights[level + 1], axis=0)
+        energy = (weight * out_norm[:, None]) ** 2
+        reads = np.ones(len(inputs), dtype=bool)
+        if level == 0:
+            reads = choose_inputs(energy, labels, n_reads)
+        units, spare = choose_units(
+            energy[:, reads],
+            labels[reads],
+            n_children,
+            n_parents[level],
+            spare,
+            unit_cost=1 + fan_outs[level],
+        )
+        row = np.zeros(n_units, dtype=np.intp)
+        row[inputs] = labels
+        read = np.zeros(n_units, dtype=bool)
+        read[inputs] = reads
+        size = (shape.hidden[level], n_units)
+        children.append(np.broadcast_to(row, size))
+        keep.append(np.broadcast_to(read, size))
+        alive.append(units)
+        inputs, n_units = np.flatnonzero(units), len(units)
+    keep.append(np.broadcast_to(True, (shape.n_outputs, n_units)))
+    return children, alive, keep
+
+
+def _shared_row(children: np.ndarray, n_children: int) -> np.ndarray:
+    """Return the partition that all neurons share; check a user's."""
+    if not is_shared(children):
+        raise ValueError(
+            'prune="structured" needs a partition that all neurons of a layer '
+            "share: a callable split must return equal rows."
+        )
+    found = np.unique(children[0])
+    if len(found) < n_children:
+        raise ValueError(
+            'prune="structured" needs inputs for every child: a callable split '
+            f"must return all children in [0, {n_children}), got {found.tolist()}."
+        )
+    return children[0]
 
 
 def least_parents(shape: Shape) -> tuple[int, ...]:
@@ -42,17 +104,12 @@ def structured_count(shape: Shape, n_reads: int, n_parents: tuple[int, ...]) -> 
 def structured_sizes(
     shape: Shape, budget: int, input_share: float
 ) -> tuple[int, tuple[int, ...]]:
-    """Decide how many inputs and how many children the blocks keep.
+    """Return how many inputs and how many children the blocks keep.
 
-    Parents are dropped, in all layers alike, until blocks that read `input_share` of
-    their inputs fit the budget; what is left buys further children, then inputs.
-
-    Returns
-    -------
-    n_reads : int
-        Inputs that the blocks of the first layer read, summed over blocks.
-    n_parents : tuple of int
-        Children per block of every hidden layer.
+    Children are dropped, in all layers alike, until blocks that read `input_share` of
+    their inputs fit the budget; the rest of it buys further children, then inputs. The
+    inputs are those of the first layer, summed over blocks; the children are per block,
+    for every hidden layer.
     """
     first = shape.expansion[0]
     least = least_parents(shape)
@@ -84,9 +141,9 @@ def structured_sizes(
 def choose_inputs(energy: np.ndarray, labels: np.ndarray, n_reads: int) -> np.ndarray:
     """Choose the inputs that every block reads, `n_reads` in all.
 
-    Blocks lose the same share of their inputs, and every block keeps one, if `n_reads`
-    is at least the number of blocks. `energy` (n_neurons, n_inputs) ranks the inputs of
-    a block. Returns a bool array of shape (n_inputs,).
+    Blocks lose the same share of their inputs, the weakest by `energy`, of shape
+    (n_neurons, n_inputs). Every block keeps one, if `n_reads` is at least the number of
+    blocks. Returns a bool array of shape (n_inputs,).
     """
     score = energy.sum(axis=0)
     sizes = np.bincount(labels)
@@ -108,27 +165,12 @@ def choose_units(
     spare: int = 0,
     unit_cost: int = 1,
 ) -> tuple[np.ndarray, int]:
-    """Choose the strongest children of every block.
+    """Choose the strongest `n_parents` children of every block.
 
-    Parameters
-    ----------
-    energy : ndarray of shape (n_neurons, n_inputs)
-        Saliency of every edge.
-    labels : int ndarray of shape (n_inputs,)
-        The block that reads each input.
-    n_blocks, n_parents : int
-        Blocks, and children that each keeps.
-    spare : int, default=0
-        Parameters that buy further children, the strongest that fit.
-    unit_cost : int, default=1
-        What a child costs besides its inputs.
-
-    Returns
-    -------
-    alive : bool ndarray of shape (n_blocks * n_neurons,)
-        The children that are kept.
-    spare : int
-        Parameters that are left.
+    `energy` (n_neurons, n_inputs) is the saliency of every edge, `labels` (n_inputs,)
+    the block that reads each input. `spare` parameters buy further children, the
+    strongest that fit, at a cost of their inputs and `unit_cost`. Returns the children,
+    bool of shape (n_blocks * n_neurons,), and the parameters that are left.
     """
     score = np.stack([energy[:, labels == a].sum(axis=1) for a in range(n_blocks)])
     best = np.argsort(-score, axis=1, kind="stable")
