@@ -5,6 +5,7 @@ follows from something else is left out, so that it cannot contradict it. The ob
 check their own states; what is left for here is what only a file can get wrong.
 """
 
+import math
 import re
 
 import numpy as np
@@ -16,6 +17,7 @@ from sklearn_fpe._estimators._fitted import make_fitted, make_unfitted
 from sklearn_fpe._estimators._regressor import FPERegressor
 from sklearn_fpe._estimators._targets import targets_from_state
 from sklearn_fpe._estimators._transformer import FPETransformer
+from sklearn_fpe._io._file import BYTES_PER_BYTE, COPIES
 from sklearn_fpe._io._values import cannot_save, decode, encode
 from sklearn_fpe.nn._state import (
     ModelFileError,
@@ -47,11 +49,11 @@ MAX_SPREAD = 4 * 10**6
 The spare memory of loading suffices for them, however few are kept.
 """
 
-MIN_DENSITY = 0.18
+MIN_DENSITY = (COPIES["U8"] - BYTES_PER_BYTE) / 8 / (BYTES_PER_BYTE - COPIES["F32"]) / 4
 """Share of kept weights from which the bits of a larger mask are stored.
 
-Below it the bytes are, because loading takes 5 bytes a position and the file must have
-enough bytes to allow it.
+From it on, loading a bit and its share of 4 bytes of a weight takes no spare memory.
+Below it a mask is stored as bytes.
 """
 
 VALUES = ("groups", "classes", "class_weight")
@@ -79,8 +81,10 @@ def describe(estimator):
         if name not in NOT_SAVED
     }
     state, arrays = estimator.learned_.to_state(), {}
-    for member in (state, *state.get("others", ())):
+    members = (state, *state.get("others", ()))
+    for member in members:
         _prepare(member, parameters)
+    _spread_masks(members)
     names = getattr(estimator, "feature_names_in_", None)
     model = {
         "class": type(estimator).__name__,
@@ -93,16 +97,22 @@ def describe(estimator):
 
 def _prepare(member, parameters):
     """Leave out of what one network has learned, in place, all that is not stored."""
-    recipe, network = member["recipe"], member["network"]
+    recipe = member["recipe"]
     for name in ("split", "prune"):
         # What a rule of the user's own did is in the network.
         if not isinstance(recipe[name], str | dict):
             recipe[name] = parameters[name]
     for name in ("n_inputs", "n_outputs"):
         del recipe["shape"][name]
-    layers = [*network["layers"], *filter(None, [network["skip"]])]
-    layers = [layer for layer in layers if "mask" in layer]
-    sizes = [int(np.prod(layer["shape"])) for layer in layers]
+
+
+def _spread_masks(members):
+    """Turn masks from bits into bytes, in place, where loading bits would take much."""
+    layers = []
+    for network in (member["network"] for member in members):
+        layers += [*network["layers"], network["skip"]]
+    layers = [layer for layer in layers if layer is not None and "mask" in layer]
+    sizes = [math.prod(layer["shape"]) for layer in layers]
     for layer, size in zip(layers, sizes, strict=True):
         if sum(sizes) > MAX_SPREAD and len(layer["weight"]) < MIN_DENSITY * size:
             layer["mask"] = unpack_mask(layer["mask"], "mask", layer["shape"])
