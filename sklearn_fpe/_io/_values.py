@@ -55,8 +55,6 @@ def encode(value, name):
     dtype = array.dtype.name
     if array.dtype.kind == "U":
         dtype = f"str{array.dtype.itemsize // 4}"  # four bytes a character
-    elif dtype not in DTYPES:
-        raise cannot_save(name, f"an array must hold numbers or texts, not {dtype}")
     if array.ndim != 1:
         raise cannot_save(name, f"an array must be a vector, got shape {array.shape}")
     values = [_encode_plain(v, name) for v in array.tolist()]
