@@ -56,16 +56,14 @@ class Memory:
     """
 
     def __init__(self, n_bytes):
-        self.n_bytes = n_bytes
-        self.limit = self.left = BYTES_PER_BYTE * n_bytes + SPARE_BYTES
+        self.n_bytes, self.left = n_bytes, BYTES_PER_BYTE * n_bytes + SPARE_BYTES
 
     def take(self, n_bytes, name):
         """Count bytes of memory, or raise an error if too few are left."""
         require(
             n_bytes <= self.left,
-            f"{name} would take {n_bytes} bytes of memory, but of the {self.limit} "
-            f"that loading a file of {self.n_bytes} bytes may take {self.left} are "
-            f"left",
+            f"{name} would take {n_bytes} bytes of memory, but loading a file of "
+            f"{self.n_bytes} bytes may take {self.left} more",
         )
         self.left -= n_bytes
 

@@ -6,28 +6,22 @@ from sklearn_fpe._estimators._parameters import resolve_hidden
 from sklearn_fpe._io._model import unfitted
 from sklearn_fpe.nn._state import array, record
 
-FIELDS = (
-    *("class", "parameters", "made_with", "feature_names", "targets", "expansion"),
-    *("budget", "phase", "n_iter", "seeds", "layers", "scaler", "loss_curve"),
-)
-"""What every file says of an estimator; arrays stand at their paths."""
-
-OPTIONAL = (
-    *("parents", "moments", "center", "validation_scores", "best_validation_score"),
-)
-"""What some files say."""
-
 
 def upgrade(model, memory):
     """Return a model, with the arrays at their paths, as a file of version 2 has it.
 
     Only what must be known for that is checked; `memory` is what loading may take.
     """
-    record(model, "model", FIELDS, OPTIONAL)
+    needed = (
+        *("class", "parameters", "made_with", "feature_names", "targets", "expansion"),
+        *("budget", "phase", "n_iter", "seeds", "layers", "scaler", "loss_curve"),
+    )
+    optional = ("parents", "moments", "center", "validation_scores")
+    record(model, "model", needed, (*optional, "best_validation_score"))
     made_with, n_iter = model["made_with"], model["n_iter"]
     made = unfitted(model["class"], made_with, "model.made_with", memory)
-    network = {"layers": model["layers"], "skip": None}
-    network["parents"] = model.get("parents", {})
+    parents = model.get("parents", {})
+    network = {"layers": model["layers"], "skip": None, "parents": parents}
     if "center" in model:
         center = array(model["center"], "center", np.floating, (None,))
         network["input_mean"] = center.astype(np.float64)
@@ -63,8 +57,8 @@ def upgrade(model, memory):
             "refitted": False,
         },
     }
-    kept = ("class", "parameters", "feature_names")
-    return {**{name: model[name] for name in kept}, "learned": learned}
+    kept = {name: model[name] for name in ("class", "parameters", "feature_names")}
+    return {**kept, "learned": learned}
 
 
 def _targets(targets, class_weight):
