@@ -9,7 +9,6 @@ import math
 import re
 
 import numpy as np
-import torch
 
 from sklearn_fpe._engine._recipe import RULES, Learned, rule_from_state, rule_to_state
 from sklearn_fpe._estimators._classifier import FPEClassifier
@@ -162,12 +161,8 @@ def rebuild(model, memory, version):
     is_numeric = isinstance(estimator, FPERegressor)
     fits = kind == "FPETransformer" or learned.targets.y_numeric == is_numeric
     require(fits, f"The targets must be those of a {kind}")
-    for member in learned.members:
-        fits = member.recipe.shape == shape and member.phase == learned.phase
-        require(fits, "All networks must have the same shape and phase")
-        kinds = {str(weight.dtype) for weight in member.network.parameters()}
-        require(kinds == {"torch.float32"}, "All weights must be float32", *kinds)
-        _check_phase(member)
+    kinds = {str(weight.dtype) for weight in learned.predictor.parameters()}
+    require(kinds == {"torch.float32"}, "All weights must be float32", *kinds)
     if names is not None:
         listing(names, "feature_names", shape.n_inputs, shape.n_inputs)
         texts = {name for name in names if isinstance(name, str)}
@@ -211,17 +206,3 @@ def _decode_learned(state, memory):
     parents = network.setdefault("parents", {})
     if isinstance(parents, dict):
         network["parents"] = [parents.get(str(level)) for level in range(len(parents))]
-
-
-def _check_phase(learned):
-    """Check that what is not split yet is dense, and that the rest obeys the budget."""
-    network, recipe = learned.network, learned.recipe
-    if learned.phase == "fine-tune":
-        n, most = network.n_nonzero, recipe.budget
-        # Biases of outputs that were pruned do not count.
-        require(1 <= n <= most, f"The number of parameters must be in [1, {most}]", n)
-        return
-    in_order = [torch.arange(n, device="cpu") for n in recipe.shape.hidden]
-    fits = all(map(torch.equal, network.parents, in_order))
-    fits = fits and all(layer.kind == "dense" for layer in network.maps)
-    require(fits, "In the warm-up all layers must be dense")
