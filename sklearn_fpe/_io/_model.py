@@ -47,10 +47,6 @@ From it on, loading a bit and its share of 4 bytes of a weight takes no spare me
 Below it a mask is stored as bytes.
 """
 
-# --------------------------------------------------------------------------------------
-# To a file
-# --------------------------------------------------------------------------------------
-
 
 def describe(estimator):
     """Return what JSON can hold of a fitted estimator, and its arrays by name."""
@@ -82,7 +78,8 @@ def describe(estimator):
 
 def _spread_masks(networks):
     """Turn masks from bits into bytes, in place, where loading bits would take much."""
-    layers = [layer for n in networks for layer in (*n["layers"], n["skip"] or {})]
+    layers = [layer for network in networks for layer in network["layers"]]
+    layers += [network["skip"] or {} for network in networks]
     layers = [layer for layer in layers if "mask" in layer]
     sizes = [math.prod(layer["shape"]) for layer in layers]
     for layer, size in zip(layers, sizes, strict=True):
@@ -115,11 +112,6 @@ def _take_arrays(state, path, arrays):
         return state
     rest = {k: _take_arrays(v, f"{path}.{k}", arrays) for k, v in state.items()}
     return {k: v for k, v in rest.items() if v is not None or state[k] is None}
-
-
-# --------------------------------------------------------------------------------------
-# From a file
-# --------------------------------------------------------------------------------------
 
 
 def put_arrays(tree, arrays):
