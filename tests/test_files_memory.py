@@ -238,6 +238,17 @@ def test_a_large_sparse_model_can_be_saved(n_parents, expansion, kind, tmp_path)
     )
 
 
+def test_a_large_sparse_ensemble_can_be_saved(tmp_path):
+    """No network is large enough to have its mask stored as bytes; all of them are."""
+    X = np.random.default_rng(0).normal(size=(30, 1000))
+    estimator = make(hidden_layer_sizes=(110,), expansion=32, split="random")
+    estimator.set_params(max_iter=1, n_estimators=5).fit(X, np.arange(30) % 10)
+    save(estimator, tmp_path / "model")
+    np.testing.assert_array_equal(
+        load(tmp_path / "model").predict_proba(X), estimator.predict_proba(X)
+    )
+
+
 @pytest.mark.parametrize("n_features", [20_000])
 def test_many_columns_with_long_names_can_be_saved(n_features, tmp_path):
     rng = np.random.default_rng(0)

@@ -11,7 +11,13 @@ import torch
 from sklearn.base import clone
 from sklearn.datasets import load_digits, make_classification
 
-from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer, save
+from sklearn_fpe import (
+    FPEClassifier,
+    FPERegressor,
+    FPETransformer,
+    ModelFileError,
+    save,
+)
 from sklearn_fpe._engine._pruning import Gradual
 from sklearn_fpe._estimators import _fitted, _parameters
 from sklearn_fpe.nn import Activation
@@ -209,6 +215,27 @@ def test_model_of_the_gpu_loads_without_one(monkeypatch):
     np.testing.assert_allclose(
         loaded.predict_proba(X), model.predict_proba(X), atol=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    ("damage", "match"),
+    [
+        (lambda state: state.update(phase="warm-up"), "must be dense"),
+        (lambda state: state["recipe"].update(budget=3), "number of parameters"),
+        (lambda state: state.update(others=[deeper()]), "same shape and phase"),
+    ],
+)
+def test_pickle_whose_parts_contradict_one_another_is_refused(damage, match):
+    state = FPEClassifier(**QUICK).fit(*problem()).__getstate__()
+    damage(state["_learned"])
+    with pytest.raises(ModelFileError, match=match):
+        FPEClassifier().__setstate__(state)
+
+
+def deeper():
+    """What a network of two hidden layers has learned."""
+    settings = {**QUICK, "hidden_layer_sizes": (6, 5)}
+    return FPEClassifier(**settings).fit(*problem()).learned_.to_state()
 
 
 def test_clone_is_unfitted_and_equal():

@@ -314,7 +314,24 @@ class Learned:
             state = {key: part for key, part in state.items() if key != "others"}
         names = [name, *(f"{name}.others.{i}" for i in range(len(others)))]
         pairs = zip((state, *others), names, strict=True)
-        return cls.join([cls._single(part, make_targets, key) for part, key in pairs])
+        members = [cls._single(part, make_targets, key) for part, key in pairs]
+        for member in members:
+            member._check(members[0])
+        return cls.join(members)
+
+    def _check(self, first: Learned) -> None:
+        """Check a network against its phase, its budget and the first network."""
+        network, recipe = self.network, self.recipe
+        fits = recipe.shape == first.recipe.shape and self.phase == first.phase
+        require(fits, "All networks must have the same shape and phase")
+        if self.phase == "fine-tune":
+            # Biases of outputs that were pruned do not count.
+            integer(network.n_nonzero, "The number of parameters", 1, recipe.budget)
+            return
+        in_order = [torch.arange(n, device="cpu") for n in recipe.shape.hidden]
+        fits = all(map(torch.equal, network.parents, in_order))
+        fits = fits and all(layer.kind == "dense" for layer in network.maps)
+        require(fits, "In the warm-up all layers must be dense")
 
     @classmethod
     def _single(

@@ -14,20 +14,12 @@ import os
 import reprlib
 import secrets
 import stat
-from functools import partial
 
 import numpy as np
 
 from sklearn_fpe._optional import import_optional
 from sklearn_fpe._replacing import NEW_MODE, replaced
-from sklearn_fpe.nn._state import (
-    ModelFileError,
-    choice,
-    integer,
-    listing,
-    record,
-    require,
-)
+from sklearn_fpe.nn._state import ModelFileError, choice, listing, record, require
 
 KEY = "sklearn_fpe"
 """The entry of the metadata that makes a safetensors file a model file."""
@@ -39,19 +31,15 @@ MAX_HEADER = 2**23
 """Bytes of the longest header that is read; parsing it takes a multiple of that."""
 
 COPIES = {"F32": 3, "F64": 8, "I32": 9, "U8": 2 + 8 * 7, "BOOL": 2 + 6}
-"""The types of arrays, and the bytes of memory that each byte takes in loading.
+"""Bytes of memory that loading takes for a byte of an array, by type.
 
 An array is read, sliced out of the file and copied. Integers become int64, and curves
-tuples of Python floats. A byte of type U8 is eight bits of a mask: each becomes a
-bool, a float32 and temporarily one more byte. One of type BOOL becomes a bool and a
-float32.
+tuples of Python floats. A BOOL of a mask, or each of the eight bits of a U8, becomes a
+bool and a float32; to spread the bits takes one byte more.
 """
 
-BYTES_PER_ARRAY = 2**11
-"""Bytes of memory that an array takes beside its values, as an entry of the header."""
-
-BYTES_PER_VALUE = 250
-"""Bytes of memory that a value of JSON takes, once it is parsed and used."""
+BYTES_PER_ARRAY, BYTES_PER_VALUE = 2**11, 250
+"""Bytes of memory that an array takes beside its values, and a value of JSON."""
 
 BYTES_PER_BYTE, SPARE_BYTES = 10, 64 * 10**6
 """Bytes of memory that loading may take for every byte of a file, and on top."""
@@ -63,22 +51,19 @@ MAX_DIGITS = 30
 class Memory:
     """The memory that loading a file of `n_bytes` may take, and what is left of it.
 
-    Whatever is about to be made in memory is counted first, so a file whose bytes ask
-    for far more memory is refused before any of it is allocated. What is counted is an
-    upper bound, and nothing is given back.
+    An upper bound of what is about to be made is counted first, so a file that asks for
+    far more memory than its bytes allow is refused before any of it is allocated.
     """
 
     def __init__(self, n_bytes):
-        self.n_bytes = n_bytes
-        self.limit = self.left = BYTES_PER_BYTE * n_bytes + SPARE_BYTES
+        self.n_bytes, self.left = n_bytes, BYTES_PER_BYTE * n_bytes + SPARE_BYTES
 
     def take(self, n_bytes, name):
         """Count bytes of memory, or raise an error if too few are left."""
         require(
             n_bytes <= self.left,
-            f"{name} would take {n_bytes} bytes of memory, but of the {self.limit} "
-            f"that loading a file of {self.n_bytes} bytes may take {self.left} are "
-            f"left",
+            f"{name} would take {n_bytes} bytes of memory, but loading a file of "
+            f"{self.n_bytes} bytes may take {self.left} more",
         )
         self.left -= n_bytes
 
@@ -88,19 +73,43 @@ def pack(model, arrays, version):
 
     The arrays are of the types in :data:`COPIES`.
     """
-    # safetensors takes an array's memory as it lies.
+    # safetensors takes an array's memory without regard to its strides.
     arrays = {name: np.asarray(a, order="C") for name, a in arrays.items()}
     document = {"format_version": FORMAT_VERSION, "version": version, "model": model}
-    document["sha256"] = checksum(document, arrays)
+    document["sha256"] = _checksum(document, arrays)
     # One entry of metadata only: safetensors writes several in no fixed order.
-    return import_optional("safetensors.numpy").save(
-        arrays, {KEY: json.dumps(document)}
-    )
+    metadata = {KEY: json.dumps(document)}
+    return import_optional("safetensors.numpy").save(arrays, metadata)
 
 
-def unpack(data):
-    """Read the bytes of a file, see :func:`read`."""
-    return _read(io.BytesIO(data), len(data))
+def write(path, data):
+    """Write a file as a whole or not at all.
+
+    The bytes go to a new file in the same folder, which then takes the place of the
+    old one. Its name is drawn at random, because processes on several machines and
+    threads of one process may save to one path at the same time. A symbolic link is
+    followed, so that it stays a link, and a file that is replaced keeps its mode.
+    """
+    target = os.path.realpath(os.fsdecode(path))
+    try:
+        found = os.stat(target).st_mode
+    except FileNotFoundError:
+        mode = None
+    else:
+        mode = stat.S_IMODE(found)
+        if stat.S_ISDIR(found):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), target)
+        if not stat.S_ISREG(found):
+            raise ValueError(
+                f"path must name a regular file or none, but {target!r} is a pipe, a "
+                f"socket or a device."
+            )
+    part = f".sklearn_fpe.{secrets.token_hex(8)}.part"
+    part = os.path.join(os.path.dirname(target), part)
+    with replaced(target, part, NEW_MODE if mode is None else mode) as file:
+        if mode is not None:
+            os.chmod(part, mode)
+        file.write(data)
 
 
 def read(path):
@@ -118,63 +127,13 @@ def read(path):
         return _read(file, status.st_size)
 
 
+def unpack(data):
+    """Read the bytes of a file, see :func:`read`."""
+    return _read(io.BytesIO(data), len(data))
+
+
 def _check_regular(status, path):
     require(stat.S_ISREG(status.st_mode), f"{path!r} must be a regular file")
-
-
-def write(path, data):
-    """Write a file as a whole or not at all.
-
-    The bytes go to a new file in the same folder, which then takes the place of the
-    old one. Its name is drawn at random, because processes on several machines and
-    threads of one process may save to one path at the same time. A symbolic link is
-    followed, so that it stays a link, and a file that is replaced keeps its mode.
-    """
-    target = os.path.realpath(os.fsdecode(path))
-    part = f".sklearn_fpe.{secrets.token_hex(8)}.part"
-    part = os.path.join(os.path.dirname(target), part)
-    mode = _mode_to_keep(target)
-    with replaced(target, part, NEW_MODE if mode is None else mode) as file:
-        if mode is not None:
-            os.chmod(part, mode)
-        file.write(data)
-
-
-def _mode_to_keep(target):
-    """Return the mode of the file that is to be replaced, None if there is none."""
-    try:
-        mode = os.stat(target).st_mode
-    except FileNotFoundError:
-        return None
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), target)
-    if not stat.S_ISREG(mode):
-        raise ValueError(
-            f"path must name a regular file or none, but {target!r} is a pipe, a "
-            f"socket or a device."
-        )
-    return stat.S_IMODE(mode)
-
-
-def checksum(document, arrays):
-    """Hash a document and its arrays.
-
-    The checksum finds accidents. Whoever alters a file on purpose computes it anew, so
-    nothing relies on it: what is read is checked as if there were none.
-    """
-    arrays = sorted(arrays.items())
-    table = [[name, array.dtype.name, array.shape] for name, array in arrays]
-    digest = hashlib.sha256()
-    encoder = json.JSONEncoder(sort_keys=True, allow_nan=False)
-    try:
-        # Piece by piece: the text as a whole is several times as long as the file's.
-        for piece in encoder.iterencode([document, table]):
-            digest.update(piece.encode())
-    except RecursionError as error:
-        raise ModelFileError("The model's JSON is nested too deeply.") from error
-    for _, array in arrays:
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-    return digest.hexdigest()
 
 
 def _read(file, size):
@@ -190,7 +149,8 @@ def _read(file, size):
     fits = length <= MAX_HEADER
     require(fits, f"The header must have at most {MAX_HEADER} bytes", length)
     header = file.read(length)
-    table = _parse(header, "the header", memory)
+    # safetensors refuses what is not UTF-8.
+    table = _parse(header.decode(errors="replace"), "the header", memory)
     document = _document(table, memory)
     _check_table(table, size - 8 - length, memory)
     file.seek(0)
@@ -200,21 +160,22 @@ def _read(file, size):
     try:
         arrays = parse(data)
     except Exception as error:  # a class of its own, and some of Python's
-        raise ModelFileError(f"The arrays are damaged: {error}") from error
+        raise ModelFileError(
+            f"The header or the arrays are damaged: {error}"
+        ) from error
     require(
-        document.pop("sha256") == checksum(document, arrays),
+        document.pop("sha256") == _checksum(document, arrays),
         "The checksum does not fit: the file was damaged or altered after it was saved",
     )
     return document, arrays, memory
 
 
 def _parse(text, name, memory):
-    """Parse JSON, text or bytes, strictly and within memory.
+    """Parse JSON strictly and within memory.
 
     No name comes twice in an object, no number is NaN, infinite or long.
     """
-    signs = [b",", b"[", b"{", b":"] if isinstance(text, bytes) else [*",[{:"]
-    n_values = 1 + sum(map(text.count, signs))
+    n_values = 1 + sum(map(text.count, ",[{:"))
     # One character beyond the 16-bit ones makes all of a text four bytes wide, and
     # parsing holds it twice.
     memory.take(8 * len(text) + BYTES_PER_VALUE * n_values, f"The JSON of {name}")
@@ -231,10 +192,10 @@ def _parse(text, name, memory):
 
     try:
         return json.loads(
-            text if isinstance(text, str) else text.decode(),
+            text,
             object_pairs_hook=unique,
             parse_float=number,
-            parse_int=partial(number, kind=int),
+            parse_int=lambda text: number(text, int),
             parse_constant=number,
         )
     except (ValueError, RecursionError) as error:
@@ -271,13 +232,33 @@ def _check_table(table, n_bytes, memory):
     for name, entry in table.items():
         name = f"The array {reprlib.repr(name)}"
         dtype, _, offsets = record(entry, name, ("dtype", "shape", "data_offsets"))
-        choice(dtype, f"{name}: dtype", COPIES)
         start, end = listing(offsets, f"{name}: data_offsets", 2, 2)
-        integer(end, f"{name}: data_offsets", 0, n_bytes)
-        total += end - integer(start, f"{name}: data_offsets", 0, end)
-        memory.take(BYTES_PER_ARRAY + COPIES[dtype] * (end - start), name)
+        fits = type(start) is type(end) is int and 0 <= start <= end <= n_bytes
+        require(fits, f"{name}: data_offsets must lie in [0, {n_bytes}]", offsets)
+        copies = COPIES[choice(dtype, f"{name}: dtype", COPIES)]
+        memory.take(BYTES_PER_ARRAY + copies * (end - start), name)
+        total += end - start
     require(
         total == n_bytes,
         f"The file is truncated or too long: {n_bytes} bytes follow the header, and "
         f"its arrays take {total}",
     )
+
+
+def _checksum(document, arrays):
+    """Hash a document and its arrays, to find accidents.
+
+    Whoever alters a file on purpose computes the checksum anew, so what is read is
+    checked as if there were none.
+    """
+    table = [[name, a.dtype.name, a.shape] for name, a in sorted(arrays.items())]
+    digest = hashlib.sha256()
+    try:
+        # Piece by piece: the text as a whole is several times as long as the file's.
+        for piece in json.JSONEncoder(sort_keys=True).iterencode([document, table]):
+            digest.update(piece.encode())
+    except RecursionError as error:
+        raise ModelFileError("The model's JSON is nested too deeply.") from error
+    for name, *_ in table:
+        digest.update(arrays[name].reshape(-1).view(np.uint8))
+    return digest.hexdigest()

@@ -5,10 +5,10 @@ follows from something else is left out, so that it cannot contradict it. The ob
 check their own states; what is left for here is what only a file can get wrong.
 """
 
+import math
 import re
 
 import numpy as np
-import torch
 
 from sklearn_fpe._engine._recipe import Learned
 from sklearn_fpe._engine._rules import RULES, rule_from_state, rule_to_state
@@ -17,24 +17,14 @@ from sklearn_fpe._estimators._fitted import make_fitted, make_unfitted
 from sklearn_fpe._estimators._regressor import FPERegressor
 from sklearn_fpe._estimators._targets import targets_from_state
 from sklearn_fpe._estimators._transformer import FPETransformer
+from sklearn_fpe._io._file import BYTES_PER_BYTE, COPIES
 from sklearn_fpe._io._values import cannot_save, decode, encode
-from sklearn_fpe.nn._state import (
-    ModelFileError,
-    choice,
-    integer,
-    listing,
-    record,
-    require,
-    unpack_mask,
-)
+from sklearn_fpe.nn._state import ModelFileError, choice, listing, record, require
 
 CLASSES = {
     kind.__name__: kind for kind in (FPEClassifier, FPERegressor, FPETransformer)
 }
 """The estimators that a file can name."""
-
-DEVICES = re.compile(r"auto|(cpu|cuda|mps|xpu)(:[0-9]{1,3})?")
-"""The devices that a file can name."""
 
 NOT_SAVED = ("memory", "skorch_callbacks")
 """Parameters that come back as None.
@@ -42,31 +32,21 @@ NOT_SAVED = ("memory", "skorch_callbacks")
 A cache holds pickles: a file must not say where one lies.
 """
 
+VALUES = ("groups", "classes", "class_weight")
+"""The fields of what was learned that are encoded as parameters are."""
+
 MAX_SPREAD = 4 * 10**6
 """Positions of weights up to which all masks are stored as bits.
 
 The spare memory of loading suffices for them, however few are kept.
 """
 
-MIN_DENSITY = 0.18
+MIN_DENSITY = (COPIES["U8"] - BYTES_PER_BYTE) / 8 / (BYTES_PER_BYTE - COPIES["F32"]) / 4
 """Share of kept weights from which the bits of a larger mask are stored.
 
-Below it the bytes are, because loading takes 5 bytes a position and the file must have
-enough bytes to allow it.
+From it on, loading a bit and its share of 4 bytes of a weight takes no spare memory.
+Below it a mask is stored as bytes.
 """
-
-VALUES = ("groups", "classes", "class_weight")
-"""What was learned and is in JSON, whatever its type."""
-
-SCORES = ("best_score", "validation_losses", "validation_scores", "validation_score")
-"""Ends of the names of arrays that may not be finite: R² of a single row is not."""
-
-INDEX = re.compile("0|[1-9][0-9]{0,5}")
-"""The numbers of layers and networks in the path of an array."""
-
-# --------------------------------------------------------------------------------------
-# To a file
-# --------------------------------------------------------------------------------------
 
 
 def describe(estimator):
@@ -74,14 +54,19 @@ def describe(estimator):
     parameters = estimator.get_params(deep=False)
     if parameters["skorch_callbacks"]:
         raise cannot_save("skorch_callbacks", "callbacks are code")
-    parameters = {
-        name: _encode(name, value)
-        for name, value in parameters.items()
-        if name not in NOT_SAVED
-    }
+    for name in NOT_SAVED:
+        del parameters[name]
+    parameters = {name: _encode(name, value) for name, value in parameters.items()}
     state, arrays = estimator.learned_.to_state(), {}
-    for member in (state, *state.get("others", ())):
-        _prepare(member, parameters)
+    members = (state, *state.get("others", ()))
+    for recipe in (member["recipe"] for member in members):
+        for name in ("split", "prune"):
+            # What a rule of the user's own did is in the network.
+            if not isinstance(recipe[name], str | dict):
+                recipe[name] = parameters[name]
+        for name in ("n_inputs", "n_outputs"):
+            del recipe["shape"][name]
+    _spread_masks([member["network"] for member in members])
     names = getattr(estimator, "feature_names_in_", None)
     model = {
         "class": type(estimator).__name__,
@@ -92,21 +77,16 @@ def describe(estimator):
     return model, arrays
 
 
-def _prepare(member, parameters):
-    """Leave out of what one network has learned, in place, all that is not stored."""
-    recipe, network = member["recipe"], member["network"]
-    for name in ("split", "prune"):
-        # What a rule of the user's own did is in the network.
-        if not isinstance(recipe[name], str | dict):
-            recipe[name] = parameters[name]
-    for name in ("n_inputs", "n_outputs"):
-        del recipe["shape"][name]
-    layers = [*network["layers"], *filter(None, [network["skip"]])]
+def _spread_masks(networks):
+    """Turn masks from bits into bytes, in place, where loading bits would take much."""
+    layers = [layer for network in networks for layer in network["layers"]]
+    layers += [network["skip"] or {} for network in networks]
     layers = [layer for layer in layers if "mask" in layer]
-    sizes = [int(np.prod(layer["shape"])) for layer in layers]
+    sizes = [math.prod(layer["shape"]) for layer in layers]
     for layer, size in zip(layers, sizes, strict=True):
         if sum(sizes) > MAX_SPREAD and len(layer["weight"]) < MIN_DENSITY * size:
-            layer["mask"] = unpack_mask(layer["mask"], "mask", layer["shape"])
+            bits = np.unpackbits(layer["mask"], count=size)
+            layer["mask"] = bits.reshape(layer["shape"]).view(np.bool_)
 
 
 def _encode(name, value):
@@ -114,36 +94,25 @@ def _encode(name, value):
         value = rule_to_state(name, value)
         if isinstance(value, dict):
             return {key: encode(entry, name) for key, entry in value.items()}
-    if name == "device":
-        value = str(value)
-        if not DEVICES.fullmatch(value):
-            known = '"auto", "cpu", "cuda", "mps" and "xpu"'
-            raise cannot_save(name, f"only {known} can, got {value!r}")
-    return encode(value, name)
+    return encode(str(value) if name == "device" else value, name)
 
 
-def _take_arrays(state, name, arrays):
+def _take_arrays(state, path, arrays):
     """Return JSON of the state without arrays, which are put into `arrays` by path."""
-    field = name.rpartition(".")[2]
+    field = path.rpartition(".")[2]
     if field in (*RULES, *VALUES):
         return _encode(field, state)
     if isinstance(state, np.ndarray):
-        is_index = state.dtype.kind in "iu" and not name.endswith(".mask")
-        arrays[name] = state.astype(np.int32) if is_index else state
+        is_index = state.dtype.kind in "iu" and field != "mask"
+        arrays[path[1:]] = state.astype(np.int32) if is_index else state
         return None
     if isinstance(state, list):
-        pairs = {str(i): value for i, value in enumerate(state)}
-        return list(_take_arrays(pairs, name, arrays).values()) or None
+        pairs = dict(enumerate(state))
+        return list(_take_arrays(pairs, path, arrays).values()) or None
     if not isinstance(state, dict):
         return state
-    path = f"{name}." if name else ""
-    rest = {k: _take_arrays(v, f"{path}{k}", arrays) for k, v in state.items()}
+    rest = {k: _take_arrays(v, f"{path}.{k}", arrays) for k, v in state.items()}
     return {k: v for k, v in rest.items() if v is not None or state[k] is None}
-
-
-# --------------------------------------------------------------------------------------
-# From a file
-# --------------------------------------------------------------------------------------
 
 
 def put_arrays(tree, arrays):
@@ -153,15 +122,15 @@ def put_arrays(tree, arrays):
         place = tree
         for depth, key in enumerate(outer, 1):
             if isinstance(place, list):
-                is_index = INDEX.fullmatch(key) and int(key) < len(place)
-                place = place[int(key)] if is_index else None
+                fits = re.fullmatch("0|[1-9][0-9]{0,5}", key) and int(key) < len(place)
+                place = place[int(key)] if fits else None
             elif isinstance(place, dict):
-                new = {} if depth == len(outer) else None
-                place = place.setdefault(key, new)
+                place = place.setdefault(key, {} if depth == len(outer) else None)
         fits = isinstance(place, dict) and last not in place
         require(fits, f"The array {path} is of no use")
-        may_be_nan = values.dtype.kind != "f" or last.endswith(SCORES)
-        fits = may_be_nan or np.isfinite(values).all()
+        # R² of a single row is not finite.
+        may_be_nan = last.endswith(("score", "scores", "validation_losses"))
+        fits = may_be_nan or values.dtype.kind != "f" or np.isfinite(values).all()
         require(fits, f"The array {path} must hold finite numbers")
         place[last] = values
 
@@ -174,7 +143,6 @@ def rebuild(model, memory, version):
     """
     fields = ("class", "parameters", "feature_names", "learned")
     kind, parameters, names, state = record(model, "model", fields)
-    kind = CLASSES[choice(kind, "model.class", CLASSES)]
     estimator = unfitted(kind, parameters, "parameters", memory)
     others = state.get("others") if isinstance(state, dict) else None
     for member in (state, *(others if isinstance(others, list) else ())):
@@ -183,25 +151,23 @@ def rebuild(model, memory, version):
     shape, n = learned.recipe.shape, len(learned.members)
     fits = n == getattr(estimator, "n_estimators", 1)
     require(fits, "There must be as many networks as n_estimators", n)
-    fits = kind is FPETransformer or learned.targets.y_numeric == (kind is FPERegressor)
-    require(fits, f"The targets must be those of a {kind.__name__}")
-    for member in learned.members:
-        fits = member.recipe.shape == shape and member.phase == learned.phase
-        require(fits, "All networks must have the same shape and phase")
-        kinds = {str(weight.dtype) for weight in member.network.parameters()}
-        require(kinds == {"torch.float32"}, "All weights must be float32", *kinds)
-        _check_phase(member)
+    is_numeric = isinstance(estimator, FPERegressor)
+    fits = kind == "FPETransformer" or learned.targets.y_numeric == is_numeric
+    require(fits, f"The targets must be those of a {kind}")
+    kinds = {str(weight.dtype) for weight in learned.predictor.parameters()}
+    require(kinds == {"torch.float32"}, "All weights must be float32", *kinds)
     if names is not None:
         listing(names, "feature_names", shape.n_inputs, shape.n_inputs)
-        fits = all(isinstance(name, str) for name in names)
-        fits = fits and len({*names}) == len(names)
+        texts = {name for name in names if isinstance(name, str)}
+        fits = len(texts) == len(names)
         require(fits, "feature_names must be texts, none of them twice")
         estimator.feature_names_in_ = np.array(names, dtype=object)
     return make_fitted(estimator, learned, version)
 
 
 def unfitted(kind, given, name, memory):
-    """Make an estimator of the parameters that a file names."""
+    """Make an estimator of the class and the parameters that a file names."""
+    kind = CLASSES[choice(kind, "model.class", CLASSES)]
     known = kind().get_params(deep=False).keys() - set(NOT_SAVED)
     # One that is missing is younger than the file: it has its default.
     fits = isinstance(given, dict) and given.keys() <= known
@@ -213,8 +179,9 @@ def unfitted(kind, given, name, memory):
         else:
             parameters[key] = decode(value, f"{name}.{key}", memory)
     device = parameters.get("device", "auto")
-    fits = isinstance(device, str) and DEVICES.fullmatch(device)
-    require(fits, "The parameter device must be a device", device)
+    fits = isinstance(device, str)
+    fits = fits and re.fullmatch("auto|(cpu|cuda|mps|xpu)(:[0-9]{1,3})?", device)
+    require(fits, 'The device must be "auto", "cpu", "cuda", "mps" or "xpu"', device)
     try:
         return make_unfitted(kind, parameters)
     except (ValueError, TypeError) as error:
@@ -232,16 +199,3 @@ def _decode_learned(state, memory):
     parents = network.setdefault("parents", {})
     if isinstance(parents, dict):
         network["parents"] = [parents.get(str(level)) for level in range(len(parents))]
-
-
-def _check_phase(learned):
-    """Check that what is not split yet is dense, and that the rest obeys the budget."""
-    network, recipe = learned.network, learned.recipe
-    if learned.phase == "fine-tune":
-        # Biases of outputs that were pruned do not count.
-        integer(network.n_nonzero, "The number of parameters", 1, recipe.budget)
-        return
-    in_order = [torch.arange(n, device="cpu") for n in recipe.shape.hidden]
-    fits = all(map(torch.equal, network.parents, in_order))
-    fits = fits and all(layer.kind == "dense" for layer in network.maps)
-    require(fits, "In the warm-up all layers must be dense")

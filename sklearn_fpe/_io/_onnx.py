@@ -79,22 +79,16 @@ def to_onnx(estimator):
             f"estimator must be one of {names}, got a {type(estimator).__name__}."
         )
     check_is_fitted(estimator)
-    graph = _Graph(import_optional("onnx"))
+    graph = _Graph()
     export(graph, estimator)
     return graph.model(type(estimator).__name__, estimator.n_features_in_)
 
 
 class _Graph:
-    """A graph in the making.
+    """A graph in the making."""
 
-    Parameters
-    ----------
-    onnx : module
-        The package.
-    """
-
-    def __init__(self, onnx):
-        self.onnx = onnx
+    def __init__(self):
+        self.onnx = import_optional("onnx")
         self.nodes, self.constants, self.outputs = [], [], []
 
     def constant(self, name, array):
@@ -105,7 +99,7 @@ class _Graph:
         return name
 
     def scalar(self, name, value):
-        """Add a number; return the name."""
+        """Add a number of float32; return the name."""
         return self.constant(name, np.float32(value))
 
     def add(self, op, *inputs, output=None, **attributes):
@@ -152,8 +146,7 @@ def _add_classifier(graph, estimator):
         chosen = graph.add("ArgMax", logits, axis=1, keepdims=0)
         graph.result("Softmax", logits, output="probabilities", array=proba, axis=1)
     else:
-        zero = graph.constant("zero", np.float32(0))
-        chosen = graph.add("Greater", logits, zero)
+        chosen = graph.add("Greater", logits, graph.scalar("zero", 0))
         if targets.kind == "binary":
             logits = graph.add("Concat", graph.add("Neg", logits), logits, axis=1)
         graph.result("Sigmoid", logits, output="probabilities", array=proba)
@@ -166,10 +159,8 @@ def _add_classifier(graph, estimator):
             row = graph.constant("axis", np.array([1]))
             chosen = graph.add("Squeeze", graph.add("Cast", chosen, to=int64), row)
         labels = _labels(targets.classes)
-        classes = graph.constant("classes", labels)
-        graph.result(
-            "Gather", classes, chosen, output="label", array=labels[:0], axis=0
-        )
+        inputs = graph.constant("classes", labels), chosen
+        graph.result("Gather", *inputs, output="label", array=labels[:0], axis=0)
     graph.outputs.reverse()
 
 
@@ -204,13 +195,11 @@ def _add_transformer(graph, estimator):
 
 def _labels(classes):
     """Return class labels in a type that ONNX has."""
-    kinds = {type(label) for label in classes.tolist()}
-    if kinds == {int} and np.abs(classes.astype(float)).max() < 2**63:
-        return classes.astype(np.int64)
-    if kinds == {str}:
-        return classes.astype(object)
-    if kinds in ({bool}, {float}):
-        return classes.astype(kinds.pop())
+    kinds = {int: np.int64, str: object, bool: bool, float: float}
+    kind, *others = {type(label) for label in classes.tolist()}
+    fits = kind in kinds and not others
+    if fits and (kind is not int or np.abs(classes.astype(float)).max() < 2**63):
+        return classes.astype(kinds[kind])
     raise ValueError(
         f"Class labels must be integers, floats, bools or texts to be exported, all of "
         f"one kind, got {classes.tolist()[:5]}."

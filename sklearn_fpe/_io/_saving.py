@@ -11,11 +11,10 @@ from sklearn_fpe.nn._state import ModelFileError
 def save(estimator, path):
     """Save a fitted estimator to a file that holds no code.
 
-    The file is in the safetensors format: its header describes the estimator in JSON,
+    The file is in the safetensors format. Its header describes the estimator in JSON,
     with a format version, the version of sklearn_fpe and a checksum; the rest is
-    arrays. Masked layers store what was kept, and the mask as bits, or as bytes if it
-    is large and keeps little. There is no optimizer in it, as in a pickle, and the
-    device is chosen anew by :func:`load`.
+    arrays. Masked layers store the kept weights, and the mask as bits, or as bytes if
+    it is large and keeps little. There is no optimizer in the file.
 
     Parameters
     ----------
@@ -45,10 +44,6 @@ def save(estimator, path):
         If `estimator` is not fitted.
     ImportError
         If safetensors is not installed.
-
-    See Also
-    --------
-    load : Load what was saved.
 
     Examples
     --------
@@ -80,15 +75,14 @@ def save(estimator, path):
 
 
 def load(path):
-    """Load an estimator that :func:`save` saved.
+    """Load an estimator that :func:`save` saved, in this or an earlier format.
 
-    Nothing of the file is run, and everything it says is checked before an estimator
-    is put together: lengths against the size of the file before they are read, then
-    types, shapes, indices, finite values and how the layers fit one another. Loading
-    takes at most 64 MB of memory and ten times the bytes of the file. So a damaged or
-    hostile file raises an error; what comes back predicts finite numbers, or raises an
-    error where float64 cannot hold them. Files of all earlier formats are read. The
-    checksum is there to find accidents; it does not tell who made the file.
+    Nothing of the file is run, and everything in it is checked: lengths against the
+    size of the file before they are read, then types, shapes, indices, finite values
+    and how the layers fit one another. Loading takes at most 64 MB of memory and ten
+    times the bytes of the file. An estimator that comes back predicts finite numbers,
+    or raises an error where float64 cannot hold them. The checksum is there to find
+    accidents; it does not tell who made the file.
 
     Parameters
     ----------
@@ -118,10 +112,6 @@ def load(path):
     UserWarning
         If another version of sklearn_fpe saved the file, or its device is not there
         and the CPU takes its place.
-
-    See Also
-    --------
-    save : Save an estimator.
     """
     return _rebuilt(*_file.read(path))
 

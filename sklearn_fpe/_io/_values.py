@@ -13,11 +13,8 @@ import numpy as np
 
 from sklearn_fpe.nn._state import choice, integer, listing, record, require
 
-DTYPES = (
-    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"),
-    *("uint64", "float16", "float32", "float64", "object"),
-)
-"""The types of arrays; beside them there are texts: "str" and their longest length."""
+DTYPES = re.compile("bool|u?int(8|16|32|64)|float(16|32|64)|object|str[1-9][0-9]{0,8}")
+"""The types of arrays; that of texts has their greatest length."""
 
 MAX_INTEGER = 2**64 - 1
 """The largest absolute value of an integer."""
@@ -40,8 +37,6 @@ def encode(value, name):
     """Turn a parameter into what JSON can hold."""
     if isinstance(value, np.generic | np.ndarray) and value.ndim == 0:
         value = value.item()
-    if isinstance(value, float) and math.isinf(value):
-        return {"float": str(value)}
     if isinstance(value, list):
         return [encode(v, name) for v in value]
     if isinstance(value, tuple):
@@ -49,14 +44,14 @@ def encode(value, name):
     if isinstance(value, dict):
         pairs = value.items()
         return {"dict": [[_encode_plain(k, name), encode(v, name)] for k, v in pairs]}
+    if isinstance(value, float) and math.isinf(value):
+        return {"float": str(value)}
     if not hasattr(value, "__array__"):
         return _encode_plain(value, name)
     array = np.asarray(value)
     dtype = array.dtype.name
     if array.dtype.kind == "U":
         dtype = f"str{array.dtype.itemsize // 4}"  # four bytes a character
-    elif dtype not in DTYPES:
-        raise cannot_save(name, f"an array must hold numbers or texts, not {dtype}")
     if array.ndim != 1:
         raise cannot_save(name, f"an array must be a vector, got shape {array.shape}")
     values = [_encode_plain(v, name) for v in array.tolist()]
@@ -116,16 +111,14 @@ def _decode_array(value, name, memory):
     dtype, values = record(value, name, ("dtype", "values"))
     for entry in listing(values, name):
         _decode_plain(entry, name)
-    # Nobody has texts of 10**9 characters, and converting digits takes long.
-    if isinstance(dtype, str) and re.fullmatch("str[1-9][0-9]{0,8}", dtype):
+    is_known = isinstance(dtype, str) and DTYPES.fullmatch(dtype)
+    require(is_known, f"The type of {name} must be one of numbers or texts", dtype)
+    if dtype.startswith("str"):
         # Every entry takes the room of the longest one, four bytes a character.
         memory.take(8 * int(dtype[3:]) * len(values), f"{name}, an array of texts,")
-        kind = f"U{dtype[3:]}"
-    else:
-        kind = choice(dtype, f"The type of {name}", DTYPES)
     try:
         with np.errstate(over="ignore"):
-            array = np.array(values, dtype=kind)
+            array = np.array(values, dtype=dtype.replace("str", "U"))
     except (ValueError, TypeError, OverflowError):
         array = np.empty(0)
     # NumPy reads texts as numbers, rounds, and cuts what is too long.

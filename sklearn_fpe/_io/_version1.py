@@ -3,19 +3,8 @@
 import numpy as np
 
 from sklearn_fpe._estimators._parameters import resolve_hidden
-from sklearn_fpe._io._model import CLASSES, unfitted
-from sklearn_fpe.nn._state import array, choice, record
-
-FIELDS = (
-    *("class", "parameters", "made_with", "feature_names", "targets", "expansion"),
-    *("budget", "phase", "n_iter", "seeds", "layers", "scaler", "loss_curve"),
-)
-"""What every file says of an estimator; arrays stand at their paths."""
-
-OPTIONAL = (
-    *("parents", "moments", "center", "validation_scores", "best_validation_score"),
-)
-"""What some files say."""
+from sklearn_fpe._io._model import unfitted
+from sklearn_fpe.nn._state import array, record
 
 
 def upgrade(model, memory):
@@ -23,13 +12,16 @@ def upgrade(model, memory):
 
     Only what must be known for that is checked; `memory` is what loading may take.
     """
-    record(model, "model", FIELDS, OPTIONAL)
+    needed = (
+        *("class", "parameters", "made_with", "feature_names", "targets", "expansion"),
+        *("budget", "phase", "n_iter", "seeds", "layers", "scaler", "loss_curve"),
+    )
+    optional = ("parents", "moments", "center", "validation_scores")
+    record(model, "model", needed, (*optional, "best_validation_score"))
     made_with, n_iter = model["made_with"], model["n_iter"]
-    kind = CLASSES[choice(model["class"], "model.class", CLASSES)]
-    made = unfitted(kind, made_with, "model.made_with", memory)
-    network = {"layers": model["layers"], "skip": None}
-    if "parents" in model:
-        network["parents"] = model["parents"]
+    made = unfitted(model["class"], made_with, "model.made_with", memory)
+    parents = model.get("parents", {})
+    network = {"layers": model["layers"], "skip": None, "parents": parents}
     if "center" in model:
         center = array(model["center"], "center", np.floating, (None,))
         network["input_mean"] = center.astype(np.float64)
@@ -53,33 +45,33 @@ def upgrade(model, memory):
         "network": network,
         "affine": model["scaler"],
         "moments": _moments(model.get("moments"), "moments"),
-        "targets": _targets(model["targets"], made_with),
+        "targets": _targets(model["targets"], made_with.get("class_weight")),
         "phase": model["phase"],
         "history": {
-            **{"losses": model["loss_curve"], "n_iter": n_iter, "refitted": False},
-            **{"validation_losses": np.empty(0), "validation_scores": scores},
+            "losses": model["loss_curve"],
+            "validation_losses": np.empty(0),
+            "validation_scores": scores,
             "best_score": model.get("best_validation_score", np.array(-np.inf)),
             "best_iter": best_iter,
+            "n_iter": n_iter,
+            "refitted": False,
         },
     }
-    kept = ("class", "parameters", "feature_names")
-    return {**{name: model[name] for name in kept}, "learned": learned}
+    kept = {name: model[name] for name in ("class", "parameters", "feature_names")}
+    return {**kept, "learned": learned}
 
 
-def _targets(targets, made_with):
-    """Return the targets as version 2 has them."""
+def _targets(targets, class_weight):
     if isinstance(targets, dict) and "one_dimensional" in targets:
         needed = ("one_dimensional", "mean", "scale")
-        values = record(targets, "targets", needed, ("moments",))
-        one_dimensional, mean, scale, moments = values
+        flag, mean, scale, moments = record(targets, "targets", needed, ("moments",))
         return {
-            "one_dimensional": one_dimensional,
+            "one_dimensional": flag,
             "affine": {"mean": mean, "scale": scale},
             "moments": _moments(moments, "targets.moments"),
         }
     kind, classes = record(targets, "targets", ("kind", "classes"))
-    weight = made_with.get("class_weight")
-    return {"kind": kind, "classes": {"array": classes}, "class_weight": weight}
+    return {"kind": kind, "classes": {"array": classes}, "class_weight": class_weight}
 
 
 def _moments(moments, name):

@@ -1,9 +1,8 @@
 """Modules as arrays: what a pickle and a model file hold of them.
 
-A tensor's own pickle holds addresses and a device. Arrays do not: equal modules have
-equal bytes, and tensors come back on the CPU. Of a masked weight the kept values and
-the mask's bits are held, because the rest is zero; indices take as few bytes as they
-need.
+A tensor's own pickle holds addresses and a device. With arrays instead, equal modules
+have equal bytes, and tensors come back on the CPU. Of a masked weight only the kept
+values and the mask's bits are held, because the rest is zero.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from sklearn_fpe.nn._state import unpack_mask
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
-    """Return a tensor's values as an array in the computer's memory."""
+    """Return a tensor's values as an array in host memory."""
     return tensor.detach().cpu().numpy()
 
 
 def to_tensor(array: np.ndarray) -> Tensor:
     """Copy an array, which may be read-only or not contiguous, into a tensor.
 
-    Into memory of torch, whose alignment decides which kernels compute.
+    torch allocates the memory, because its alignment decides which kernels compute.
     """
     return torch.tensor(np.ascontiguousarray(array), device="cpu")
 
@@ -59,12 +58,12 @@ class ArrayModule(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        parameters, mask = self._parameters, self._buffers.get("mask")
-        state["arrays"] = {k: _compact(a) for k, a in self.to_arrays().items()}
+        mask = self._buffers.get("mask")
+        state["arrays"] = stored_arrays(self)
         state["mask_shape"] = None if mask is None else tuple(mask.shape)
         state["_parameters"] = {
             name: None if p is None else p.requires_grad
-            for name, p in parameters.items()
+            for name, p in self._parameters.items()
         }
         state["_buffers"] = dict.fromkeys(self._buffers)
         return state
@@ -95,13 +94,6 @@ def scatter_kept(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return array
 
 
-def _compact(array: np.ndarray) -> np.ndarray:
-    """Return indices, which torch wants as int64, in as few bytes as they need."""
-    if array.dtype != np.int64 or not array.size or array.min() < 0:
-        return array
-    return array.astype(np.min_scalar_type(array.max()))
-
-
 def wide(array: np.ndarray) -> np.ndarray:
     """Return indices, stored in few bytes, as the int64 that torch wants."""
     return array.astype(np.int64) if array.dtype.kind in "iu" else array
@@ -109,4 +101,8 @@ def wide(array: np.ndarray) -> np.ndarray:
 
 def stored_arrays(module: ArrayModule) -> dict[str, np.ndarray]:
     """Return the arrays of a module, indices in as few bytes as they need."""
-    return {name: _compact(array) for name, array in module.to_arrays().items()}
+    arrays = module.to_arrays()
+    for name, array in arrays.items():
+        if array.dtype == np.int64 and array.size and array.min() >= 0:
+            arrays[name] = array.astype(np.min_scalar_type(array.max()))
+    return arrays

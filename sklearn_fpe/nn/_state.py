@@ -1,6 +1,6 @@
-"""Checks of stored states, of which ``from_state`` of a class makes its objects.
+"""Checks of stored states, from which the ``from_state`` of a class makes objects.
 
-Each function checks a part of a state and returns it. The error names the part, what
+Each function checks a part of a state and returns it. Its error names the part, what
 must hold and what was found.
 """
 
@@ -21,7 +21,7 @@ class ModelFileError(ValueError):
     """A model file is truncated, altered, hostile or of another format.
 
     :func:`sklearn_fpe.load` raises it, and nothing else, for a file that is no sound
-    model; errors of the file system stay the ``OSError`` they are.
+    model. Errors of the file system are an ``OSError``.
     """
 
     def __init__(self, message: object) -> None:
@@ -40,15 +40,15 @@ def require(holds: Any, message: str, *found: Any) -> None:
 def record(
     value: Any, name: str, needed: Sequence[str], optional: Sequence[str] = ()
 ) -> list[Any]:
-    """Return the values of an object with just these fields; of a missing one None."""
+    """Return the values of a dict of just these fields, None for those it lacks."""
     found = value if isinstance(value, dict) else {}
     missing = [key for key in needed if key not in found]
-    if missing or found is not value or len(found) > len(needed):
-        others = [key for key in found if key not in (*needed, *optional)]
+    others = [key for key in found if key not in (*needed, *optional)]
+    if found is not value or missing or others:
         text = f"{name} must have the fields {', '.join(needed)}"
         text += f"; missing: {', '.join(missing)}" * bool(missing)
         text += f"; of no use: {reprlib.repr(others)}" * bool(others)
-        require(found is value and not missing and not others, text)
+        require(False, text)
     return [found.get(key) for key in (*needed, *optional)]
 
 
