@@ -201,6 +201,7 @@ def test_feature_names_come_back(tmp_path):
         {"hidden_layer_sizes": ()},
         {"hidden_layer_sizes": (), "skip_connection": True, "label_smoothing": 0.1},
         {"split": "learned", "prune": Gradual(0.0, 0.5, interval=3, skip_factor=4)},
+        {"prune": Gradual(np.float64(0), np.float32(0.5), interval=np.int64(3))},
         {"activation": "gelu", "skip_connection": True, "prune": "gradual"},
         {"early_stopping": True, "scoring": "neg_log_loss", "refit": True},
     ],

@@ -55,6 +55,13 @@ def reload(model):
     return pickle.loads(pickle.dumps(model))
 
 
+def test_parameters_of_a_rule_may_be_numbers_of_numpy():
+    X, y = problem()
+    rule = Gradual(np.float64(0), np.float32(0.5), interval=np.int64(3))
+    model = FPEClassifier(**QUICK, prune=rule).fit(X, y)
+    np.testing.assert_array_equal(outputs(reload(model), X), outputs(model, X))
+
+
 @pytest.mark.parametrize("kind", [FPEClassifier, FPERegressor, FPETransformer])
 @pytest.mark.parametrize("changes", SETTINGS)
 def test_pickle_holds_the_model(kind, changes):

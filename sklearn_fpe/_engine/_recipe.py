@@ -23,7 +23,15 @@ from sklearn_fpe.nn import (
     Shape,
     SplitRule,
 )
-from sklearn_fpe.nn._state import array, choice, flag, integer, listing, record
+from sklearn_fpe.nn._state import (
+    array,
+    choice,
+    flag,
+    integer,
+    listing,
+    record,
+    require,
+)
 
 
 @dataclass(frozen=True)

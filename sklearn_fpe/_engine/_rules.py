@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from sklearn_fpe.nn import Activation, PruneRule, SplitRule
 from sklearn_fpe.nn._activation import ACTIVATIONS
 from sklearn_fpe.nn._prune import PRUNES
@@ -31,7 +33,9 @@ def rule_to_state(field: str, rule: Any) -> Any:
     if known == rule:
         return rule.name
     # Parameters are all that two rules of a class of prune rules can differ in.
-    return {"rule": rule.name, **vars(rule)} if field == "prune" else rule
+    if field != "prune":
+        return rule
+    return {"rule": rule.name, **{k: _plain(v) for k, v in vars(rule).items()}}
 
 
 def rule_from_state(field: str, state: Any, name: str) -> Any:
@@ -40,7 +44,7 @@ def rule_from_state(field: str, state: Any, name: str) -> Any:
     if isinstance(state, dict) and field == "prune":
         known = rules[choice(state.get("rule"), f"{name}.rule", rules)]
         record(state, name, ("rule", *vars(known)))
-        parameters = {key: state[key] for key in vars(known)}
+        parameters = {key: _plain(state[key]) for key in vars(known)}
         for key, default in vars(known).items():
             if type(default) is int:
                 integer(parameters[key], f"{name}.{key}", 1)
@@ -52,3 +56,8 @@ def rule_from_state(field: str, state: Any, name: str) -> Any:
     if isinstance(state, SplitRule | PruneRule | Activation):
         return state
     return rules[choice(state, name, rules)]
+
+
+def _plain(number: Any) -> Any:
+    """Return a NumPy number as one of Python."""
+    return number.item() if isinstance(number, np.generic) else number
