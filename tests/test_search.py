@@ -158,6 +158,13 @@ def test_kinds_of_problems(estimator, data, scoring):
     )
 
 
+def test_weights_of_rows_and_of_labels_train_beside_each_other():
+    # Weights of the classes of many labels belong to entries of y, not to rows.
+    grid = {"class_weight": [None, "balanced", [{0: 1.0, 1: 3.0}] * Y_MULTI.shape[1]]}
+    model = FPEClassifier(**QUICK)
+    assert_same(*both(model, grid, X_MULTI, Y_MULTI, scoring="f1_macro"))
+
+
 @pytest.mark.parametrize("split", ["shared", "contiguous"])
 @pytest.mark.parametrize("prune", ["structured", "rewired", "magnitude"])
 def test_dense_blocks_train_beside_others(split, prune):

@@ -39,6 +39,7 @@ def shape_of(epoch: Epoch) -> tuple | None:
         trainer.settings.tf32,
         batch_size,
         -(-n_rows // batch_size),
+        epoch.rows.weights.ndim,
     )
 
 
