@@ -23,6 +23,7 @@ from sklearn.preprocessing import StandardScaler
 
 from sklearn_fpe import FPEClassifier, FPERegressor, FPESearchCV
 from sklearn_fpe._engine import _stack
+from sklearn_fpe._engine._trainer import Trainer
 from sklearn_fpe._estimators import _candidates, _halving, _steps
 
 QUICK = {"hidden_layer_sizes": (4,), "max_iter": 6, "batch_size": 32, "random_state": 0}
@@ -278,6 +279,34 @@ def test_groups_hold_every_pair_once(n_candidates, n_splits):
     assert len(pairs) == len(set(pairs))
     assert set(pairs) == expected
     assert max(map(len, groups)) <= _candidates.MAX_TOGETHER
+
+
+@pytest.mark.filterwarnings("ignore:One or more of the test scores are non-finite")
+@pytest.mark.parametrize("halving", [False, True])
+def test_failures_in_training_are_scored_as_asked(halving):
+    grid = {"learning_rate_init": [1e-3, 1e-2, 1e30, 1e-4]}
+    search = FPESearchCV(FPEClassifier(**QUICK), grid, cv=2, halving=halving)
+    with pytest.warns(FitFailedWarning, match="2 fits failed"):
+        scores = search.fit(X, Y).cv_results_["mean_test_score"]
+    assert_array_equal(np.isnan(scores), [False, False, True, False])
+    with pytest.raises(FloatingPointError, match="learning_rate_init"):
+        search.set_params(error_score="raise").fit(X, Y)
+
+
+@pytest.mark.filterwarnings("ignore:One or more of the test scores are non-finite")
+def test_weights_that_become_infinite_fail_one_candidate(monkeypatch):
+    def learned(self):
+        if self.settings.weight_decay == 0.5:
+            raise self.diverged("The weights became infinite.")
+        return original(self)
+
+    original = Trainer.learned
+    monkeypatch.setattr(Trainer, "learned", learned)
+    grid = {"weight_decay": [0.1, 0.5, 1.0]}
+    search = FPESearchCV(FPEClassifier(**QUICK), grid, cv=2, halving=True)
+    with pytest.warns(FitFailedWarning, match="2 fits failed"):
+        scores = search.fit(X, Y).cv_results_["mean_test_score"]
+    assert_array_equal(np.isnan(scores), [False, True, False])
 
 
 @pytest.mark.filterwarnings("ignore:One or more of the test scores are non-finite")

@@ -74,13 +74,16 @@ def test_a_name_that_the_scorer_lacks_is_refused(refit):
         search.fit(X, Y)
 
 
-def test_one_of_several_scores_decides_who_goes_on():
+@pytest.mark.parametrize(
+    ("scoring", "refit"), [(NAMES, "neg_log_loss"), (both_scores, "loss")]
+)
+def test_one_of_several_scores_decides_who_goes_on(scoring, refit):
     search = FPESearchCV(
         FPEClassifier(**QUICK | {"max_iter": 9}),
         {"learning_rate_init": [1e-5, 1e-4, 5e-2]},
         cv=2,
-        scoring=NAMES,
-        refit="neg_log_loss",
+        scoring=scoring,
+        refit=refit,
         halving=True,
     ).fit(X, Y)
     n_epochs = search.cv_results_["n_epochs"]
@@ -88,6 +91,9 @@ def test_one_of_several_scores_decides_who_goes_on():
     assert search.best_index_ == 2
     search.set_params(refit=False)
     with pytest.raises(ValueError, match=r"refit to be the name .* got False"):
+        search.fit(X, Y)
+    search.set_params(scoring=both_scores, refit="hit")
+    with pytest.raises(ValueError, match=r"one of hits, loss.* got 'hit'"):
         search.fit(X, Y)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from itertools import product
 from typing import Any
 
@@ -74,12 +75,13 @@ def _common_epochs(fits: list[Fit]) -> int:
     return found[0] if found else 1
 
 
-def check_metric(metric: Any) -> None:
+def check_metric(metric: Any, names: Collection[str] | None = None) -> None:
     """Raise if the parameter `refit` does not name one of several scores."""
-    if not isinstance(metric, str):
+    if not isinstance(metric, str) or (names is not None and metric not in names):
+        known = "" if names is None else f", one of {', '.join(sorted(names))}"
         raise ValueError(
             f"halving=True with several scores needs refit to be the name of the one "
-            f"that decides, got {metric!r}."
+            f"that decides{known}, got {metric!r}."
         )
 
 
@@ -92,7 +94,7 @@ def _best(fits: list[Fit], metric: Any, factor: int) -> set[int]:
     for fit in fits:
         score = fit.result["test_scores"]
         if isinstance(score, dict):
-            check_metric(metric)
+            check_metric(metric, score)
             score = score[metric]
         scores.setdefault(fit.candidate, []).append(score)
     means = {c: np.mean(s) for c, s in scores.items()}
