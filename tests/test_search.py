@@ -327,6 +327,15 @@ def test_failures_are_scored_as_asked():
         FPESearchCV(model, {"warmup": [-1]}, cv=2).fit(X, Y)
 
 
+@pytest.mark.parametrize("kind", [FPESearchCV, GridSearchCV])
+@pytest.mark.parametrize("estimator", [FPEClassifier(), make_pipeline(FPEClassifier())])
+def test_an_unknown_parameter_is_an_error(kind, estimator):
+    # Unlike a value that does not fit, which scores as a failed fit.
+    grid = [{}, {"learning_rate": ["cosine"], "weight_decy": [0.1]}]
+    with pytest.raises(ValueError, match=r"Invalid parameter '(weight_decy|learning)"):
+        kind(estimator, grid, cv=2).fit(X, Y)
+
+
 def test_an_interrupt_ends_the_search(monkeypatch):
     def interrupt(self, epochs):
         raise KeyboardInterrupt
@@ -423,6 +432,22 @@ def test_halving_trains_the_best_to_the_end():
         whole.cv_results_["mean_test_score"][last],
         atol=0.02,
     )
+
+
+@pytest.mark.filterwarnings("ignore:One or more of the test scores are non-finite")
+def test_the_best_of_a_halved_search_was_trained_to_the_end():
+    def undefined_at_the_end(model, X, y):
+        return np.nan if model.n_iter_ == QUICK["max_iter"] else model.tol
+
+    search = FPESearchCV(
+        FPEClassifier(**QUICK),
+        {"tol": [0.1, 0.2, 0.3]},
+        cv=2,
+        halving=True,
+        scoring=undefined_at_the_end,
+    ).fit(X, Y)
+    assert search.cv_results_["n_epochs"].tolist() == [2, 2, 6]
+    assert search.best_index_ == 2
 
 
 def test_halving_says_what_it_needs():

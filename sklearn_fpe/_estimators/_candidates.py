@@ -102,11 +102,13 @@ class Fold:
         plan = self.plan
         return take_rows(plan.search.estimator, plan.X, plan.y, self.test, self.train)
 
+    def make(self, fit: Fit) -> None:
+        """Make the estimator of a candidate."""
+        params = clone(self.plan.candidates[fit.candidate], safe=False)
+        fit.estimator = clone(self.plan.search.estimator).set_params(**params)
+
     def prepare(self, fit: Fit) -> None:
-        """Make the estimator of a candidate; check and transform its rows."""
-        plan = self.plan
-        params = clone(plan.candidates[fit.candidate], safe=False)
-        fit.estimator = clone(plan.search.estimator).set_params(**params)
+        """Check and transform the rows of a candidate."""
         if not _trains_together(fit.estimator):
             return
         X, fit_params = self.X, self.fit_params
@@ -204,6 +206,7 @@ class Group:
             fit.context.call_on_fit_task_begin(estimator=self.plan.search)
         by_device: dict[Any, list[Fit]] = {}
         for fit in self.fits:
+            self.folds[fit.split].make(fit)  # an unknown parameter ends the search
             with self._attempt(fit):
                 self.folds[fit.split].prepare(fit)
             if fit.job is not None:

@@ -49,7 +49,8 @@ class FPESearchCV(GridSearchCV):
     n_jobs : int, default=None
         Processes among which groups of candidates are divided. It does not change the
         results. None: 1, or the number of a :func:`joblib.parallel_config` context. One
-        process is often enough, because candidates train together in each process.
+        process is often enough, because candidates train together in each process. With
+        `halving` all of them train in one.
 
     refit : bool, str or callable, default=True
         Whether to fit the best candidate on all rows; which score or function decides.
@@ -294,7 +295,7 @@ class FPESearchCV(GridSearchCV):
         scores = results[f"mean_test_{metric}"].copy()
         scores[results["n_epochs"] < results["n_epochs"].max()] = np.nan
         if np.isnan(scores).all():
-            return 0
+            return int(results["n_epochs"].argmax())
         return int(np.nanargmax(scores))
 
     def _fit_best(self, X, y, fit_params, context, task):
