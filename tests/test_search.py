@@ -16,6 +16,7 @@ from sklearn.datasets import (
 )
 from sklearn.decomposition import PCA
 from sklearn.exceptions import FitFailedWarning
+from sklearn.feature_extraction import FeatureHasher
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.pipeline import make_pipeline
@@ -214,6 +215,14 @@ def test_earlier_steps_are_fitted_once_per_split_and_setting():
     theirs = GridSearchCV(pipeline, grid, cv=3).fit(X, Y, **weights)
     assert_same(search, theirs)
     assert search.best_estimator_[0].n_features_in_ == X.shape[1]
+
+
+def test_rows_of_different_lengths():
+    # Such as texts in words, which the first step turns into columns.
+    texts = [["a"] * (1 + i % 3) + ["b"] * (i % 2) for i in range(60)]
+    model = make_pipeline(FeatureHasher(8, input_type="string"), FPEClassifier(**QUICK))
+    grid = {"fpeclassifier__expansion": [1, 2]}
+    assert_same(*both(model, grid, texts, np.arange(60) % 2))
 
 
 def test_steps_may_be_replaced():

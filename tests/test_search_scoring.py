@@ -12,6 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sklearn_fpe import FPEClassifier, FPESearchCV
+from sklearn_fpe._estimators import _candidates
 
 QUICK = {"hidden_layer_sizes": (4,), "max_iter": 4, "batch_size": 32, "random_state": 0}
 GRID = {"expansion": [1, 2], "learning_rate_init": [1e-3, 5e-2]}
@@ -177,6 +178,18 @@ def test_a_search_says_how_many_fits_it_makes(capsys):
     )
     search.set_params(verbose=0).fit(X, Y)
     assert capsys.readouterr().out == ""
+
+
+def test_a_search_says_which_candidates_train_together(monkeypatch, capsys):
+    monkeypatch.setattr(_candidates, "MAX_TOGETHER", 3)
+    search = FPESearchCV(FPEClassifier(**QUICK), GRID, cv=2, verbose=2).fit(X, Y)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:] == [
+        f"Group {number}/4: 2 candidates, 1 folds" for number in range(1, 5)
+    ]
+    search.set_params(halving=True).fit(X, Y)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:] == ["Group 1/1: 4 candidates, 2 folds"]
 
 
 def test_a_fit_says_what_it_took_from_memory(tmp_path, capsys):

@@ -73,7 +73,10 @@ class Plan:
         Pairs of a split stay together, because they read the same rows.
         """
         n_candidates, n_splits = len(self.candidates), len(self.splits)
-        n_bytes = 4 * math.prod(np.shape(self.X))
+        try:
+            n_bytes = 4 * math.prod(np.shape(self.X))
+        except ValueError:  # lists of different lengths, which a pipeline may take
+            n_bytes = 0
         n_together = max(1, MAX_TOGETHER // n_candidates)
         n_together = min(n_together, max(1, MAX_BYTES_TOGETHER // max(1, n_bytes)))
         groups = []

@@ -59,7 +59,8 @@ class FPESearchCV(GridSearchCV):
         How rows are split.
 
     verbose : int, default=0
-        Above 0: print the number of candidates and fits.
+        1: print the number of candidates and fits; 2: also the groups in which they
+        train.
 
     error_score : "raise" or float, default=np.nan
         Score of a candidate whose fit fails.
@@ -252,6 +253,16 @@ class FPESearchCV(GridSearchCV):
                 f"Fitting {len(plan.splits)} folds for each of {len(plan.candidates)} "
                 f"candidates, totalling {n} fits"
             )
+        if self.verbose > 1:
+            groups = plan.groups()
+            if self.halving:
+                groups = [[pair for group in groups for pair in group]]
+            for number, pairs in enumerate(groups, 1):
+                n_candidates, n_folds = map(len, map(set, zip(*pairs, strict=True)))
+                print(
+                    f"Group {number}/{len(groups)}: {n_candidates} candidates, "
+                    f"{n_folds} folds"
+                )
         searching = context.subcontext(
             task_name="search", max_subtasks=n, sequential_subtasks=False
         ).call_on_fit_task_begin(estimator=self)
