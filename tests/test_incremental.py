@@ -3,6 +3,7 @@
 import copy
 import functools
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -166,6 +167,36 @@ def test_what_shapes_the_network_must_stay(name, value, method):
         getattr(model, method)(X, y)
     # The model there is was left alone.
     np.testing.assert_array_equal(model.predict_proba(X), expected)
+
+
+def test_the_task_must_stay():
+    X, y = classification()
+    model = FPETransformer(**QUICK, max_iter=2, warm_start=True).fit(X, y)
+    model.set_params(task="regression")
+    with pytest.raises(
+        ValueError, match=r"task must stay 'classification' .*, got 'regression'"
+    ):
+        model.fit(X, y)
+
+
+@pytest.mark.parametrize("parameter", ["split", "prune"])
+def test_what_partial_fit_cannot_do_says_what_it_can(parameter):
+    X, y = classification()
+    value = {"split": "learned", "prune": "gradual"}[parameter]
+    settings = {**QUICK, "split": "auto", "prune": "auto", parameter: value}
+    with pytest.raises(ValueError, match="partial_fit") as caught:
+        FPEClassifier(**settings).partial_fit(X, y)
+    named = re.findall(r'"(\w+)"', str(caught.value).partition(f"set {parameter}=")[2])
+    assert named
+    for name in named:
+        FPEClassifier(**{**settings, parameter: name}).partial_fit(X, y)
+
+
+@pytest.mark.parametrize("dense", [{"expansion": 1}, {"hidden_layer_sizes": ()}])
+def test_partial_fit_needs_no_split_where_nothing_is_split(dense):
+    X, y = classification()
+    model = FPEClassifier(**{**QUICK, "split": "learned", **dense})
+    assert model.partial_fit(X, y).n_iter_ == 1
 
 
 def test_equal_settings_in_another_form_are_no_change():

@@ -310,9 +310,10 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         made = self._make_targets()
         if learned is None:
             return made
-        check_same("task", type(learned.targets).__name__, type(made).__name__)
-        weights = (getattr(t, "class_weight", None) for t in (learned.targets, made))
-        check_same("class_weight", *weights)
+        both = learned.targets, made
+        tasks = ("regression" if t.y_numeric else "classification" for t in both)
+        check_same("task", *tasks)
+        check_same("class_weight", *(getattr(t, "class_weight", None) for t in both))
         return learned.targets
 
     def _check_data(

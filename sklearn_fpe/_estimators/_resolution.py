@@ -101,8 +101,8 @@ def rules_of(estimator, learned: Learned | None, in_pieces: bool):
     if in_pieces and learned is None and not prune.at_once:
         raise ValueError(
             f"partial_fit cannot prune gradually, because the budget holds after "
-            f'every call: set prune="auto", "magnitude" or "structured", got '
-            f"{estimator.prune!r}."
+            f'every call: set prune="auto", "magnitude", "structured" or "rewired", '
+            f"got {estimator.prune!r}."
         )
     split = estimator.split
     if isinstance(split, str) and split == "auto":
@@ -110,7 +110,21 @@ def rules_of(estimator, learned: Learned | None, in_pieces: bool):
             split = learned.recipe.split
         else:
             split = "shared" if prune.at_once else "learned"
-    return get_split(split), prune
+    split = get_split(split)
+    if in_pieces and learned is None and split.overlapping and _expands(estimator):
+        raise ValueError(
+            f"partial_fit cannot learn the split, because it cannot prune gradually: "
+            f'set split="auto", "shared" or "random", got {estimator.split!r}.'
+        )
+    return split, prune
+
+
+def _expands(estimator) -> bool:
+    """Tell whether there are neurons to split."""
+    hidden = _parameters.resolve_hidden(estimator.hidden_layer_sizes)
+    return bool(
+        hidden and np.max(_parameters.resolve_expansion(estimator.expansion)) > 1
+    )
 
 
 def recipe_of(

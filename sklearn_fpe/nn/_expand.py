@@ -203,17 +203,17 @@ def check_expansion(
     if not (budget is None or _is_int(budget)):
         raise ValueError(f"budget must be an integer or None, got {budget!r}.")
     rule, pruning = get_split(split), get_prune(prune)
+    if rule.overlapping and pruning.at_once and max(asked, default=1) > 1:
+        raise ValueError(
+            f"split={rule.name!r} leaves it to training which child keeps which input: "
+            f'it needs prune="gradual", got prune={pruning.name!r}.'
+        )
     if pruning.needs_shared and rule.shared is False:
         raise ValueError(
             f'prune="{pruning.name}" needs a partition that all neurons of a layer '
             f"share, but split={rule.name!r} partitions every neuron's inputs on its "
             f'own. Use split="shared", "contiguous" or "feature", or '
             f'prune="magnitude".'
-        )
-    if rule.overlapping and pruning.at_once and max(asked, default=1) > 1:
-        raise ValueError(
-            f"split={rule.name!r} leaves it to training which child keeps which input: "
-            f'it needs prune="gradual", got prune={pruning.name!r}.'
         )
     if (skip or not hidden) and not pruning.allows_skip:
         raise ValueError(
