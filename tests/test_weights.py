@@ -252,6 +252,7 @@ def test_heavier_class_is_predicted_more_often():
         (np.full(60, np.nan), "Input sample_weight contains NaN"),
         (np.full(60, 1e300), "Input sample_weight contains a value too large"),
         (np.ones(59), r"sample_weight must have one entry per row, shape \(60,\)"),
+        (2.0, r"sample_weight must have one entry per row, shape \(60,\)"),
         (np.ones((60, 2)), r"sample_weight must have one entry .* got shape \(60, 2\)"),
         (np.ones(60, "m8[s]"), "sample_weight must hold real numbers, got dtype"),
         (["1"] * 60, "sample_weight must hold real numbers, got dtype <U1"),

@@ -270,12 +270,12 @@ def check_weights(sample_weight, X, name="sample_weight"):
     weights = to_host(sample_weight, name)
     if not sparse.issparse(weights):
         weights = check_entries(weights, name)
-    weights = checked_array(weights, ensure_2d=False, dtype=None, input_name=name)
     if weights.shape != shape:
         raise ValueError(
             f"{name} must have one entry per row, shape {shape}, got shape "
             f"{weights.shape}."
         )
+    weights = checked_array(weights, ensure_2d=False, dtype=None, input_name=name)
     if (weights < 0).any():
         raise ValueError(f"{name} must not be negative, got {weights.min():g}.")
     if not weights.any():
