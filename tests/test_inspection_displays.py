@@ -133,6 +133,19 @@ def test_expansion_curve_of_a_search_takes_the_best_candidate():
         np.testing.assert_array_equal(scores, max(folds, key=np.mean))
 
 
+def test_expansion_curve_leaves_out_candidates_without_an_expansion():
+    # Such as a linear probe in the second of two grids.
+    X, y = load_iris(return_X_y=True)
+    with_expansion, without = {"expansion": [2, 1]}, {"splitter": ["random"]}
+    grids = [with_expansion, without]
+    search = GridSearchCV(Tree(), grids, cv=4, error_score="raise").fit(X, y)
+    display = ExpansionCurveDisplay.from_cv_results(search.cv_results_)
+    alone = GridSearchCV(Tree(), with_expansion, cv=4).fit(X, y)
+    expected = ExpansionCurveDisplay.from_cv_results(alone.cv_results_)
+    assert display.expansions == expected.expansions == [1, 2]
+    np.testing.assert_array_equal(display.test_scores, expected.test_scores)
+
+
 def test_expansion_curve_takes_one_of_several_metrics():
     X, y = load_iris(return_X_y=True)
     metrics = ["accuracy", "neg_log_loss"]

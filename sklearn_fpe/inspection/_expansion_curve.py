@@ -156,7 +156,8 @@ class ExpansionCurveDisplay:
         """Plot a search over expansions, each at its best other parameters.
 
         If the search varied other parameters too, such as the learning rate, an
-        expansion is shown by its candidate with the best mean score.
+        expansion is shown by its candidate with the best mean score. Candidates
+        without an expansion, from another grid of a list, are left out.
 
         Parameters
         ----------
@@ -281,6 +282,9 @@ def _best_candidates(cv_results, param_name, metric):
         raise ValueError(f"metric={metric!r} is not among the scores {metrics}.")
     scores = np.column_stack([cv_results[fold] for fold in folds])
     values = list(cv_results[key])
+    # Of a list of grids, some may have no expansion.
+    there = [value is not np.ma.masked for value in values]
+    scores, values = scores[there], [v for v in values if v is not np.ma.masked]
     expansions = _check_expansions(values)
     best = []
     for expansion in expansions:
