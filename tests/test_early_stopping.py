@@ -224,12 +224,13 @@ def test_verbose_tells_the_score(capsys):
     ("given", "message"),
     [
         ({"X_val": True}, "X_val is given, but y_val is not"),
+        ({"sample_weight_val": True}, "sample_weight_val is given, but X_val is not"),
         ({"y_val": True}, "y_val is given, but X_val is not"),
     ],
 )
 def test_validation_rows_need_both_parts(given, message):
     X, y = classification()
-    values = {"X_val": X, "y_val": y}
+    values = {"X_val": X, "y_val": y, "sample_weight_val": np.ones(len(y))}
     with pytest.raises(ValueError, match=message):
         FPEClassifier(**QUICK).fit(X, y, **{name: values[name] for name in given})
 

@@ -235,6 +235,13 @@ def test_unknown_scoring_is_an_error_before_training(scoring, at_step):
     assert not steps
 
 
+@pytest.mark.parametrize("score", [None, "high", {"accuracy": 1.0}, np.ones(2)])
+def test_score_that_is_no_number_is_an_error(score):
+    model = FPEClassifier(**QUICK, scoring=lambda estimator, X, y: score)
+    with pytest.raises(ValueError, match=r"scoring=.* must return a number, got"):
+        model.fit(*labels())
+
+
 def test_score_that_is_nan_is_an_error():
     X, y = labels()
     train, held = parts(X, y)

@@ -166,7 +166,7 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         """Check parameters and data; return what is left of the fit."""
         n_warmup = self._check_parameters()
         _parameters.check_schedule(n_warmup, self.max_iter)
-        check_validation(self, X_val, y_val)
+        check_validation(self, X_val, y_val, sample_weight_val)
         learned = self._learned if self.warm_start and self._is_fitted() else None
         self._meet(world, learned, {"X_val": X_val is not None})
         draft = self._draft(learned)

@@ -87,6 +87,12 @@ def _scorer(estimator, held: Sample, make_model):
         # Rows of a frame are an array by now.
         vars(model).pop("feature_names_in_", None)
         value = scorer(model, X, held.y, **keywords)
+        try:
+            value = float(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"scoring={estimator.scoring!r} must return a number, got {value!r}."
+            ) from error
         if np.isnan(value):
             raise ValueError(
                 f"scoring={estimator.scoring!r} gave NaN for the {len(held)} held-out "

@@ -54,12 +54,14 @@ def check_parameters(estimator) -> int:
     return _parameters.resolve_warmup(estimator.warmup, estimator.max_iter)
 
 
-def check_validation(estimator, X_val, y_val):
+def check_validation(estimator, X_val, y_val, sample_weight_val=None):
     """Check that rows to validate on are given whole, and are of use."""
     if (X_val is None) != (y_val is None):
         given, missing = ("X_val", "y_val")[:: 1 if y_val is None else -1]
         raise ValueError(f"{given} is given, but {missing} is not.")
     if X_val is None:
+        if sample_weight_val is not None:
+            raise ValueError("sample_weight_val is given, but X_val is not.")
         return
     if not estimator.early_stopping:
         raise ValueError(
