@@ -7,6 +7,8 @@ from sklearn.datasets import make_classification, make_regression
 from sklearn.metrics import accuracy_score, log_loss
 
 from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer
+from sklearn_fpe._engine._rewiring import Rewired
+from sklearn_fpe.nn._prune import PRUNES
 
 # Pruned at once, so that weights of every epoch may be loaded.
 QUICK = {
@@ -212,3 +214,20 @@ def test_callbacks_and_gradual_pruning():
         )
         model.fit(X, y)
         assert model.n_nonzero_ == model.budget_
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("prune", PRUNES)
+def test_autograd_prunes_as_the_training_loop_does(prune, seed):
+    # Pruned weights that may come back are chosen by their gradients. They move once,
+    # because weights that came back together are equal but for rounding.
+    X, y = labels()
+    split = "learned" if prune == "gradual" else "shared"
+    rule = Rewired(share=0.9, n_moves=2, end=1.0) if prune == "rewired" else prune
+    model = FPEClassifier(
+        (4,), split=split, prune=rule, max_iter=4, warmup=1, random_state=seed
+    )
+    expected = model.fit(X, y).predict_proba(X)
+    model.set_params(skorch_callbacks=[skorch.callbacks.EpochTimer()])
+    found = model.fit(X, y).predict_proba(X)
+    np.testing.assert_allclose(found, expected, atol=1e-4)

@@ -138,6 +138,10 @@ class Net(NeuralNet):
         loss.backward()
         if self.world.size > 1:
             add_gradients(self.module_, self.world)
+        if self.before_step is not None:
+            self.before_step()
+            # The gradients of pruned weights were for the hooks only.
+            mask_gradients(self.module_)
         if self.callbacks_:
             self.notify(
                 "on_grad_computed",
@@ -145,20 +149,23 @@ class Net(NeuralNet):
                 batch=self._seen(batch),
                 training=True,
             )
-        if self.before_step is not None:
-            self.before_step()
-            # Autograd has not seen masks that were changed just now.
-            mask_gradients(self.module_)
         self.optimizer_.step()
         return {"loss": loss.detach(), "y_pred": outputs.detach()}
 
     def _outputs(self, x: Tensor) -> Tensor:
-        if not self.autocast:
-            return self.module_(x)
-        # autocast would keep converted weights until the outermost autocast context
-        # ends, which here is the end of training: the net would train on stale ones.
-        with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
-            return self.module_(x).float()
+        # Hooks compare pruned weights by the gradients that they have as zeros.
+        for layer in self.module_.maps:
+            layer.masks_gradient = self.before_step is None
+        try:
+            if not self.autocast:
+                return self.module_(x)
+            # autocast would keep converted weights until the outermost autocast context
+            # ends, here the end of training: the net would train on stale weights.
+            with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
+                return self.module_(x).float()
+        finally:
+            for layer in self.module_.maps:
+                layer.masks_gradient = True
 
     def validation_step(self, batch: tuple, **fit_params: Any) -> dict[str, Tensor]:
         """Compute outputs and loss of a batch that is held out."""

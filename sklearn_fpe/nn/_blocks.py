@@ -86,7 +86,7 @@ class BlockLinear(Layer):
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Map x (n_rows, in_features) to (n_rows, out_features), see :class:`Layer`."""
         weight: Tensor = self.weight
-        if self.mask is not None and is_recorded():
+        if self.mask is not None and self.masks_gradient and is_recorded():
             weight = weight * self.mask
         weight, bias = in_precision_of(x, weight, self.bias)
         if self.reorders_columns:

@@ -53,7 +53,9 @@ class Layer(ArrayModule):
 
     ``weight`` is zero wherever ``mask``, bool of its shape, is False; a mask of None
     keeps all weights. ``kind`` names the class in a stored model. ``reorders_columns``
-    tells whether the layer reads anything but all columns of x in their order.
+    tells whether the layer reads anything but all columns of x in their order. If
+    ``masks_gradient``, autograd gives pruned weights a gradient of zero; else the one
+    that they have as zeros, by which pruned weights can be compared.
     """
 
     kind: str
@@ -63,6 +65,7 @@ class Layer(ArrayModule):
     in_features: int
     out_features: int
     reorders_columns = False
+    masks_gradient = True
 
     def to_state(self) -> dict[str, Any]:
         """Return kind, shape of the weight, and arrays."""
@@ -73,7 +76,7 @@ class Layer(ArrayModule):
         """Map x (n_rows, in_features) to (n_rows, out_features), see :class:`Layer`."""
         weight: Tensor = self.weight
         bias: Tensor | None = self.bias
-        if self.mask is not None and is_recorded():
+        if self.mask is not None and self.masks_gradient and is_recorded():
             weight = weight * self.mask
         if bias is None:
             (weight,) = in_precision_of(x, weight)
