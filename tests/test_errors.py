@@ -7,10 +7,12 @@ import pytest
 from scipy import sparse
 from sklearn.datasets import make_classification, make_regression
 from sklearn.exceptions import NotFittedError
+from torch.nn import Tanh
 
 from sklearn_fpe import FPEClassifier, FPERegressor, FPETransformer
 from sklearn_fpe._engine import _device
 from sklearn_fpe._engine._trainer import Trainer
+from sklearn_fpe.nn import Activation
 
 QUICK = {"hidden_layer_sizes": (6,), "expansion": 2, "max_iter": 2, "random_state": 0}
 ESTIMATORS = [FPEClassifier, FPERegressor, FPETransformer]
@@ -119,6 +121,10 @@ PARAMETERS = [
     (
         {"memory": "cache", "random_state": None},
         ["memory needs an integer random_state", "None"],
+    ),
+    (
+        {"memory": "cache", "activation": Activation("mine", Tanh, lambda x: x)},
+        ["memory needs an activation that can be pickled", "'mine'"],
     ),
     (
         {"memory": "cache", "skorch_callbacks": [object()]},

@@ -20,12 +20,15 @@ from sklearn.feature_extraction import FeatureHasher
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from torch.nn import Softplus
+from torch.nn.functional import softplus as softplus_of
 
 from sklearn_fpe import FPEClassifier, FPERegressor, FPESearchCV
 from sklearn_fpe._engine import _stack
 from sklearn_fpe._engine._trainer import Trainer
 from sklearn_fpe._estimators import _candidates, _halving, _steps
+from sklearn_fpe.nn import Activation
 
 QUICK = {"hidden_layer_sizes": (4,), "max_iter": 6, "batch_size": 32, "random_state": 0}
 X, Y = make_classification(
@@ -215,6 +218,42 @@ def test_earlier_steps_are_fitted_once_per_split_and_setting():
     theirs = GridSearchCV(pipeline, grid, cv=3).fit(X, Y, **weights)
     assert_same(search, theirs)
     assert search.best_estimator_[0].n_features_in_ == X.shape[1]
+
+
+class WithoutHash:
+    """A callable that is neither pickled nor looked up."""
+
+    __hash__ = None
+
+    def __call__(self, rows):
+        return 2 * rows
+
+    def __reduce__(self):
+        raise TypeError("cannot pickle this")
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+@pytest.mark.parametrize(
+    ("function", "n_fits"), [(lambda rows: 2 * rows, 4), (WithoutHash(), 8)]
+)
+def test_earlier_steps_that_cannot_be_pickled(function, n_fits):
+    scaler = Counting()
+    pipeline = make_pipeline(
+        FunctionTransformer(function), scaler, FPEClassifier(**QUICK)
+    )
+    grid = {"fpeclassifier__expansion": [1, 2], "counting__shift": [0.0, 1.0]}
+    Counting.n_fits = 0
+    FPESearchCV(pipeline, grid, cv=2, refit=False, error_score="raise").fit(X, Y)
+    assert Counting.n_fits == n_fits
+    assert_same(*both(pipeline, grid, X, Y))
+
+
+def test_an_activation_that_cannot_be_pickled():
+    softplus = Activation("mine", lambda: Softplus(2.0), lambda x: softplus_of(x, 2.0))
+    grid = {"expansion": [1, 2], "activation": [softplus, "relu"]}
+    assert_same(*both(FPEClassifier(**QUICK), grid, X, Y))
 
 
 def test_rows_of_different_lengths():

@@ -126,8 +126,8 @@ class Job:
             result = refitted.with_validation(result)
         return result
 
-    def warm_up_key(self) -> str | None:
-        """Return a digest of all that the warm-up depends on; None: train it alone."""
+    def warm_up_key(self) -> tuple | None:
+        """Return all that the warm-up depends on; None: train it alone."""
         estimator = self.estimator
         n_epochs = self.settings.n_warmup
         callbacks = estimator.skorch_callbacks or getattr(
@@ -137,9 +137,9 @@ class Job:
         if callbacks or estimator.memory is not None or trained:
             return None
         of_warm_up = self._warm_up()
-        of_warm_up["parameters"]["random_state"] = None
+        of_warm_up["parameters"] |= {"random_state": None, "activation": None}
         seeds, n_rows = self.recipe.seeds, len(self.train)
-        return joblib.hash(
+        digest = joblib.hash(
             (
                 id(self.train),
                 n_epochs,
@@ -148,6 +148,8 @@ class Job:
                 of_warm_up,
             )
         )
+        # Functions of the user's may have no pickle to make a digest of.
+        return digest, self.recipe.activation
 
     def warming(self) -> Training:
         """Train the warm-up alone, yielding epochs; return its result."""

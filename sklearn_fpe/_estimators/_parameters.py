@@ -3,6 +3,7 @@
 import inspect
 import math
 import os
+import pickle
 import sys
 import warnings
 from itertools import pairwise
@@ -174,6 +175,13 @@ def check_cache(estimator):
             "skorch_callbacks must be None with memory: a warm-up from the cache would "
             "not call them."
         )
+    try:
+        pickle.dumps(estimator.activation)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"memory needs an activation that can be pickled, made of functions of a "
+            f"module, got {estimator.activation!r}."
+        ) from error
     return as_memory(estimator.memory)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
+
 import joblib
 from sklearn import get_config
+from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils.metadata_routing import process_routing
 
@@ -11,6 +14,21 @@ from sklearn.utils.metadata_routing import process_routing
 def final_step(estimator):
     """Return the last step of a pipeline, or the estimator itself."""
     return estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
+
+
+def _digest(value):
+    """Return a hashable key that is equal for equal values."""
+    try:
+        return joblib.hash(value)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        pass  # such as a lambda, which clones share
+    if isinstance(value, BaseEstimator):
+        return type(value)  # because its parameters are values of their own
+    try:
+        hash(value)
+    except TypeError:
+        return object()  # equal to nothing else
+    return value
 
 
 class EarlierSteps:
@@ -40,13 +58,14 @@ class EarlierSteps:
         pipeline.steps = [*self._steps, pipeline.steps[-1]]
 
     @staticmethod
-    def key(pipeline: Pipeline) -> tuple[str, str]:
+    def key(pipeline: Pipeline) -> tuple:
         """Return a key that is equal for pipelines with equal earlier steps."""
-        params = [
-            (name, type(step), step.get_params() if hasattr(step, "get_params") else "")
-            for name, step in pipeline.steps[:-1]
-        ]
-        return "steps", joblib.hash(params)
+        found = []
+        for name, step in pipeline.steps[:-1]:
+            params = step.get_params() if hasattr(step, "get_params") else {}
+            digests = [(key, _digest(params[key])) for key in sorted(params)]
+            found.append((name, type(step), tuple(digests)))
+        return "steps", tuple(found)
 
     @staticmethod
     def of_last(pipeline: Pipeline, fit_params: dict) -> dict:
