@@ -384,6 +384,29 @@ def test_an_unknown_parameter_is_an_error(kind, estimator):
         kind(estimator, grid, cv=2).fit(X, Y)
 
 
+@pytest.mark.parametrize("where", ["_evaluate", "_fit_best"])
+def test_a_failed_search_leaves_the_earlier_one(monkeypatch, where):
+    def interrupt(self, *args):
+        raise KeyboardInterrupt
+
+    search = FPESearchCV(FPEClassifier(**QUICK), {"tol": [0.1, 0.2]}, cv=2).fit(X, Y)
+    before, labels = vars(search).copy(), search.predict(X)
+    search.set_params(cv=3)
+    monkeypatch.setattr(FPESearchCV, where, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        search.fit(X, Y)
+    for name, value in vars(search).items():
+        assert not name.endswith("_") or value is before[name]
+    assert {n for n in before if n.endswith("_")} <= vars(search).keys()
+    np.testing.assert_array_equal(search.predict(X), labels)
+
+
+def test_a_search_without_a_refit_forgets_the_best_of_the_search_before():
+    search = FPESearchCV(FPEClassifier(**QUICK), {"tol": [0.1, 0.2]}, cv=2).fit(X, Y)
+    search.set_params(refit=False).fit(X, Y)
+    assert not hasattr(search, "best_estimator_")
+
+
 def test_an_interrupt_ends_the_search(monkeypatch):
     def interrupt(self, epochs):
         raise KeyboardInterrupt

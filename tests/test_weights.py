@@ -237,6 +237,15 @@ def test_scores_are_weighted():
     assert model.score(X, y) != model.score(X, y, sample_weight=1.0 + (y == 1))
 
 
+@pytest.mark.parametrize("kind", [FPEClassifier, FPERegressor])
+@pytest.mark.parametrize("weights", [["a"] * 60, [None, *range(59)]])
+def test_weights_of_a_score_are_numbers(kind, weights):
+    X, y = classification()
+    model = kind(**QUICK).fit(X, y)
+    with pytest.raises(ValueError, match="sample_weight"):
+        model.score(X, y, sample_weight=weights)
+
+
 def test_heavier_class_is_predicted_more_often():
     X, y = classification()
     plain = FPEClassifier(**QUICK).fit(X, y)

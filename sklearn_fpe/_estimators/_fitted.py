@@ -199,7 +199,7 @@ class Fitted(Predicting):
         numeric = self.learned_.targets.y_numeric
         y = _inputs.check_y(y, numeric=numeric)
         if sample_weight is not None:
-            sample_weight = _inputs.to_host(sample_weight, "sample_weight")
+            sample_weight = _inputs.weights_as_array(sample_weight)
         return y, sample_weight
 
     def __sklearn_tags__(self):

@@ -262,14 +262,18 @@ def check_classes(classes):
     return np.unique(classes)
 
 
+def weights_as_array(sample_weight, name="sample_weight"):
+    """Return weights as numbers in the computer's memory; none may be missing."""
+    weights = to_host(sample_weight, name)
+    return weights if sparse.issparse(weights) else check_entries(weights, name)
+
+
 def check_weights(sample_weight, X, name="sample_weight"):
     """Check sample weights; None is a weight of 1 for every row."""
     shape = (X.shape[0],)
     if sample_weight is None:
         return np.ones(shape)
-    weights = to_host(sample_weight, name)
-    if not sparse.issparse(weights):
-        weights = check_entries(weights, name)
+    weights = weights_as_array(sample_weight, name)
     if weights.shape != shape:
         raise ValueError(
             f"{name} must have one entry per row, shape {shape}, got shape "

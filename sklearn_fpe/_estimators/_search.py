@@ -170,6 +170,8 @@ class FPESearchCV(GridSearchCV):
     def fit(self, X, y=None, **params):
         """Train and score all candidates, and the best of them on all rows.
 
+        If it fails, what an earlier call has found stays as it was.
+
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
@@ -193,6 +195,17 @@ class FPESearchCV(GridSearchCV):
             If all fits fail. With ``error_score="raise"``, the first error of a fit is
             raised as it is.
         """
+        # What an earlier search has found is replaced by what this one finds.
+        before = {name: vars(self).pop(name) for name in _fitted_names(self)}
+        try:
+            return self._fit(X, y, params)
+        except BaseException:
+            for name in _fitted_names(self):
+                delattr(self, name)
+            vars(self).update(before)
+            raise
+
+    def _fit(self, X, y, params):
         self._check_estimator()
         scorers, _ = self._get_scorers()
         X, y = indexable(X, y)
@@ -322,3 +335,8 @@ class FPESearchCV(GridSearchCV):
         if hasattr(best, "feature_names_in_"):
             self.feature_names_in_ = best.feature_names_in_
         refitting.call_on_fit_task_end(**task)
+
+
+def _fitted_names(search):
+    """Return the names of the attributes that a fit has set."""
+    return [name for name in vars(search) if name.endswith("_")]
