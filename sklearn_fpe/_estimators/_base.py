@@ -171,29 +171,15 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         self._meet(world, learned, {"X_val": X_val is not None})
         draft = self._draft(learned)
         targets = draft._targets_for(learned)
-        rows = draft._check_data(
-            X,
-            y,
-            sample_weight,
-            targets,
-            learn=learned is None,
-            shared=shared,
-            world=world,
-        )
+        common = {"targets": targets, "shared": shared, "world": world}
+        rows = draft._check_data(X, y, sample_weight, learn=learned is None, **common)
         recipe = recipe_of(draft, rows.view.shape[1], targets, learned, world=world)
         held = None
         if X_val is not None:
             held = draft._check_data(
-                X_val,
-                y_val,
-                sample_weight_val,
-                targets,
-                suffix="_val",
-                shared=shared,
-                world=world,
+                X_val, y_val, sample_weight_val, suffix="_val", **common
             ).used()
-        used = rows.used()
-        train = used
+        train = used = rows.used()
         if self.early_stopping:
             train, held = hold_out(draft, used, held, targets, recipe.seeds, world)
         if shared is not None:
@@ -207,20 +193,18 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         context = self._init_callback_context(max_subtasks=n_phases)
         progress = Progress(context, self, train, sample_weight, draft._as_fitted)
         return Job(
-            self,
-            draft,
-            draft._model_of,
-            lambda learned: self._accept(draft, learned),
-            recipe,
-            settings,
-            targets,
-            self._parts(learned),
-            used,
-            train,
-            held,
-            progress,
-            shared,
-            world,
+            estimator=self,
+            draft=draft,
+            make_model=draft._model_of,
+            on_learned=lambda learned: self._accept(draft, learned),
+            recipe=recipe,
+            settings=settings,
+            parts=self._parts(learned),
+            used=used,
+            train=train,
+            held=held,
+            progress=progress,
+            **common,
         )
 
     def _partial_fit(self, X, y, sample_weight, classes=None):
@@ -238,7 +222,7 @@ class BaseFPE(CallbackSupportMixin, Fitted):
             X,
             y,
             sample_weight,
-            targets,
+            targets=targets,
             learn=learned is None,
             classes=classes,
             world=world,
@@ -321,8 +305,8 @@ class BaseFPE(CallbackSupportMixin, Fitted):
         X,
         y,
         sample_weight,
-        targets,
         *,
+        targets,
         learn=False,
         classes=None,
         suffix="",

@@ -512,7 +512,7 @@ class FPEClassifier(ClassifierMixin, Averaged, BaseFPE):
         decision : ndarray of shape (n_samples,) or (n_samples, n_classes)
             Logits; of the second class only in binary problems.
         """
-        targets, outputs = self._raw_predict(X)
+        targets, outputs = self._run_network(X)
         return outputs[:, 0] if targets.kind == "binary" else outputs
 
     def score(self, X, y, sample_weight=None):

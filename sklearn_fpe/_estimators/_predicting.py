@@ -40,33 +40,21 @@ class Predicting(BaseEstimator):
     def __sklearn_is_fitted__(self):
         return self._is_fitted()
 
-    def _raw_predict(self, X, hidden: bool = False):
+    def _linked_predict(self, X, link: Link):
+        """Return the predictions that a link makes of raw outputs."""
+        return self._run_network(X, link=link)[1]
+
+    def _run_network(self, X, hidden: bool = False, link: Link | None = None):
         """Run the network over X in pieces.
 
         Returns
         -------
         targets : ClassTargets or RealTargets
             The targets of the network that was run.
-        outputs : ndarray of shape (n_samples, n_outputs) or (n_samples, n_units)
-            Raw outputs, or activations of the last hidden layer: float64 if X is of
-            higher precision than float32 or float32 overflows, else float32.
-        """
-        learned, outputs = self._run_network(X, hidden)
-        return learned.targets, outputs
-
-    def _linked_predict(self, X, link: Link):
-        """Return the predictions that a link makes of raw outputs."""
-        learned, outputs = self._run_network(X, False, link)
-        targets = learned.targets
-        if not is_accelerator(learned.network.device):
-            return link.on_host(targets, outputs)
-        return outputs if link.finish is None else link.finish(targets, outputs)
-
-    def _run_network(self, X, hidden: bool, link: Link | None = None):
-        """Run the network over X; return what was learned, and an array.
-
-        The array holds raw outputs or activations, or, on another device than the CPU,
-        what a link makes of raw outputs.
+        outputs : ndarray of shape (n_samples, ...)
+            Raw outputs (n_samples, n_outputs), the predictions that `link` makes of
+            them, or activations (n_samples, n_units) of the last hidden layer. Computed
+            in float64 if X is of higher precision than float32 or float32 overflows.
         """
         # A copy, because another thread may replace what was learned meanwhile.
         state = object.__new__(type(self))
@@ -78,24 +66,33 @@ class Predicting(BaseEstimator):
         order = view.file_order()
         if order is not None:
             view = View(X, order)
-        network = learned.predictor
+        targets, network = learned.targets, learned.predictor
+        device, to_copy = network.device, None
         check = partial(_inputs.check_values, state, view)
-        to_copy = None
-        if is_accelerator(network.device):
+        if is_accelerator(device):
             check = _in_this_configuration(check)
-            to_copy = link and partial(link.on_device, learned.targets)
-        # Again in float64 if float32 overflows.
-        for dtype in (_inputs.predict_dtype(X), torch.float64):
-            outputs = run_in_pieces(network, view, dtype, check, hidden, to_copy)
-            if outputs is not None:
-                return learned, outputs if order is None else outputs[np.argsort(order)]
-        raise ValueError(
-            "Input X contains a value too large for float64: the outputs of the "
-            "network overflow."
-        )
+            to_copy = link and partial(link.on_device, targets)
+        dtype = _inputs.predict_dtype(X)
+        outputs = run_in_pieces(network, device, view, dtype, check, hidden, to_copy)
+        if outputs is None:
+            dtype = torch.float64
+            outputs = run_in_pieces(
+                network, device, view, dtype, check, hidden, to_copy
+            )
+        if outputs is None:
+            raise ValueError(
+                "Input X contains a value too large for float64: the outputs of the "
+                "network overflow."
+            )
+        if order is not None:
+            outputs = outputs[np.argsort(order)]
+        if link is not None:
+            finish = link.on_host if to_copy is None else link.finish
+            outputs = outputs if finish is None else finish(targets, outputs)
+        return targets, outputs
 
     def _hidden(self, X) -> np.ndarray:
-        _, activations = self._raw_predict(X, hidden=True)
+        _, activations = self._run_network(X, hidden=True)
         with np.errstate(over="ignore"):
             narrow = activations.astype(np.float32, copy=False)
         if narrow is not activations and not np.isfinite(narrow).all():
@@ -108,6 +105,7 @@ class Predicting(BaseEstimator):
 
 def run_in_pieces(
     network: MLP | Ensemble,
+    device: torch.device,
     view: View,
     dtype: torch.dtype,
     check: Callable[[Any, int], None],
@@ -120,6 +118,8 @@ def run_in_pieces(
     ----------
     network : MLP or Ensemble
         The network.
+    device : torch.device
+        Where it is.
     view : View of shape (n_rows, n_features)
         The rows, in any order of memory.
     dtype : torch.dtype
@@ -133,7 +133,7 @@ def run_in_pieces(
         On another device than the CPU: maps outputs (n, n_outputs) to a tensor on the
         same device, of which less has to be copied. On the CPU it is not used.
     """
-    device, width = network.device, network.n_values
+    width = network.n_values
     n_bytes = prediction_bytes(device)
     pieces = list(chunks(len(view), width, n_bytes, dtype.itemsize))
     n_flops = 2 * network.n_weights * min(len(view), n_bytes // (4 * width))

@@ -434,7 +434,7 @@ class FPERegressor(RegressorMixin, Averaged, BaseFPE):
             Predictions; float64 if X is of higher precision than float32, or if
             float32 cannot hold the units of the targets, else float32.
         """
-        targets, outputs = self._raw_predict(X)
+        targets, outputs = self._run_network(X)
         y = targets.decide(outputs)
         if not np.isfinite(y).all():
             raise ValueError(
