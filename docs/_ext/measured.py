@@ -1,6 +1,6 @@
 """Tables of what the benchmarks measured, read from their JSON at every build.
 
-``.. measured:: accuracy``, or another name of :data:`TABLES`, shows the figures of
+``.. measured:: frontier``, or another name of :data:`TABLES`, shows the figures of
 ``benchmarks/results``. No figure stands in the pages themselves, and where a file is
 missing the table says which command makes it. With ``:folded: title`` the reader opens
 the table.
@@ -18,33 +18,6 @@ from speed_tables import cells, cost, engine
 from sphinx.util.docutils import SphinxDirective
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
-EXPANSION = 4
-METHODS = {
-    "expanded, default": f"magnitude, shared, expansion {EXPANSION}",
-    "expanded, structured": f"structured, contiguous, expansion {EXPANSION}",
-}
-
-
-def accuracy(report):
-    """Test accuracy by width: dense, expanded, dense with twice the parameters."""
-    nets = {"dense": "dense", **METHODS, "dense, 2× parameters": "dense, 2x parameters"}
-    found = {(row["parents"], row["net"]): row for row in report["rows"]}
-    widths = sorted({row["parents"] for row in report["rows"]})
-    rows = []
-    for width in widths:
-        cells = [found.get((width, net)) for net in nets.values()]
-        if cells[0] is None:
-            continue
-        n_parameters = f"{cells[0]['n_nonzero']:,}".replace(",", " ")
-        rows.append([str(width), n_parameters, *map(_score, cells)])
-    settings = report["settings"]
-    data = Path(settings["data"]).stem if settings.get("data") else "digits"
-    caption = (
-        f"Test accuracy in % ± standard deviation on {data}, {settings['max_iter']} "
-        f"epochs, {settings['seeds']} seeds, each network at its own best learning "
-        f"rate. Expanded: {EXPANSION} children per neuron."
-    )
-    return caption, ["parents", "parameters", *nets], rows
 
 
 def _score(row):
@@ -332,7 +305,6 @@ def _mean(rows, name):
 TABLES = {
     "compared": (compared, "compared"),
     "sparse": (sparse, "experiments/peers"),
-    "accuracy": (accuracy, "accuracy"),
     "frontier": (frontier, "frontier"),
     "frontier_short": (frontier_short, "frontier"),
     "cost": (cost, "speed"),
