@@ -19,8 +19,11 @@ from sphinx.util.docutils import SphinxDirective
 INK = "#123456"
 """Stands for the colour of the page's text."""
 
-COLORS = ("#8a8a8a", "#3f8ecf", "#d9772b", "#3f9e5f", "#b06ab3", "#d1524f", "#9c8420")
-MARKERS = "osD^vPX"
+COLORS = (
+    *("#8a8a8a", "#3f8ecf", "#d9772b", "#3f9e5f", "#b06ab3", "#d1524f", "#9c8420"),
+    "#2a9d9a",
+)
+MARKERS = "osD^vPXp"
 STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
